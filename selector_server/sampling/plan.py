@@ -1,0 +1,36 @@
+"""How many picks, in which chunks, drawn how: everything about a draw but the scores."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Draw(Enum):
+    """How the picks of a chunk are taken."""
+
+    SAMPLE = "sample"
+    TOP_K = "top-k"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A draw of b picks in chunks.
+
+    `sizes`: picks of each chunk, their sum is b. `gain`: multiplier on scores before the exponential (JEST
+    Algorithm 2, `softmax_score_gain`). `seed`: 64 bits; noise is a function of (seed, round, candidate).
+    """
+
+    sizes: tuple[int, ...]
+    gain: float
+    draw: Draw
+    seed: int
+
+    @property
+    def picks(self) -> int:
+        """b."""
+        return sum(self.sizes)
+
+
+def chunk_sizes(picks: int, chunks: int) -> tuple[int, ...]:
+    """`picks` split into `chunks` sizes that differ by at most one, larger ones first."""
+    small, larger = divmod(picks, chunks)
+    return (small + 1,) * larger + (small,) * (chunks - larger)

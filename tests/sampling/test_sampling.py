@@ -1,0 +1,197 @@
+"""The sampler against the literal float64 oracle, against properties, and against the exact law of its draws."""
+
+import itertools
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selector_proto.sizes import sub_batch_size
+from selector_server.sampling import (
+    POLICIES,
+    Criterion,
+    Draw,
+    Embedded,
+    PairScores,
+    Plan,
+    ScalarScores,
+    chunk_sizes,
+)
+from selector_server.sampling.noise import draw_chunk, gumbel
+
+
+def embeddings(count, width, seed, scale, bias, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    image, text = torch.randn(2, count, width, generator=generator, dtype=torch.float64)
+    text = text + image  # pairs belong together
+    image, text = (z / z.norm(dim=1, keepdim=True) for z in (image, text))
+    return Embedded(image.to(dtype), text.to(dtype), scale, bias)
+
+
+def models(count, width=16, seed=0, dtype=torch.float64):
+    return embeddings(count, width, seed, 10.0, -10.0, dtype), embeddings(count, width, seed + 1, 25.0, -7.5, dtype)
+
+
+def as_numpy(model):
+    return model.image.double().numpy(), model.text.double().numpy(), model.scale, model.bias
+
+
+def oracle_matrix(criterion, learner, reference):
+    return oracle.score_matrix(criterion.name, as_numpy(learner), as_numpy(reference))
+
+
+def oracle_noise(plan, count):
+    rounds = [gumbel(plan.seed, r, torch.arange(count)).numpy() for r in range(len(plan.sizes))]
+    return np.stack(rounds) * (plan.draw is Draw.SAMPLE)
+
+
+@pytest.mark.parametrize("criterion", Criterion)
+@pytest.mark.parametrize("draw", Draw)
+@pytest.mark.parametrize("gain", [1.0, 100.0])
+@pytest.mark.parametrize(("count", "picks", "chunks"), [(96, 20, 5), (64, 64, 4), (33, 7, 7), (40, 11, 1)])
+def test_joint_equals_the_literal_algorithm(criterion, draw, gain, count, picks, chunks):
+    learner, reference = models(count)
+    plan = Plan(chunk_sizes(picks, chunks), gain, draw, seed=7)
+    got = POLICIES["joint"].pick(PairScores(criterion, learner, reference), plan)
+    matrix = oracle_matrix(criterion, learner, reference)
+    want, scores = oracle.joint(matrix, plan.sizes, gain, oracle_noise(plan, count))
+    assert got.indices.tolist() == want.tolist()
+    np.testing.assert_allclose(got.scores.numpy(), scores, rtol=1e-9, atol=1e-9)
+    assert got.total == pytest.approx(oracle.total(matrix, want), rel=1e-9)
+
+
+def test_joint_in_float32_reaches_the_oracles_objective():
+    learner, reference = models(512, width=32, dtype=torch.float32)
+    plan = Plan(chunk_sizes(102, 16), 100.0, Draw.SAMPLE, seed=3)
+    got = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference), plan)
+    matrix = oracle_matrix(Criterion.LEARNABILITY, learner, reference)
+    want, _ = oracle.joint(matrix, plan.sizes, 100.0, oracle_noise(plan, 512))
+    best = oracle.total(matrix, want)
+    uniform = oracle.total(matrix, np.arange(102))
+    assert oracle.total(matrix, got.indices.numpy()) - uniform >= 0.999 * (best - uniform)
+    assert got.total == pytest.approx(oracle.total(matrix, got.indices.numpy()), rel=1e-4)
+
+
+@pytest.mark.parametrize("criterion", Criterion)
+def test_totals_equal_the_matrix(criterion):
+    learner, reference = models(60)
+    scores = PairScores(criterion, learner, reference)
+    matrix = oracle_matrix(criterion, learner, reference)
+    picks = torch.tensor([3, 9, 0, 44, 59, 17])
+    np.testing.assert_allclose(scores.own().numpy(), np.diag(matrix), rtol=1e-10)
+    assert scores.total(picks) == pytest.approx(oracle.total(matrix, picks.numpy()), rel=1e-9)
+    off = matrix.sum() - np.trace(matrix)
+    expected = 6 * np.trace(matrix) / 60 + 6 * 5 * off / (60 * 59)
+    assert scores.expected_total(6) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("tile_pairs", [1, 100, 10_000])
+def test_tile_size_changes_nothing(tile_pairs):
+    learner, reference = models(70)
+    plan = Plan(chunk_sizes(14, 4), 100.0, Draw.SAMPLE, seed=1)
+    whole = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference), plan)
+    tiled = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, tile_pairs), plan)
+    assert whole.indices.tolist() == tiled.indices.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_every_policy_returns_exactly_b_different_candidates(data):
+    count = data.draw(st.integers(1, 40), "B")
+    picks = data.draw(st.integers(1, count), "b")
+    chunks = data.draw(st.integers(1, picks), "N")
+    gain = data.draw(st.sampled_from([1e-3, 1.0, 100.0, 1e4]), "gain")
+    seed = data.draw(st.integers(0, 2**64 - 1), "seed")
+    draw = data.draw(st.sampled_from(Draw), "draw")
+    learner, reference = models(count, width=4, seed=seed % 97)
+    if data.draw(st.booleans(), "identical candidates"):
+        learner, reference = (m.at(torch.zeros(count, dtype=torch.int64)) for m in (learner, reference))
+    scores = PairScores(data.draw(st.sampled_from(Criterion), "criterion"), learner, reference)
+    for policy in POLICIES.values():
+        plan = Plan(chunk_sizes(picks, chunks), gain, draw, seed)
+        got = policy.pick(scores, plan).indices.tolist()
+        assert len(got) == len(set(got)) == picks
+        assert all(0 <= i < count for i in got)
+        assert policy.pick(scores, plan).indices.tolist() == got, "same seed, same picks"
+
+
+def test_one_chunk_is_independent_selection():
+    learner, reference = models(50)
+    scores = PairScores(Criterion.LEARNABILITY, learner, reference)
+    plan = Plan((12,), 5.0, Draw.SAMPLE, seed=11)
+    joint, independent = (POLICIES[name].pick(scores, plan) for name in ("joint", "independent"))
+    assert joint.indices.tolist() == independent.indices.tolist()
+    assert joint.total == pytest.approx(independent.total)
+
+
+def test_permuting_candidates_permutes_top_k_picks():
+    learner, reference = models(80)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(5))
+    plan = Plan(chunk_sizes(20, 5), 100.0, Draw.TOP_K, seed=0)
+    plain = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference), plan)
+    moved = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner.at(order), reference.at(order)), plan)
+    assert order[moved.indices].tolist() == plain.indices.tolist()
+
+
+def test_draws_follow_the_exact_law():
+    """Frequencies of ordered draws against p_i / (1 - p_taken), 4 choose 2 ordered outcomes, chi-square."""
+    logits = torch.tensor([0.0, 0.7, -0.5, 1.2], dtype=torch.float64)
+    p = torch.softmax(logits, 0).tolist()
+    trials = 20_000
+    counts = dict.fromkeys(itertools.permutations(range(4), 2), 0)
+    for seed in range(trials):
+        plan = Plan((2,), 1.0, Draw.SAMPLE, seed)
+        first, second = draw_chunk(logits, 2, plan, 0).tolist()
+        counts[first, second] += 1
+    expected = {(i, j): trials * p[i] * p[j] / (1 - p[i]) for i, j in counts}
+    chi2 = sum((counts[k] - expected[k]) ** 2 / expected[k] for k in counts)
+    assert chi2 < 31.3  # 99.9 % quantile at 11 degrees of freedom
+
+
+def test_noise_is_gumbel_and_independent_of_layout():
+    noise = gumbel(123, 4, torch.arange(200_000))
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.03)
+    lag = torch.corrcoef(torch.stack([noise[:-1], noise[1:]]))[0, 1]
+    assert abs(float(lag)) < 0.01
+    assert torch.equal(gumbel(123, 4, torch.arange(100, 200)), noise[100:200])
+    assert not torch.equal(gumbel(123, 5, torch.arange(100)), noise[:100])
+    assert not torch.equal(gumbel(124, 4, torch.arange(100)), noise[:100])
+    assert bool(torch.isfinite(noise).all())
+
+
+def test_extreme_scores_are_drawn_without_overflow():
+    own = torch.tensor([1e6, -1e6, 0.0, 1e6, 3e5])
+    picks = POLICIES["independent"].pick(ScalarScores(own), Plan((3,), 1e4, Draw.SAMPLE, 0))
+    assert sorted(picks.indices.tolist()) == [0, 3, 4]
+
+
+def test_top_k_ties_go_to_the_lower_index():
+    picks = POLICIES["independent"].pick(ScalarScores(torch.ones(1000)), Plan((5,), 100.0, Draw.TOP_K, 0))
+    assert picks.indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "ratio", "picks"),
+    [(163_840, 0.8, 32_768), (327_680, 0.9, 32_768), (65_536, 0.5, 32_768), (640, 0.8, 128), (10, 0.95, 0)],
+)
+def test_sub_batch_size_is_exact(candidates, ratio, picks):
+    assert sub_batch_size(candidates, ratio) == picks
+
+
+@given(picks=st.integers(1, 10_000), chunks=st.integers(1, 64))
+def test_chunk_sizes_differ_by_at_most_one(picks, chunks):
+    chunks = min(picks, chunks)
+    sizes = chunk_sizes(picks, chunks)
+    assert (sum(sizes), len(sizes)) == (picks, chunks)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_zero_rows_normalise_to_zero():
+    model = Embedded.normalise(torch.zeros(3, 4), torch.ones(3, 4) * 9, 10.0, -10.0)
+    assert torch.equal(model.image, torch.zeros(3, 4))
+    assert model.text.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
