@@ -1,0 +1,177 @@
+"""Puts the parts together and runs their life: start, serve, drain, stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from importlib.metadata import version
+
+import selector_proto
+import torch
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_server.config import Config, mask_url
+from selector_server.encoding import bundle
+from selector_server.encoding.model import Model, Weights
+from selector_server.encoding.preprocess import Preprocessor, load_tokenizer
+from selector_server.encoding.tower import Device
+from selector_server.engine.admission import Admission
+from selector_server.engine.selection import Selection
+from selector_server.engine.worker import Worker
+from selector_server.errors import SetupError
+from selector_server.rpc import reply
+from selector_server.rpc.server import READY, WEIGHTS, RpcServer
+from selector_server.rpc.service import SelectorService
+from selector_server.telemetry.metrics import Metrics, MetricsServer
+from selector_server.weights.source import RedisSource
+from selector_server.weights.store import Store, SyncState, Version
+from selector_server.weights.subscriber import Subscriber
+
+log = logging.getLogger(__name__)
+
+# How often health and gauges are brought up to date.
+TICK_SECONDS = 0.5
+
+
+class App:
+    """One sidecar. Building it loads the models; `serve` runs until a signal."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        device = Device(config.device, config.threads)
+        self._learner = self._load("learner", device)
+        self._reference = self._load("reference", device)
+        preprocessor = self._preprocessor()
+        self._store: Store[Weights] | None = None
+        self._subscriber: Subscriber[Weights] | None = None
+        if self._learner is not None:
+            self._store = Store(Version(0, 0, time.time(), self._learner.bundled_weights()))
+        if config.redis is not None:
+            if self._learner is None or self._store is None:
+                raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
+            source = RedisSource(config.redis, config.run, config.max_weights_bytes)
+            poll = config.weights_poll_seconds
+            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll)
+        selection = Selection(device.torch, preprocessor, self._learner, self._reference, self._store)
+        self._worker = Worker(selection.run, config.stall_seconds)
+        self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
+        info = reply.server_info(config, _versions(), self._learner, self._reference)
+        self._service = SelectorService(
+            config, self._admission, self._worker, selection, self.metrics, lambda: info, self._status
+        )
+        self.metrics.build.info({"version": selector_proto.__version__, "device": config.device})
+
+    async def serve(self) -> int:
+        """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
+
+        Returns the exit status: 0 after a drain, 1 if the worker died.
+        """
+        stop, force = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
+        metrics_server = self._serve_metrics()
+        server = RpcServer(self._service, self.metrics, self.config.listen, self.config.max_message_bytes)
+        self._worker.start()
+        if self._subscriber is not None:
+            self._subscriber.start()
+        await server.set_health("", True)
+        await self._follow(server)
+        await server.start()
+        log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
+        while not stop.is_set() and self._worker.alive:
+            await self._follow(server)
+            await _wait(stop, TICK_SECONDS)
+        log.info("draining, at most %s s", self.config.drain_seconds)
+        self._admission.close()
+        drained = asyncio.create_task(server.stop(self.config.drain_seconds))
+        forced = asyncio.create_task(force.wait())
+        await asyncio.wait([drained, forced], return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            log.warning("second signal: running requests are cut off")
+            await server.stop(0)
+        forced.cancel()
+        died = not self._worker.alive
+        self._worker.stop(timeout=0 if force.is_set() else 5)
+        if self._subscriber is not None:
+            await asyncio.to_thread(self._subscriber.stop)
+        if metrics_server is not None:
+            await asyncio.to_thread(metrics_server.close)
+        log.info("stopped")
+        return 1 if died else 0
+
+    async def _follow(self, server: RpcServer) -> None:
+        """Health and gauges say what worker and weights say."""
+        healthy = self._worker.healthy
+        self.metrics.worker_up.set(healthy)
+        await server.set_health(READY, healthy)
+        if self._store is None:
+            return
+        current, state = self._store.current, self._store.status.state
+        if self._subscriber is not None:
+            await server.set_health(WEIGHTS, state in (SyncState.CURRENT, SyncState.WAITING))
+        self.metrics.weights_version.set(current.version)
+        self.metrics.weights_step.set(current.trainer_step)
+        self.metrics.weights_age.set(current.age_seconds())
+
+    def _load(self, role: str, device: Device) -> Model | None:
+        path = getattr(self.config, role)
+        if path is None:
+            return None
+        return Model(
+            bundle.load(path, "learner" if role == "learner" else "reference"), device, self.config.micro_batch
+        )
+
+    def _preprocessor(self) -> Preprocessor | None:
+        models = [model for model in (self._learner, self._reference) if model is not None]
+        if not models:
+            return None
+        inputs = [(m.bundle.manifest.image, m.bundle.manifest.text, m.bundle.tokenizer_digest) for m in models]
+        if inputs[0] != inputs[-1]:
+            raise SetupError("reference", self.config.reference, "must take the same images and texts as the learner")
+        image, text, _ = inputs[0]
+        tokenizer = load_tokenizer(models[0].bundle.tokenizer)
+        return Preprocessor(image, text, tokenizer, self.config.max_image_pixels)
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        if not self.config.metrics_listen:
+            return None
+        host, _, port = self.config.metrics_listen.rpartition(":")
+        try:
+            return MetricsServer(self.metrics, host.strip("[]"), int(port))
+        except (OSError, ValueError, OverflowError) as error:
+            raise SetupError("metrics_listen", self.config.metrics_listen, str(error)) from error
+
+    def _status(self) -> pb.GetWeightsStatusResponse:
+        return reply.weights_status(self._store, mask_url(self.config.redis) if self.config.redis else "")
+
+    def _summary(self) -> str:
+        models = [f"{m.bundle.manifest.role} {m.bundle.manifest.name}" for m in (self._learner, self._reference) if m]
+        return ", ".join(models) or "no models: embeddings and losses only"
+
+
+def run(config: Config) -> int:
+    """Builds the app and serves; returns the exit status. Raises SetupError."""
+    return asyncio.run(App(config).serve())
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "numpy")
+    found = {"jest-selector": selector_proto.__version__}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,87 @@
+"""The server's settings: one frozen, validated object, built once from flags, environment and a TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis.connection import parse_url
+from selector_proto.weights import Keys
+
+from selector_server.errors import SetupError
+
+ENV_PREFIX = "SELECTOR_"
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Config(BaseModel):
+    """Every setting; the description of a field is its help text. Units are in the names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = Field("127.0.0.1:50051", description="address of the gRPC server: host:port or unix:/path")
+    metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
+    learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
+    reference: Path | None = Field(None, description="reference's bundle")
+    redis: str | None = Field(None, description="where the trainer publishes weights: redis://…, unix://…")
+    run: str = Field("default", description="training run whose weights are served")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads for encoders and sampler, 0 for all")
+    micro_batch: Positive = Field(256, description="samples encoded at once")
+    weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
+    max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
+    max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")
+    max_payload_bytes: Positive = Field(2 << 30, description="largest request taken")
+    max_inflight_bytes: Positive = Field(4 << 30, description="payload bytes of all requests under way")
+    max_pending_requests: Positive = Field(16, description="requests under way; one more is refused at once")
+    max_super_batch: Positive = Field(1 << 20, description="most candidates of one request (B)")
+    max_width: Positive = Field(8192, description="widest embedding taken (D)")
+    max_image_bytes: Positive = Field(16 << 20, description="largest encoded image taken")
+    max_image_pixels: Positive = Field(32 << 20, description="largest decoded image taken, height x width")
+    max_text_bytes: Positive = Field(64 << 10, description="longest text taken")
+    receive_seconds: Seconds = Field(30.0, description="longest pause between two messages of a request")
+    stall_seconds: Seconds = Field(120.0, description="a request that computes longer makes the server unhealthy")
+    drain_seconds: Seconds = Field(25.0, description="time that running requests get after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
+
+    def shown(self) -> dict[str, str]:
+        """All settings as text, secrets masked."""
+        values = {name: "" if value is None else str(value) for name, value in self}
+        if self.redis is not None:
+            values["redis"] = mask_url(self.redis)
+        return values
+
+
+def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | None) -> Config:
+    """Merges file < environment (SELECTOR_…) < flags and validates. Raises SetupError naming the setting."""
+    values: dict[str, object] = {}
+    if file is not None:
+        try:
+            values |= tomllib.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SetupError("config", file, f"cannot be read: {error}") from error
+    for name in Config.model_fields:
+        if (value := environment.get(ENV_PREFIX + name.upper())) is not None:
+            values[name] = value
+    values |= flags
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SetupError(".".join(map(str, first["loc"])), repr(first.get("input")), first["msg"]) from error
+    try:
+        Keys(config.run)
+        if config.redis is not None:
+            parse_url(config.redis)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        field = "run" if "run is" in str(error) else "redis"
+        raise SetupError(field, config.run if field == "run" else mask_url(config.redis or ""), str(error)) from error
+    return config
+
+
+def mask_url(url: str) -> str:
+    """The URL without user, password and query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

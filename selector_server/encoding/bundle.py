@@ -1,0 +1,128 @@
+"""A bundle: a folder with one model's towers as ONNX, its manifest and its tokenizer. Checked before it is used."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selector_server.errors import BundleError
+from selector_server.sampling import MAX_LOGIT
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+IMAGE_TOWER, TEXT_TOWER, WEIGHTS, TOKENIZER = "image.onnx", "text.onnx", "weights.safetensors", "tokenizer.json"
+# Graph names that every tower has.
+PIXELS, TOKENS, EMBEDDING = "pixels", "tokens", "selector_embedding"
+
+Size = Annotated[int, Field(gt=0, le=1 << 24)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageInput(_Part):
+    """The image tower takes uint8 [B, height, width, channels]; (x / 255 - mean) / std happens inside it."""
+
+    height: Size
+    width: Size
+    channels: Literal[1, 3]
+
+
+class TextInput(_Part):
+    """The text tower takes int64 [B, max_tokens], 0 <= id < vocabulary, short rows filled with pad_token."""
+
+    max_tokens: Size
+    vocabulary: Size
+    pad_token: Annotated[int, Field(ge=0)] = 0
+
+
+class Logit(_Part):
+    """Where a learner's scale and bias come from: trainer parameters, the scale stored as its logarithm or not."""
+
+    scale_parameter: str
+    scale_is_log: bool
+    bias_parameter: str | None = None
+
+
+class Manifest(_Part):
+    """`parameters` maps each trainer parameter to the graph input that takes it (learner only);
+    `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner."""
+
+    format: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    role: Literal["learner", "reference"]
+    width: Size
+    image: ImageInput
+    text: TextInput
+    logit: Logit | None = None
+    logit_scale: Annotated[float, Field(gt=0, le=MAX_LOGIT, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[float, Field(ge=-MAX_LOGIT, le=MAX_LOGIT, allow_inf_nan=False)] = 0.0
+    parameters: dict[str, str] = Field(default_factory=dict)
+    # SHA-256 of every other file, hexadecimal.
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files match their digests."""
+
+    path: Path
+    manifest: Manifest
+    fingerprint: str
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer's file, if the bundle has one."""
+        return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Its SHA-256, empty without one."""
+        return self.manifest.files.get(TOKENIZER, "")
+
+
+def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
+    """Reads and verifies a bundle. Raises BundleError."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except OSError as error:
+        raise BundleError(role, path, f"must be a folder with a {MANIFEST}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = f"{path / MANIFEST}: {'.'.join(map(str, first['loc']))}"
+        raise BundleError(field, first.get("input"), first["msg"]) from error
+    if manifest.role != role:
+        raise BundleError(f"{path}: role", manifest.role, f"must be {role}")
+    needed = {IMAGE_TOWER, TEXT_TOWER} | ({WEIGHTS} if role == "learner" else set())
+    if missing := needed - manifest.files.keys():
+        raise BundleError(f"{path}: files", sorted(manifest.files), f"must list {', '.join(sorted(missing))}")
+    has_logit = manifest.logit is not None if role == "learner" else manifest.logit_scale is not None
+    if not has_logit:
+        raise BundleError(f"{path}: logit", "missing", "a learner needs `logit`, a reference `logit_scale`")
+    for name, digest in manifest.files.items():
+        if "/" in name or name in ("..", MANIFEST):
+            raise BundleError(f"{path}: files", name, "must be a plain file name")
+        if (found := digest_of(path / name)) != digest:
+            raise BundleError(f"{path / name}: SHA-256", found, f"the manifest says {digest}")
+    fingerprint = hashlib.sha256("".join(f"{n}:{d}\n" for n, d in sorted(manifest.files.items())).encode())
+    return Bundle(path, manifest, fingerprint.hexdigest())
+
+
+def save(path: Path, manifest: Manifest, names: Iterable[str]) -> Bundle:
+    """Writes the manifest over files that are in place already, and loads the result."""
+    complete = manifest.model_copy(update={"files": {name: digest_of(path / name) for name in sorted(names)}})
+    (path / MANIFEST).write_text(complete.model_dump_json(indent=2))
+    return load(path, manifest.role)
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, hexadecimal. Raises BundleError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError("bundle file", file, str(error.strerror)) from error

@@ -1,0 +1,94 @@
+"""A selection as the engine sees it: arrays and settings, no protobuf, no grpc."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selector_server.sampling import Criterion, Plan, Policy
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw candidates: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts."""
+
+    images: NDArray[np.uint8] | list[bytes]
+    texts: NDArray[np.integer[Any]] | list[bytes]
+
+
+@dataclass(frozen=True)
+class ModelEmbeddings:
+    """One model's float [B, D] embeddings, logit scale and bias."""
+
+    image: Floats
+    text: Floats
+    scale: float
+    bias: float
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    learner: ModelEmbeddings | None
+    reference: ModelEmbeddings | None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Float [B] per model."""
+
+    learner: Floats | None
+    reference: Floats | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One super-batch and how to pick from it. `criterion` is needed by every policy but uniform."""
+
+    candidates: Samples | Embeddings | Losses
+    size: int
+    policy: Policy
+    criterion: Criterion
+    plan: Plan
+    min_weights_version: int = 0
+    trainer_step: int | None = None
+    request_id: str = ""
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each stage."""
+
+    receive: float = 0.0
+    queue: float = 0.0
+    preprocess: float = 0.0
+    encode_learner: float = 0.0
+    encode_reference: float = 0.0
+    sample: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """The learner version that scored. Age in seconds; lag in trainer steps if the request named its step."""
+
+    version: int
+    trainer_step: int
+    age_seconds: float
+    lag_steps: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """`indices` int64 [b] in draw order; `scores` float64 [b]; objectives per example in nats. The last three are
+    None for the uniform policy."""
+
+    indices: NDArray[np.int64]
+    plan: Plan
+    policy: str
+    scores: NDArray[np.float64] | None
+    objective: float | None
+    objective_uniform: float | None
+    weights: ServedWeights | None
+    stages: Stages = field(default_factory=Stages)

@@ -1,0 +1,106 @@
+"""What the server answers: results, status and information as messages."""
+
+from typing import Any
+
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_server.config import Config
+from selector_server.encoding.model import Model
+from selector_server.engine.task import Result, Task
+from selector_server.rpc.wire import CRITERIA, LOSSES
+from selector_server.sampling import POLICIES
+from selector_server.weights.store import Store, SyncState
+
+_STATES = {
+    SyncState.OFF: pb.SYNC_STATE_OFF,
+    SyncState.WAITING: pb.SYNC_STATE_WAITING,
+    SyncState.CURRENT: pb.SYNC_STATE_CURRENT,
+    SyncState.REJECTED: pb.SYNC_STATE_REJECTED,
+    SyncState.DISCONNECTED: pb.SYNC_STATE_DISCONNECTED,
+}
+
+
+def selected(task: Task, result: Result) -> pb.SelectResponse:
+    weights = result.weights
+    return pb.SelectResponse(
+        indices=result.indices.tolist(),
+        scores=[] if result.scores is None else result.scores.tolist(),
+        sub_batch_size=result.plan.picks,
+        chunk_sizes=result.plan.sizes,
+        seed=result.plan.seed,
+        policy=result.policy,
+        objective=result.objective,
+        objective_uniform=result.objective_uniform,
+        weights=None
+        if weights is None
+        else pb.WeightsVersion(
+            version=weights.version,
+            trainer_step=weights.trainer_step,
+            age_seconds=weights.age_seconds,
+            lag_steps=weights.lag_steps,
+        ),
+        stages=pb.StageSeconds(**vars(result.stages)),
+        request_id=task.request_id,
+    )
+
+
+def weights_status(store: Store[Any] | None, source: str) -> pb.GetWeightsStatusResponse:
+    if store is None:
+        return pb.GetWeightsStatusResponse(state=pb.SYNC_STATE_OFF)
+    current, status = store.current, store.status
+    return pb.GetWeightsStatusResponse(
+        serving=pb.WeightsVersion(
+            version=current.version, trainer_step=current.trainer_step, age_seconds=current.age_seconds()
+        ),
+        newest_version=status.newest_version,
+        state=_STATES[status.state],
+        last_error=status.last_error,
+        swaps=status.swaps,
+        rejections=status.rejections,
+        source=source,
+    )
+
+
+def server_info(
+    config: Config, versions: dict[str, str], learner: Model | None, reference: Model | None
+) -> pb.GetServerInfoResponse:
+    return pb.GetServerInfoResponse(
+        server_version=versions["jest-selector"],
+        limits=pb.Limits(
+            max_message_bytes=config.max_message_bytes,
+            max_payload_bytes=config.max_payload_bytes,
+            max_super_batch=config.max_super_batch,
+            max_width=config.max_width,
+            max_image_bytes=config.max_image_bytes,
+            max_image_pixels=config.max_image_pixels,
+            max_text_bytes=config.max_text_bytes,
+            max_pending_requests=config.max_pending_requests,
+        ),
+        policies=sorted(POLICIES),
+        criteria=[pb.Criterion.ValueType(code) for code in CRITERIA if code],
+        losses=[code for code in LOSSES if code],
+        learner=_model(learner),
+        reference=_model(reference),
+        run=config.run if config.redis else "",
+        device=config.device,
+        versions=versions,
+        config=config.shown(),
+    )
+
+
+def _model(model: Model | None) -> pb.ModelInfo | None:
+    if model is None:
+        return None
+    manifest = model.bundle.manifest
+    return pb.ModelInfo(
+        name=manifest.name,
+        fingerprint=model.bundle.fingerprint,
+        width=manifest.width,
+        image=pb.ImageSpec(height=manifest.image.height, width=manifest.image.width, channels=manifest.image.channels),
+        text=pb.TextSpec(
+            max_tokens=manifest.text.max_tokens,
+            vocabulary=manifest.text.vocabulary,
+            has_tokenizer=model.bundle.tokenizer is not None,
+        ),
+        providers=model.providers,
+    )

@@ -1,0 +1,50 @@
+"""The grpc.aio server: service, health that follows the worker, reflection."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from selector_proto.v1 import selector_pb2_grpc as rpc
+
+from selector_server.errors import SetupError
+from selector_server.rpc.service import SelectorService
+from selector_server.rpc.status import SERVICE, StatusInterceptor
+from selector_server.telemetry.metrics import Metrics
+
+# Health service names beside "" (the process is up): requests are served; weights are the newest ones.
+READY = SERVICE
+WEIGHTS = "weights"
+
+
+class RpcServer:
+    """Serves one address."""
+
+    def __init__(self, service: SelectorService, metrics: Metrics, listen: str, max_message_bytes: int) -> None:
+        self._server = grpc.aio.server(
+            interceptors=[StatusInterceptor(metrics)],
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", 64 << 20),
+                ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a twin
+            ],
+        )
+        # The aio servicer: the synchronous one keeps the process alive for ever after one Watch.
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        rpc.add_SelectorServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        try:
+            self.port: int = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise SetupError("listen", listen, "the address cannot be bound") from error
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def set_health(self, name: str, healthy: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
+
+    async def stop(self, grace: float) -> None:
+        """Health turns NOT_SERVING for good, running requests get `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)

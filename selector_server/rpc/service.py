@@ -1,0 +1,82 @@
+"""The service: each method receives, hands to the engine, and answers. Errors become status in `status.py`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from selector_proto.v1 import selector_pb2 as pb
+from selector_proto.v1 import selector_pb2_grpc as rpc
+
+from selector_server.config import Config
+from selector_server.engine.admission import Admission
+from selector_server.engine.selection import Selection
+from selector_server.engine.task import Result, Task
+from selector_server.engine.worker import Worker
+from selector_server.rpc import reply
+from selector_server.rpc.receive import Receiver
+from selector_server.rpc.wire import to_task
+from selector_server.telemetry.metrics import Metrics
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
+
+
+class SelectorService(rpc.SelectorServiceServicer):
+    """`info` and `status` give the two answers that need no device."""
+
+    def __init__(
+        self,
+        config: Config,
+        admission: Admission,
+        worker: Worker,
+        selection: Selection,
+        metrics: Metrics,
+        info: Callable[[], pb.GetServerInfoResponse],
+        status: Callable[[], pb.GetWeightsStatusResponse],
+    ) -> None:
+        self._config, self._admission, self._worker = config, admission, worker
+        self._selection, self._metrics = selection, metrics
+        self._info, self._status = info, status
+
+    async def Select(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
+    ) -> pb.SelectResponse:
+        started = time.perf_counter()
+        receiver = Receiver(request_iterator, self._config.receive_seconds)
+        header = await receiver.header(self._config.max_payload_bytes)
+        with self._admission.admit(header.payload_bytes):
+            payload = await receiver.payload()
+            received = time.perf_counter() - started
+            # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
+            task = await asyncio.to_thread(to_task, header, payload, self._config)
+            self._selection.check(task)
+            result = await self._worker.submit(task, context.time_remaining())
+            result.stages.receive = received
+        self._count(task, result)
+        return reply.selected(task, result)
+
+    async def GetServerInfo(  # noqa: N802
+        self,
+        request: pb.GetServerInfoRequest,  # noqa: ARG002 - grpc's signature
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetServerInfoResponse:
+        return self._info()
+
+    async def GetWeightsStatus(  # noqa: N802
+        self,
+        request: pb.GetWeightsStatusRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetWeightsStatusResponse:
+        return self._status()
+
+    def _count(self, task: Task, result: Result) -> None:
+        metrics = self._metrics
+        for stage, seconds in vars(result.stages).items():
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        metrics.candidates.inc(task.size)
+        metrics.picks.inc(len(result.indices))
+        metrics.super_batch.observe(task.size)
+        if result.objective is not None and result.objective_uniform is not None:
+            metrics.objective.labels("picks").set(result.objective)
+            metrics.objective.labels("uniform").set(result.objective_uniform)

@@ -1,0 +1,89 @@
+"""Errors to gRPC status: the one table, and the interceptor that applies it and counts requests."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from selector_proto.tensors import WireError
+
+from selector_server import errors
+from selector_server.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+SERVICE = "selector.v1.SelectorService"
+# Most specific first.
+_TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
+    (errors.InvalidRequest, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    (errors.Overloaded, code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    (errors.LimitExceeded, code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"),
+    (errors.NotPossible, code_pb2.FAILED_PRECONDITION, "NOT_POSSIBLE"),
+    (errors.TooLate, code_pb2.DEADLINE_EXCEEDED, "TOO_LATE"),
+    (errors.Unavailable, code_pb2.UNAVAILABLE, "UNAVAILABLE"),
+)
+
+
+def to_status(error: Exception) -> status_pb2.Status:
+    """The status of an error: its message, and its field, value and limit as an ErrorInfo (AIP-193).
+
+    An unforeseen exception is INTERNAL and keeps its message to itself: the server's log has it.
+    """
+    for kind, code, reason in _TABLE:
+        if isinstance(error, kind):
+            assert isinstance(error, errors.SelectorError | WireError)
+            info = error_details_pb2.ErrorInfo(reason=reason, domain="selector.v1")
+            info.metadata.update(field=error.field, value=error.value, limit=error.limit)
+            detail = any_pb2.Any()
+            detail.Pack(info)
+            return status_pb2.Status(code=code, message=str(error), details=[detail])
+    return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error; the server's log says more")
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
+    """Wraps every method of our service: errors become status, and each request is counted and timed."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
+        if handler is None or service != SERVICE:
+            return handler
+        streamed = handler.request_streaming
+        make = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
+        behaviour: Any = handler.stream_unary if streamed else handler.unary_unary
+        return make(self._wrap(method, behaviour), handler.request_deserializer, handler.response_serializer)
+
+    def _wrap(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def answer(request: Any, context: Any) -> Any:
+            started, code = time.perf_counter(), "OK"
+            try:
+                return await behaviour(request, context)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                status = to_status(error)
+                code = code_pb2.Code.Name(status.code)
+                if status.code == code_pb2.INTERNAL:
+                    log.exception("%s failed", method)
+                await context.abort_with_status(rpc_status.to_status(status))
+            finally:
+                self._metrics.requests.labels(method, code).inc()
+                self._metrics.request_seconds.labels(method).observe(time.perf_counter() - started)
+
+        return answer

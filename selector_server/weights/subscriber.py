@@ -1,0 +1,133 @@
+"""Keeps the store at the newest version that can be trusted.
+
+One thread: look at the pointer; if it moved, fetch, verify, bind, swap. Whatever fails, the version that is served
+stays, and the status says why.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from threading import Event, Thread
+from typing import Generic, TypeVar
+
+import redis
+from selector_proto.safetensors import TensorView
+
+from selector_server.errors import SelectorError
+from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.source import Fetched, Incomplete, RedisSource
+from selector_server.weights.store import Store, SyncState, Version
+
+W = TypeVar("W")
+log = logging.getLogger(__name__)
+
+# Pause after the source failed: doubled each time, up to this.
+MAX_BACKOFF_SECONDS = 5.0
+
+
+class Subscriber(Generic[W]):
+    """`bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the
+    last check (names, shapes, finite values, a canary) before the swap."""
+
+    def __init__(
+        self,
+        source: RedisSource,
+        store: Store[W],
+        bind: Callable[[Mapping[str, TensorView]], W],
+        metrics: Metrics,
+        poll_seconds: float,
+    ) -> None:
+        self._source, self._store, self._bind, self._metrics = source, store, bind, metrics
+        self._poll_seconds = poll_seconds
+        self._stop = Event()
+        self._refused = 0
+        self._thread = Thread(target=self._run, name="weights", daemon=True)
+        store.report(SyncState.WAITING)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; waits for a fetch under way."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+        self._source.close()
+
+    def _run(self) -> None:
+        pause = self._poll_seconds
+        while not self._stop.is_set():
+            try:
+                settled = self.poll()
+                self._metrics.weights_connected.set(1)
+                pause = self._poll_seconds if settled else min(pause * 2, MAX_BACKOFF_SECONDS)
+            except redis.RedisError as error:
+                self._metrics.weights_connected.set(0)
+                self._report(SyncState.DISCONNECTED, None, f"{type(error).__name__}: {error}")
+                pause = min(pause * 2, MAX_BACKOFF_SECONDS)
+            except Exception as error:  # a bug must not silently freeze the weights: say it and go on
+                log.exception("weights: unexpected failure")
+                self._report(SyncState.REJECTED, None, f"{type(error).__name__}: {error}")
+                pause = min(pause * 2, MAX_BACKOFF_SECONDS)
+            self._stop.wait(pause)
+
+    def poll(self) -> bool:
+        """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
+        newest = 0
+        try:
+            newest = self._source.newest()
+            self._metrics.weights_newest.set(newest)
+            if newest in (0, self._store.current.version, self._refused):
+                self._settle(newest)
+                return True
+            started = time.perf_counter()
+            fetched = self._source.fetch(newest)
+            self._observe("fetch", started)
+            if newest > self._store.current.version or self._is_later(fetched):
+                self._swap(fetched)
+        except Incomplete as error:
+            # Chunks of an old version may just have been dropped for a newer one: look again.
+            self._metrics.sync.labels("incomplete").inc()
+            self._report(SyncState.REJECTED, newest, str(error))
+            return False
+        except SelectorError as error:
+            # The same bytes will be refused again: wait for the next version.
+            self._refused = newest
+            self._metrics.sync.labels("refused").inc()
+            self._report(SyncState.REJECTED, newest, f"version {newest}: {error}", rejected=True)
+        return True
+
+    def _is_later(self, fetched: Fetched) -> bool:
+        """Whether a lower version is news all the same: a source restarted empty counts from one again."""
+        later = fetched.manifest.published_at > self._store.current.published_at
+        if not later:
+            self._refused = fetched.manifest.version
+            self._report(SyncState.REJECTED, self._refused, f"version {self._refused} is older than the served one")
+        return later
+
+    def _settle(self, newest: int) -> None:
+        """Nothing new: clears what an earlier failure reported, unless the newest version was refused."""
+        if newest == 0:
+            self._store.report(SyncState.WAITING, newest)
+        elif newest == self._store.current.version:
+            self._store.report(SyncState.CURRENT, newest)
+        elif self._store.status.state is SyncState.DISCONNECTED:
+            self._store.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
+
+    def _swap(self, fetched: Fetched) -> None:
+        manifest = fetched.manifest
+        started = time.perf_counter()
+        weights = self._bind(fetched.tensors)
+        self._observe("bind", started)
+        self._store.swap(Version(manifest.version, manifest.trainer_step, manifest.published_at, weights))
+        self._metrics.sync.labels("served").inc()
+        self._metrics.sync_bytes.inc(manifest.payload_bytes)
+        log.info("weights: serving version %d of trainer step %d", manifest.version, manifest.trainer_step)
+
+    def _observe(self, phase: str, started: float) -> None:
+        self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)
+
+    def _report(self, state: SyncState, newest: int | None, error: str, rejected: bool = False) -> None:
+        if error != self._store.status.last_error:
+            log.warning("weights: %s; version %d goes on serving", error, self._store.current.version)
+        self._store.report(state, newest, error, rejected)
