@@ -1,0 +1,28 @@
+"""The trainer's side: pick sub-batches, feed the trainer with them, publish its weights.
+
+selector = Selector("localhost:50051", run="my-run")
+publisher = WeightPublisher("redis://localhost:6379", run="my-run", every=10)
+for step, batch in enumerate(SelectingLoader(super_batches, selector)):
+    train_step(batch)
+    publisher.publish(step, model)
+"""
+
+from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_client.loader import SelectingLoader
+from selector_client.publisher import WeightPublisher
+from selector_client.request import ModelEmbeddings, Settings
+from selector_client.selection import Selection, Statistics
+from selector_client.selector import Selector
+
+__all__ = [
+    "ModelEmbeddings",
+    "RemoteError",
+    "SelectingLoader",
+    "Selection",
+    "Selector",
+    "SelectorClientError",
+    "Settings",
+    "Statistics",
+    "Unreachable",
+    "WeightPublisher",
+]

@@ -1,0 +1,23 @@
+"""What this package raises. A trainer sees these only if it asks to: by default a failed selection becomes a
+uniform one, counted and flagged.
+
+SelectorClientError
+├── Unreachable     no answer in time: server absent, dead, hung or too slow
+└── RemoteError     the server refused the request; its message names field, value and limit
+"""
+
+
+class SelectorClientError(Exception):
+    """`reason` is a short word for counters, the gRPC status name in lower case."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Unreachable(SelectorClientError):
+    """No answer in time."""
+
+
+class RemoteError(SelectorClientError):
+    """The server refused the request."""

@@ -1,0 +1,74 @@
+"""What a selection brought, and what all of them together cost."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from selector_proto.v1 import selector_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`indices` int64 [b] into the super-batch, in draw order; `scores` float32 [b] in nats, None without scores.
+
+    `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and
+    `objective_uniform` are nats per example (learnability, unless another criterion was asked for).
+    `weights_version` etc. tell which learner scored; None if none did.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = None
+    fallback: str = ""
+    seed: int = 0
+    objective: float | None = None
+    objective_uniform: float | None = None
+    weights_version: int | None = None
+    weights_step: int | None = None
+    weights_age_seconds: float | None = None
+    weights_lag_steps: int | None = None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
+        """Raises ValueError if the answer is not exactly `picks` different indices below `candidates`."""
+        indices = np.fromiter(response.indices, np.int64, len(response.indices))
+        if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
+            raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
+        weights: Any = response.weights if response.HasField("weights") else None
+        scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None
+        return Selection(
+            indices=indices,
+            scores=scores,
+            seed=response.seed,
+            objective=response.objective if response.HasField("objective") else None,
+            objective_uniform=response.objective_uniform if response.HasField("objective_uniform") else None,
+            weights_version=weights and weights.version,
+            weights_step=weights and weights.trainer_step,
+            weights_age_seconds=weights and weights.age_seconds,
+            weights_lag_steps=weights.lag_steps if weights and weights.HasField("lag_steps") else None,
+            stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
+        )
+
+
+@dataclass
+class Statistics:
+    """Counts since the start. `seconds` is time spent in requests, `fallbacks` counts them by reason."""
+
+    requests: int = 0
+    candidates: int = 0
+    picks: int = 0
+    seconds: float = 0.0
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    weights_versions: set[int] = field(default_factory=set)
+
+    def add(self, selection: Selection, candidates: int, seconds: float) -> None:
+        self.requests += 1
+        self.candidates += candidates
+        self.picks += len(selection.indices)
+        self.seconds += seconds
+        if selection.fallback:
+            self.fallbacks[selection.fallback] += 1
+        if selection.weights_version is not None:
+            self.weights_versions.add(selection.weights_version)
