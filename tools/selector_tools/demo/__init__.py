@@ -1,0 +1,1 @@
+"""The demo: a small contrastive training run on icons and their names, with and without selection."""

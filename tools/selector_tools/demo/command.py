@@ -1,0 +1,54 @@
+"""`selector demo`: its flags."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ARMS = ("uniform", "jest", "independent", "easy-reference")
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "demo",
+        help="train with and without selection, and show what it brings",
+        description="Starts a Redis-protocol server and the sidecar, trains a small SigLIP on icons with uniform "
+        "sampling and with JEST, and writes a report.",
+    )
+    parser.set_defaults(handler=run, extra="demo")
+    parser.add_argument(
+        "--arms", default="uniform,jest", help=f"comma-separated, of {', '.join(ARMS)} (default %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=600, help="training steps of an arm (default %(default)s)")
+    parser.add_argument("--noise", type=float, default=0.5, help="share of captions shuffled (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of data order, weights and draws (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the report (default %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    arms = [arm.strip() for arm in arguments.arms.split(",")]
+    mistakes = [
+        (
+            not set(arms) <= set(ARMS) or len(set(arms)) != len(arms),
+            "--arms",
+            arguments.arms,
+            f"each once, of {', '.join(ARMS)}",
+        ),
+        (
+            arms[0] != "uniform",
+            "--arms",
+            arguments.arms,
+            "must begin with uniform, which the others are compared with",
+        ),
+        (arguments.steps < 8, "--steps", arguments.steps, "must be at least 8"),
+        (not 0 <= arguments.noise <= 1, "--noise", arguments.noise, "must lie between 0 and 1"),
+        (arguments.seed < 0, "--seed", arguments.seed, "must be 0 or more"),
+    ]
+    for wrong, flag, value, limit in mistakes:
+        if wrong:
+            print(f"selector demo: {flag} is {value}; {limit}", file=sys.stderr)
+            return 2
+    from selector_tools.demo.run import run as run_demo  # noqa: PLC0415 - needs the demo extra
+
+    run_demo(arms, arguments.steps, arguments.noise, arguments.seed, arguments.out)
+    return 0

@@ -1,0 +1,83 @@
+"""Pictures and captions as the arrays that trainer and sidecar take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import WordLevelTrainer
+
+from selector_tools.demo.model import MAX_TOKENS, PAD, SmallSigLip
+from selector_tools.demo.pool import DemoData, IconSet
+
+VOCABULARY = 8000
+
+
+def make_tokenizer(captions: Sequence[str], path: Path) -> Tokenizer:
+    """A word-level tokenizer of the most frequent words, saved as the bundles carry it."""
+    tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))  # noqa: S106 - a word, not a password
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    special = ["[PAD]", "[UNK]"]
+    tokenizer.train_from_iterator(captions, WordLevelTrainer(vocab_size=VOCABULARY, special_tokens=special))
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """`pixels` uint8 [n, 32, 32, 1] and `tokens` int64 [n, T] of n pairs."""
+
+    pixels: NDArray[np.uint8]
+    tokens: NDArray[np.int64]
+
+    @staticmethod
+    def of(icons: IconSet, captions: Sequence[str], tokenizer: Tokenizer) -> "Pairs":
+        return Pairs(icons.pixels[..., None], tokenise(captions, tokenizer))
+
+    def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """The pairs of these rows, as a super-batch or a batch; `rows` stays with them."""
+        return {"images": self.pixels[rows], "texts": self.tokens[rows], "rows": rows}
+
+
+def tokenise(captions: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:
+    tokens = np.full((len(captions), MAX_TOKENS), PAD, np.int64)
+    for row, encoding in zip(tokens, tokenizer.encode_batch_fast(list(captions)), strict=True):
+        ids = encoding.ids[:MAX_TOKENS]
+        row[: len(ids)] = ids
+    return tokens
+
+
+def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Endless draws of `size` different rows of `count`, in shuffled epochs."""
+    # A stream of its own: with the same one as the captions', the first epoch would begin with all shuffled ones.
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(count)
+    cursor = 0
+    while True:
+        if cursor + size > count:
+            order, cursor = rng.permutation(count), 0
+        yield order[cursor : cursor + size]
+        cursor += size
+
+
+class ZeroShot:
+    """Top-1 accuracy of naming held-out pictures among all class names."""
+
+    def __init__(self, data: DemoData, tokenizer: Tokenizer) -> None:
+        named = data.labels >= 0
+        self._pixels = torch.from_numpy(data.evaluation.pixels[named][..., None])
+        self._labels = torch.from_numpy(data.labels[named])
+        self._names = torch.from_numpy(tokenise(data.class_names, tokenizer))
+
+    @torch.no_grad()
+    def __call__(self, model: SmallSigLip) -> float:
+        names = model(self._pixels[:1], self._names)[1]
+        images = model(self._pixels, self._names[:1])[0]
+        return float(((images @ names.T).argmax(dim=1) == self._labels).float().mean())

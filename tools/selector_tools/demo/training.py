@@ -1,0 +1,63 @@
+"""The trainer: knows nothing of selection. It takes batches from an iterable and may publish its weights."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from selector_client import WeightPublisher
+
+from selector_tools.demo.model import SmallSigLip
+
+WARM_UP_STEPS = 50
+DECAY_SHARE = 0.2
+
+
+@dataclass
+class Run:
+    """What a training run recorded. `accuracy` is (step, value); `rows` are the pool rows of each batch."""
+
+    accuracy: list[tuple[int, float]] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    model: SmallSigLip,
+    batches: Iterator[Mapping[str, Any]],
+    steps: int,
+    *,
+    learning_rate: float,
+    weight_decay: float = 1e-4,
+    evaluate: Callable[[SmallSigLip], float] | None = None,
+    evaluate_every: int = 25,
+    publisher: WeightPublisher | None = None,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Run:
+    """AdamW with warm-up, a constant stretch and a linear decay; `seconds` leaves evaluation out."""
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    run = Run()
+    for step in range(steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _schedule(step, steps)
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(torch.from_numpy(batch["images"]), torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if publisher is not None:
+            publisher.publish(step + 1, model)
+        run.rows.append(batch["rows"])
+        run.seconds += time.perf_counter() - started
+        if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
+            run.accuracy.append((step + 1, evaluate(model)))
+        on_step(step + 1)
+    return run
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, max(1, steps // 4)))
+    decay = min(1.0, (steps - step) / max(1.0, steps * DECAY_SHARE))
+    return warm_up * decay

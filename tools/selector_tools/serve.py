@@ -1,0 +1,50 @@
+"""`selector serve`: flags, environment and file to a configuration, then the server."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "serve",
+        help="run the sidecar",
+        description="Runs the sidecar. Every setting can also come from SELECTOR_<NAME> or from a TOML file; "
+        "flags win over the environment, the environment over the file.",
+    )
+    parser.set_defaults(handler=run, extra="server")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    try:
+        from selector_server.config import Config  # noqa: PLC0415 - not installed on a trainer
+    except ModuleNotFoundError:
+        return
+    for name, field in Config.model_fields.items():
+        default = "" if field.default in (None, "") else f" (default {field.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            metavar="X",
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from selector_server import app  # noqa: PLC0415 - torch and onnxruntime load only to serve
+    from selector_server.config import Config, load  # noqa: PLC0415
+    from selector_server.errors import SetupError  # noqa: PLC0415
+
+    flags = {name: getattr(arguments, name) for name in Config.model_fields if getattr(arguments, name) is not None}
+    try:
+        config = load(flags, os.environ, arguments.config)
+        logging.basicConfig(
+            level=config.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        return app.run(config)
+    except SetupError as error:
+        print(f"selector serve: {error}", file=sys.stderr)
+        return 2
