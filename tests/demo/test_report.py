@@ -1,0 +1,267 @@
+"""The demo's report: what the terminal, the page and results.json tell of given figures."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from selector_tools.demo import page, report
+from selector_tools.demo.results import Arm, Example, Report
+
+UNIFORM = Arm("uniform", 600, 76_800, 0, [(200, 0.02), (400, 0.06), (600, 0.1)], 16.4, 0.0, 0, 0, 0.5)
+JEST = Arm("JEST", 600, 76_800, 384_000, [(50, 0.05), (100, 0.15), (600, 0.2)], 38.2, 3.44, 61, 0, 0.291)
+NASTY = "<script>alert('&')</script>"
+
+
+def example(caption: str, score: float = 0.0, mislabelled: bool = False) -> Example:
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[8:24, 12:20] = 255
+    return Example(pixels, caption, score, mislabelled)
+
+
+def made(*arms: Arm, picked: int = 3, dropped: int = 2) -> Report:
+    return Report(
+        arms=list(arms or (UNIFORM, JEST)),
+        reference_accuracy=0.259,
+        pool_mislabelled=0.5,
+        example_step=1200,
+        picked=[example(f"picked {i}", float(i), mislabelled=i == 1) for i in range(picked)],
+        dropped=[example(f"dropped {i}", -float(i), mislabelled=True) for i in range(dropped)],
+        settings={"batch": "128", "noise": "<50 %>"},
+        versions={"torch": "2.13.0"},
+    )
+
+
+def printed(given: Report, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(report.table(given))
+    return console.export_text()
+
+
+def parsed(path: Path) -> ElementTree.Element:
+    return ElementTree.fromstring(path.read_text("utf-8"))
+
+
+def words(element: ElementTree.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a report in which everything that can be hostile is."""
+    given = made(UNIFORM, replace(JEST, name=f"JEST {NASTY}"))
+    given.picked.append(example(NASTY, score=7.0, mislabelled=True))
+    given.settings[NASTY] = given.versions[NASTY] = NASTY
+    return report.write(given, tmp_path_factory.mktemp("out") / "new" / "folder")
+
+
+def test_steps_are_interpolated_between_evaluations() -> None:
+    assert JEST.steps_to(0.1) == pytest.approx(75)
+    assert JEST.steps_to(0.15) == pytest.approx(100)
+    assert JEST.steps_to(0.025) == pytest.approx(25)  # before the first evaluation: from nothing at step 0
+    assert JEST.steps_to(0.201) is None
+    assert UNIFORM.steps_to(UNIFORM.final) == pytest.approx(600)
+
+
+def test_the_table_holds_every_measure_within_100_columns() -> None:
+    text = printed(made())
+    assert max(map(len, text.splitlines())) <= 100
+    header, rows = text.split("─")[0], text.splitlines()[-3:]
+    measures = ("arm", "steps", "trained", "scored", "accuracy", "uniform's", "waited", "weights", "mislabelled")
+    assert [column for column in measures if column not in header] == []
+    assert " ".join(rows[0].split()) == "uniform 600 76,800 0 10.0 % 600 0.0 s 0 50 % vs 50 %"
+    assert " ".join(rows[1].split()) == "JEST 600 76,800 384,000 20.0 % 75 (8.0x) 3.4 s 61 29 % vs 50 %"
+    assert rows[2].strip() == "The reference alone reaches 25.9 %."
+
+
+def test_fallbacks_are_told_only_where_there_were_any() -> None:
+    assert "backs" not in printed(made())
+    text = printed(made(UNIFORM, replace(JEST, fallbacks=1234)))
+    assert "backs" in text
+    assert "1,234" in text
+
+
+def test_figures_stay_whole_where_the_table_is_too_wide() -> None:
+    text = printed(made(UNIFORM, replace(JEST, name="a name of an arm that is far too long", fallbacks=3)))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    assert "384,000" in text
+    assert "29 % vs 50 %" in text
+
+
+def test_a_name_in_brackets_is_no_markup() -> None:
+    assert "[red]JEST[/]" in printed(made(UNIFORM, replace(JEST, name="[red]JEST[/]")))
+
+
+@pytest.mark.parametrize(
+    ("arms", "sentence"),
+    [
+        (
+            (UNIFORM, JEST),
+            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 8.0 times fewer than uniform's 600.",
+        ),
+        (
+            (UNIFORM, replace(JEST, steps=150, accuracy=[(150, 0.089)])),
+            "JEST did not reach uniform's final accuracy of 10.0 %: it ended at 8.9 % after 150 steps.",
+        ),
+        (
+            (UNIFORM, replace(JEST, accuracy=[(600, 0.05), (800, 0.1)])),
+            "JEST reached uniform's final accuracy of 10.0 % in 800 steps, more than uniform's 600.",
+        ),
+        (
+            (UNIFORM, replace(JEST, accuracy=[(580, 0.1)])),
+            "JEST reached uniform's final accuracy of 10.0 % in 580 steps, about as many as uniform's 600.",
+        ),
+        (
+            # Uniform was as good before its end: that is what JEST must be compared with.
+            (replace(UNIFORM, accuracy=[(200, 0.2), (600, 0.1)]), JEST),
+            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 1.3 times fewer than uniform's 100.",
+        ),
+        (
+            (replace(UNIFORM, accuracy=[(600, 0.0)]), JEST),
+            "Uniform learned nothing in 600 steps, so there is nothing to compare with.",
+        ),
+        ((UNIFORM,), "Uniform reached 10.0 % in 600 steps."),
+    ],
+)
+def test_the_headline_says_what_happened(arms: tuple[Arm, ...], sentence: str) -> None:
+    assert report.headline(made(*arms)) == sentence
+
+
+def test_an_arm_that_never_got_there_says_so_everywhere(tmp_path: Path) -> None:
+    given = made(UNIFORM, replace(JEST, accuracy=[(600, 0.05)]))
+    assert "never" in printed(given)
+    assert "never" in words(parsed(report.write(given, tmp_path)))
+    jest = json.loads((tmp_path / "results.json").read_text("utf-8"))["arms"][1]
+    assert jest["steps_to_uniform_final"] is jest["times_fewer_steps"] is None
+
+
+def test_everything_is_written_and_the_page_needs_nothing_else(written: Path) -> None:
+    assert written.name == "index.html"
+    assert {file.name for file in written.parent.iterdir()} == {"index.html", "accuracy.png", "results.json"}
+    with Image.open(written.with_name("accuracy.png")) as plot:
+        assert plot.size == (1000, 560)
+        assert len(plot.convert("RGB").getcolors(plot.width * plot.height) or ()) > 10
+    root = parsed(written)  # raises where tags are not balanced
+    sources = [e.get("src") or e.get("srcset") for e in root.iter() if e.tag in ("img", "source")]
+    assert len(sources) == 4 + 6
+    assert all(source and source.startswith("data:image/") for source in sources)
+    assert not {"script", "link", "iframe"} & {element.tag for element in root.iter()}
+    assert "@import" not in page.STYLE
+    assert "url(" not in page.STYLE
+    assert [a.get("href") for a in root.iter("a")] == ["results.json", "accuracy.png"]
+
+
+def test_the_page_escapes_what_comes_from_data(written: Path) -> None:
+    raw = written.read_text("utf-8")
+    assert "<script" not in raw
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in raw
+    (tile,) = (e for e in parsed(written).iter("figure") if NASTY in words(e))
+    assert tile.get("class") == "tile wrong"
+    image = tile.find("img")
+    assert image is not None
+    assert image.get("alt") == f"Icon with the caption {NASTY}"
+
+
+def test_the_page_holds_the_tables_figures_and_the_settings(tmp_path: Path) -> None:
+    root = parsed(report.write(made(), tmp_path))
+    rows = [[words(cell) for cell in row] for row in root.iter("tr")]
+    assert rows == [[column.name, *column.cells] for column in report.columns(made())]
+    assert words(next(root.iter("h1"))) == report.headline(made())
+    assert [words(e) for e in root.iter() if e.tag in ("dt", "dd")] == [
+        "batch",
+        "128",
+        "noise",
+        "<50 %>",
+        "torch",
+        "2.13.0",
+    ]
+    text = words(root)
+    assert "The reference alone reaches 25.9 %." in text
+    assert "Scored for each one trained on: uniform: 0.0; JEST: 5.0." in text
+    assert "uniform: 16.4 s; JEST: 38.2 s" in text
+
+
+def test_thumbnails_show_ink_on_paper_best_score_first_and_mark_the_mislabelled(tmp_path: Path) -> None:
+    root = parsed(report.write(made(), tmp_path))
+    tiles = [e for e in root.iter("figure") if "tile" in (e.get("class") or "").split()]
+    captions = [" ".join(part.strip() for part in tile.itertext()).strip() for tile in tiles]
+    assert captions == [
+        "picked 2 score +2.00",
+        "picked 1 score +1.00 mislabelled",
+        "picked 0 score +0.00",
+        "dropped 0 score -0.00 mislabelled",
+        "dropped 1 score -1.00 mislabelled",
+    ]
+    assert [tile.get("class") for tile in tiles] == ["tile", "tile wrong", "tile", "tile wrong", "tile wrong"]
+    image = tiles[0].find("img")
+    assert image is not None
+    data = base64.b64decode((image.get("src") or "").removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(data)) as drawn:
+        assert np.array_equal(np.asarray(drawn), 255 - example("").pixels)
+    assert [words(e) for e in root.iter("h3")] == [
+        "Picked: 1 of these 3 are mislabelled",
+        "Dropped: 2 of these 2 are mislabelled",
+    ]
+
+
+def test_many_thumbnails_are_folded_and_none_leave_no_empty_section(tmp_path: Path) -> None:
+    many = parsed(report.write(made(picked=page.SHOWN + 5, dropped=page.SHOWN), tmp_path / "many"))
+    assert [words(e) for e in many.iter("summary")] == ["5 more"]
+    assert sum("tile" in (e.get("class") or "").split() for e in many.iter("figure")) == 2 * page.SHOWN + 5
+    none = parsed(report.write(made(UNIFORM, picked=0, dropped=0), tmp_path / "none"))
+    assert not [e for e in none.iter("h2") if "picked" in words(e)]
+
+
+def test_results_are_the_report_without_pixels(tmp_path: Path) -> None:
+    given = made()
+    # As they come from a sidecar: numbers of numpy.
+    given.picked.append(replace(example("x"), score=np.float32(0.5), mislabelled=np.bool_(True)))  # type: ignore[arg-type]
+    report.write(given, tmp_path)
+    held = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    uniform, jest = held["arms"]
+    assert jest.pop("final") == 0.2
+    assert jest.pop("steps_to_uniform_final") == pytest.approx(75)
+    assert jest.pop("times_fewer_steps") == pytest.approx(8)
+    assert Arm(**jest | {"accuracy": [tuple(point) for point in jest["accuracy"]]}) == JEST
+    assert uniform["steps_to_uniform_final"] == pytest.approx(600)
+    assert held["picked"][-1] == {"caption": "x", "score": 0.5, "mislabelled": True}
+    assert held["dropped"][0] == {"caption": "dropped 0", "score": 0.0, "mislabelled": True}
+    for name in ("reference_accuracy", "pool_mislabelled", "example_step", "settings", "versions"):
+        assert held[name] == getattr(given, name)
+
+
+def test_the_plot_draws_every_arm_and_names_it() -> None:
+    short = replace(JEST, name="JEST, 100 steps", steps=100, accuracy=JEST.accuracy[:2])
+    for size in (report.WIDE, report.NARROW):
+        figure = report.plot(made(UNIFORM, JEST, short), size, report.LIGHT)
+        (axes,) = figure.axes
+        lines = {str(line.get_label()): line for line in axes.lines}
+        for arm in (UNIFORM, JEST, short):
+            drawn = lines[f"{arm.name} {100 * arm.final:.1f} %"]
+            assert np.array_equal(drawn.get_xydata(), arm.accuracy)
+        assert np.array_equal(lines["reference 25.9 %"].get_xydata(), [(0, 0.259), (1, 0.259)])
+        legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        named = [text.get_text() for text in axes.texts] + legends
+        assert "JEST is there\nafter 75 steps" in named
+        assert {label for label in lines if not label.startswith("_")} <= set(named)
+        assert "zero-shot" in axes.get_ylabel()
+        assert "%" in axes.get_ylabel()
+
+
+def test_more_arms_than_colours_are_drawn_all_the_same() -> None:
+    arms = [replace(JEST, name=f"arm {i}") for i in range(7)]
+    (axes,) = report.plot(made(UNIFORM, *arms), report.WIDE, report.DARK).axes
+    assert {f"arm {i} 20.0 %" for i in range(7)} <= {str(line.get_label()) for line in axes.lines}
+
+
+def test_labels_are_moved_apart_in_their_order() -> None:
+    assert report.spread([0.5, 0.1, 0.11], gap=0.1) == pytest.approx([0.5, 0.1, 0.2])
+    assert report.spread([0.3, 0.3, 0.3], gap=1) == pytest.approx([0.3, 1.3, 2.3])
+    assert report.spread([], gap=1) == []
