@@ -23,6 +23,7 @@ from selector_server.errors import SetupError
 from selector_server.rpc import reply
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
+from selector_server.sampling import Policy, load_policies
 from selector_server.telemetry.metrics import Metrics, MetricsServer
 from selector_server.weights.source import RedisSource
 from selector_server.weights.store import Store, SyncState, Version
@@ -55,12 +56,14 @@ class App:
             source = RedisSource(config.redis, config.run, config.max_weights_bytes)
             poll = config.weights_poll_seconds
             self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll)
-        selection = Selection(device.torch, preprocessor, self._learner, self._reference, self._store)
+        tile_bytes = config.sampler_tile_bytes or None
+        selection = Selection(device.torch, preprocessor, self._learner, self._reference, self._store, tile_bytes)
+        policies = _policies()
         self._worker = Worker(selection.run, config.stall_seconds)
         self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
-        info = reply.server_info(config, _versions(), self._learner, self._reference)
+        info = reply.server_info(config, _versions(), policies, self._learner, self._reference)
         self._service = SelectorService(
-            config, self._admission, self._worker, selection, self.metrics, lambda: info, self._status
+            config, self._admission, self._worker, selection, policies, self.metrics, lambda: info, self._status
         )
         self.metrics.build.info({"version": selector_proto.__version__, "device": config.device})
 
@@ -156,6 +159,13 @@ class App:
 def run(config: Config) -> int:
     """Builds the app and serves; returns the exit status. Raises SetupError."""
     return asyncio.run(App(config).serve())
+
+
+def _policies() -> dict[str, Policy]:
+    try:
+        return load_policies()
+    except ValueError as error:
+        raise SetupError("policies", "installed packages", str(error)) from error
 
 
 def _versions() -> dict[str, str]:

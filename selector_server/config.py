@@ -30,6 +30,9 @@ class Config(BaseModel):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads for encoders and sampler, 0 for all")
     micro_batch: Positive = Field(256, description="samples encoded at once")
+    sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="logits the sampler holds at once; bounds its memory, 0 suits the device"
+    )
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")

@@ -37,7 +37,9 @@ class Selection:
         learner: Model | None,
         reference: Model | None,
         store: Store[Weights] | None,
+        tile_bytes: int | None,
     ) -> None:
+        self._tile_bytes = tile_bytes
         self._device, self._preprocessor = device, preprocessor
         self._learner, self._reference, self._store = learner, reference, store
 
@@ -59,6 +61,7 @@ class Selection:
                 picks = task.policy.pick(scores, task.plan)
                 indices: NDArray[np.int64] = picks.indices.cpu().numpy()
                 count = task.plan.picks
+                _check_picks(task, indices)
                 scored = task.policy.needs is not Needs.NOTHING
                 return Result(
                     indices=indices,
@@ -66,7 +69,7 @@ class Selection:
                     policy=task.policy.name,
                     scores=picks.scores.cpu().numpy() if scored else None,
                     objective=picks.total / count if scored else None,
-                    objective_uniform=scores.expected_total(count) / count if scored else None,
+                    objective_uniform=scores.uniform_total(count) / count if scored else None,
                     weights=_served(version, task),
                     stages=stages,
                 )
@@ -82,7 +85,7 @@ class Selection:
                 with _timed(stages, "preprocess"):
                     left = self._embedded(learner) if criterion.needs_learner and learner else None
                     right = self._embedded(reference) if criterion.needs_reference and reference else None
-                return PairScores(criterion, left, right), None
+                return self._pairs(task, left, right), None
             case Samples() as samples:
                 return self._encode(samples, task, stages)
 
@@ -105,7 +108,7 @@ class Selection:
             assert self._reference is not None
             with _timed(stages, "encode_reference"):
                 reference = self._reference.encode(pixels, tokens, self._reference.constant_weights())
-        return PairScores(task.criterion, learner, reference), version
+        return self._pairs(task, learner, reference), version
 
     def _version(self, task: Task) -> Version[Weights] | None:
         """The version to score with; raises NotPossible if it is older than the request accepts."""
@@ -116,6 +119,9 @@ class Selection:
             limit = f"version {served} is served" if served >= 0 else "no weights are served"
             raise NotPossible("min_weights_version", task.min_weights_version, f"{limit}{reason and '; '}{reason}")
         return version
+
+    def _pairs(self, task: Task, learner: Embedded | None, reference: Embedded | None) -> PairScores:
+        return PairScores(task.criterion, learner, reference, task.loss, self._tile_bytes)
 
     def _embedded(self, model: ModelEmbeddings) -> Embedded:
         image, text = (self._to_device(z) for z in (model.image, model.text))
@@ -132,6 +138,13 @@ class Selection:
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidRequest("candidates", "NaN or infinite", "every embedding and loss must be finite")
         return tensor
+
+
+def _check_picks(task: Task, indices: NDArray[np.int64]) -> None:
+    """A policy, perhaps somebody else's, must never make the server return fewer, repeated or unknown candidates."""
+    right = len(indices) == len(np.unique(indices)) == task.plan.picks
+    if not (right and indices.min() >= 0 and indices.max() < task.size):
+        raise RuntimeError(f"policy {task.policy.name!r} did not pick {task.plan.picks} different of {task.size}")
 
 
 def _served(version: Version[Weights] | None, task: Task) -> ServedWeights | None:

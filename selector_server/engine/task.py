@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.sampling import Criterion, Plan, Policy
+from selector_server.sampling import Criterion, Loss, Plan, Policy
 
 Floats = NDArray[np.floating[Any]]
 
@@ -45,12 +45,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class Task:
-    """One super-batch and how to pick from it. `criterion` is needed by every policy but uniform."""
+    """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform."""
 
     candidates: Samples | Embeddings | Losses
     size: int
     policy: Policy
     criterion: Criterion
+    loss: Loss
     plan: Plan
     min_weights_version: int = 0
     trainer_step: int | None = None

@@ -1,5 +1,6 @@
 """What the server answers: results, status and information as messages."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from selector_proto.v1 import selector_pb2 as pb
@@ -8,7 +9,7 @@ from selector_server.config import Config
 from selector_server.encoding.model import Model
 from selector_server.engine.task import Result, Task
 from selector_server.rpc.wire import CRITERIA, LOSSES
-from selector_server.sampling import POLICIES
+from selector_server.sampling import Policy
 from selector_server.weights.store import Store, SyncState
 
 _STATES = {
@@ -62,7 +63,11 @@ def weights_status(store: Store[Any] | None, source: str) -> pb.GetWeightsStatus
 
 
 def server_info(
-    config: Config, versions: dict[str, str], learner: Model | None, reference: Model | None
+    config: Config,
+    versions: dict[str, str],
+    policies: Mapping[str, Policy],
+    learner: Model | None,
+    reference: Model | None,
 ) -> pb.GetServerInfoResponse:
     return pb.GetServerInfoResponse(
         server_version=versions["jest-selector"],
@@ -76,9 +81,9 @@ def server_info(
             max_text_bytes=config.max_text_bytes,
             max_pending_requests=config.max_pending_requests,
         ),
-        policies=sorted(POLICIES),
+        policies=sorted(policies),
         criteria=[pb.Criterion.ValueType(code) for code in CRITERIA if code],
-        losses=[code for code in LOSSES if code],
+        losses=[pb.Loss.ValueType(code) for code in LOSSES if code],
         learner=_model(learner),
         reference=_model(reference),
         run=config.run if config.redis else "",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +17,7 @@ from selector_server.engine.worker import Worker
 from selector_server.rpc import reply
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.wire import to_task
+from selector_server.sampling import Policy
 from selector_server.telemetry.metrics import Metrics
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
@@ -31,12 +32,13 @@ class SelectorService(rpc.SelectorServiceServicer):
         admission: Admission,
         worker: Worker,
         selection: Selection,
+        policies: Mapping[str, Policy],
         metrics: Metrics,
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
     ) -> None:
         self._config, self._admission, self._worker = config, admission, worker
-        self._selection, self._metrics = selection, metrics
+        self._selection, self._policies, self._metrics = selection, policies, metrics
         self._info, self._status = info, status
 
     async def Select(  # noqa: N802
@@ -49,7 +51,7 @@ class SelectorService(rpc.SelectorServiceServicer):
             payload = await receiver.payload()
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
-            task = await asyncio.to_thread(to_task, header, payload, self._config)
+            task = await asyncio.to_thread(to_task, header, payload, self._config, self._policies)
             self._selection.check(task)
             result = await self._worker.submit(task, context.time_remaining())
             result.stages.receive = received

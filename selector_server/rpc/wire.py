@@ -12,7 +12,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_server.config import Config
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
-from selector_server.sampling import MAX_LOGIT, POLICIES, Criterion, Draw, Needs, Plan, Policy, chunk_sizes
+from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
 
 DEFAULT_CHUNKS = 16
 DEFAULT_GAIN = 100.0
@@ -32,16 +32,20 @@ DRAWS: Mapping[int, Draw] = {
     pb.DRAW_SAMPLE: Draw.SAMPLE,
     pb.DRAW_TOP_K: Draw.TOP_K,
 }
-LOSSES = (pb.LOSS_UNSPECIFIED, pb.LOSS_SIGMOID)
+LOSSES: Mapping[int, Loss] = {
+    pb.LOSS_UNSPECIFIED: Loss.SIGMOID,
+    pb.LOSS_SIGMOID: Loss.SIGMOID,
+    pb.LOSS_SOFTMAX: Loss.SOFTMAX,
+}
 _LATER = ("shared_memory", "group", "rank", "sample_ids", "tags")
 
 
-def to_task(selection: pb.Selection, payload: memoryview, config: Config) -> Task:
+def to_task(selection: pb.Selection, payload: memoryview, config: Config, policies: Mapping[str, Policy]) -> Task:
     """Raises WireError, InvalidRequest, LimitExceeded or NotPossible."""
     _check_supported(selection, config)
-    policy = POLICIES.get(selection.policy or "joint")
+    policy = policies.get(selection.policy or "joint")
     if policy is None:
-        raise InvalidRequest("policy", repr(selection.policy), f"must be one of {', '.join(sorted(POLICIES))}")
+        raise InvalidRequest("policy", repr(selection.policy), f"must be one of {', '.join(sorted(policies))}")
     criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
     candidates, size = _candidates(selection, payload, config, criterion, policy)
     return Task(
@@ -49,7 +53,8 @@ def to_task(selection: pb.Selection, payload: memoryview, config: Config) -> Tas
         size=size,
         policy=policy,
         criterion=criterion,
-        plan=_plan(selection, size),
+        loss=_enum("loss", selection.loss, LOSSES, pb.Loss),
+        plan=_plan(selection, size, policy),
         min_weights_version=selection.min_weights_version,
         trainer_step=selection.trainer_step if selection.HasField("trainer_step") else None,
         request_id=selection.request_id,
@@ -63,8 +68,6 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
             raise InvalidRequest(name, "set", "this server does not serve it yet; leave it unset")
     if selection.world_size > 1:
         raise InvalidRequest("world_size", selection.world_size, "this server serves ranks one by one; at most 1")
-    if selection.loss not in LOSSES:
-        raise InvalidRequest("loss", _name(pb.Loss, selection.loss), "this server knows LOSS_SIGMOID")
     if len(selection.request_id) > MAX_REQUEST_ID or not selection.request_id.isprintable():
         raise InvalidRequest("request_id", repr(selection.request_id), f"at most {MAX_REQUEST_ID} printable characters")
     if selection.trainer_step > MAX_STEP:
@@ -73,7 +76,7 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
         raise NotPossible("run", repr(selection.run), f"this server serves run {config.run!r}")
 
 
-def _plan(selection: pb.Selection, size: int) -> Plan:
+def _plan(selection: pb.Selection, size: int, policy: Policy) -> Plan:
     if selection.WhichOneof("size") == "sub_batch_size":
         picks = selection.sub_batch_size
         if not 1 <= picks <= size:
@@ -93,7 +96,9 @@ def _plan(selection: pb.Selection, size: int) -> Plan:
         raise InvalidRequest("gain", gain, f"must be positive and at most {MAX_GAIN:g}")
     draw = _enum("draw", selection.draw, DRAWS, pb.Draw)
     seed = selection.seed if selection.HasField("seed") else secrets.randbits(64)
-    return Plan(chunk_sizes(picks, chunks), gain, draw, seed)
+    # Chunks are for policies that look at pairs; the others draw all picks at once.
+    sizes = chunk_sizes(picks, chunks if policy.needs is Needs.PAIRS else 1)
+    return Plan(sizes, gain, draw, seed)
 
 
 def _candidates(

@@ -26,17 +26,40 @@ def gumbel(seed: int, stream: int, candidates: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def draw_chunk(logits: Tensor, size: int, plan: Plan, stream: int) -> Tensor:
-    """Indices int64 [size] of one chunk, best first, without replacement; -inf marks what must not be drawn.
+def keys(logits: Tensor, plan: Plan, stream: int, first: int = 0) -> Tensor:
+    """What a draw ranks candidates by, float64 [n]: the logits, plus noise unless the draw is top-k.
+
+    `first` is the index of the first of these candidates in the whole super-batch.
+    """
+    if plan.draw is Draw.TOP_K:
+        return logits
+    candidates = torch.arange(first, first + len(logits), device=logits.device)
+    return logits + gumbel(plan.seed, stream, candidates)
+
+
+def best(ranking: Tensor, size: int) -> Tensor:
+    """Indices int64 [size] of the highest keys, best first; ties go to the lower index.
 
     Gumbel top-k: adding Gumbel noise to log-weights and taking the top has the law of drawing one after the other
-    with p proportional to exp(logit) among those left (Kool et al., 2019), and never exponentiates a score. Ties
-    go to the lower index.
+    with p proportional to exp(logit) among those left (Kool et al., 2019), and never exponentiates a score.
     """
-    keys = logits
-    if plan.draw is Draw.SAMPLE:
-        keys = logits + gumbel(plan.seed, stream, torch.arange(len(logits), device=logits.device))
-    return torch.sort(keys, descending=True, stable=True).indices[:size]
+    top = torch.topk(ranking, min(size + 1, len(ranking)))
+    if bool((top.values[1:] == top.values[:-1]).any()):  # topk breaks ties as it likes
+        return torch.sort(ranking, descending=True, stable=True).indices[:size]
+    return top.indices[:size]
+
+
+def draw_chunk(logits: Tensor, size: int, plan: Plan, stream: int) -> Tensor:
+    """Indices int64 [size] of one chunk without replacement; -inf marks what must not be drawn.
+
+    With several ranks, the same number from each, rank 0's first.
+    """
+    ranking = keys(logits, plan, stream)
+    if plan.ranks == 1:
+        return best(ranking, size)
+    share = len(logits) // plan.ranks
+    parts = [best(part, size // plan.ranks) + rank * share for rank, part in enumerate(torch.split(ranking, share))]
+    return torch.cat(parts)
 
 
 def _signed(value: int) -> int:

@@ -16,13 +16,20 @@ class Plan:
     """A draw of b picks in chunks.
 
     `sizes`: picks of each chunk, their sum is b. `gain`: multiplier on scores before the exponential (JEST
-    Algorithm 2, `softmax_score_gain`). `seed`: 64 bits; noise is a function of (seed, round, candidate).
+    Algorithm 2, `softmax_score_gain`). `seed`: 64 bits; noise is a function of (seed, round, candidate). `ranks`: the
+    candidates are that many equal, contiguous shares, and every chunk takes equally many of each, so that
+    data-parallel ranks get equal local batches; sizes must be multiples of it.
     """
 
     sizes: tuple[int, ...]
     gain: float
     draw: Draw
     seed: int
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if any(size % self.ranks for size in self.sizes):
+            raise ValueError(f"chunk sizes are {self.sizes}; must be multiples of the number of ranks, {self.ranks}")
 
     @property
     def picks(self) -> int:

@@ -1,7 +1,7 @@
-"""Policies: how picks are chosen from scores. One small class each, listed by name in POLICIES."""
+"""Policies: how picks are chosen from scores. One small class each; `registry.py` lists them by name."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selector_server.sampling.noise import draw_chunk
 from selector_server.sampling.plan import Draw, Plan
+from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores, Scores
 
 
@@ -24,7 +25,7 @@ class Needs(Enum):
 @dataclass(frozen=True)
 class Picks:
     """`indices` int64 [b] in draw order, no repeats; `scores` float64 [b], each pick's score when it was drawn,
-    without the gain; `total`, the sum of S_ij over all pairs of the picks."""
+    without the gain; `total`, the score of the picks taken as one batch."""
 
     indices: Tensor
     scores: Tensor
@@ -32,7 +33,8 @@ class Picks:
 
 
 class Policy(ABC):
-    """Chooses plan.picks of scores.size candidates."""
+    """Chooses plan.picks of scores.size candidates. `needs` PAIRS is given PairScores, others any Scores; only PAIRS
+    policies are planned in more than one chunk."""
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
@@ -43,36 +45,26 @@ class Policy(ABC):
 
 
 class Joint(Policy):
-    """JEST (Evans et al. 2024, Algorithm 1): each chunk is drawn given all earlier chunks.
-
-    A candidate's logit in round n is gain * (S_ii + sum of S_ki + S_ik over the picks k of rounds before n). The
-    sums are kept as one accumulator of length B, to which each round adds the strips of the newest chunk only.
-    """
+    """JEST (Evans et al. 2024, Algorithms 1 and 3): each chunk is drawn given all earlier chunks."""
 
     name = "joint"
     needs = Needs.PAIRS
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
-        score = scores.own()
-        open_ = torch.ones(scores.size, dtype=torch.bool, device=score.device)
+        running = scores.running()
+        taken = torch.zeros(scores.size, dtype=torch.bool, device=running.scores().device)
         chunks: list[Tensor] = []
         drawn: list[Tensor] = []
-        total = 0.0
         for round_, size in enumerate(plan.sizes):
-            # Kept finite, so that only what was drawn before is at -inf, whatever scores and gain are.
-            logits = (score * plan.gain).clamp(min=torch.finfo(score.dtype).min).masked_fill(~open_, -torch.inf)
-            chunk = draw_chunk(logits, size, plan, round_)
-            open_[chunk] = False
-            chunks.append(chunk)
-            drawn.append(score[chunk])
+            score = running.scores()
+            rows = draw_chunk((score * plan.gain).masked_fill(taken, -torch.inf), size, plan, round_)
+            taken[rows] = True
+            chunks.append(rows)
+            drawn.append(score[rows])
             if round_ + 1 < len(plan.sizes):
-                strip = scores.cross(chunk)
-                score = score + strip
-                within = float(strip[chunk].sum()) / 2  # each pair of the chunk is in it twice
-            else:
-                within = scores.within(chunk)
-            total += float(drawn[-1].sum()) + within
+                running.add(Chunk.of(scores.models, rows))
+        total = running.finish(Chunk.of(scores.models, chunks[-1]))
         return Picks(torch.cat(chunks), torch.cat(drawn), total)
 
 
@@ -96,8 +88,5 @@ class Uniform(Policy):
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         same = torch.zeros_like(scores.own())
-        picks = draw_chunk(same, plan.picks, Plan(plan.sizes, 1.0, Draw.SAMPLE, plan.seed), 0)
+        picks = draw_chunk(same, plan.picks, replace(plan, draw=Draw.SAMPLE), 0)
         return Picks(picks, same[picks], 0.0)
-
-
-POLICIES: dict[str, Policy] = {policy.name: policy for policy in (Joint(), Independent(), Uniform())}

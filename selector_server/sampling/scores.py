@@ -1,25 +1,15 @@
-"""What a candidate, and a pair of candidates, is worth: losses compared by a criterion.
-
-Scores are in nats, without the gain. The loss is the sigmoid loss in SigLIP's code convention,
-logit_ij = scale * <image_i, text_j> + bias, nll_ii = softplus(-logit_ii), nll_ij = softplus(logit_ij) for i != j
-(JEST Eq. 2 writes the bias with the opposite sign). The loss of a batch is a sum over pairs, so the score of a
-sub-batch is the sum of S_ij over its pairs.
-"""
+"""What a candidate, and a pair of candidates, is worth: losses compared by a criterion. In nats, without the gain."""
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-# Pairs whose losses are held at once: float32 tiles of 16 MiB.
-TILE_PAIRS = 1 << 22
-# Largest logit scale and bias, either sign: beyond it, sums of float32 losses could overflow.
-MAX_LOGIT = 1e6
-# Candidates whose pairs estimate what a uniform sub-batch would score.
-SAMPLE = 1024
+from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.running import Running, Weighted, total_of
+from selector_server.sampling.sigmoid import Sigmoid
+from selector_server.sampling.softmax import Softmax
 
 
 class Criterion(Enum):
@@ -40,30 +30,14 @@ class Criterion(Enum):
         return self.value[1] != 0
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A super-batch as one model sees it: image and text, float [B, D] with rows of length one, and that model's
-    own logit scale and bias."""
+class Loss(Enum):
+    """The contrastive loss whose terms are compared."""
 
-    image: Tensor
-    text: Tensor
-    scale: float
-    bias: float
+    SIGMOID = "sigmoid"
+    SOFTMAX = "softmax"
 
-    @staticmethod
-    def normalise(image: Tensor, text: Tensor, scale: float, bias: float) -> "Embedded":
-        """From any float embeddings: rows z / (|z| + 1e-8) in float32, as in big_vision's two towers."""
-        image, text = (
-            z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + 1e-8) for z in (image.float(), text.float())
-        )
-        return Embedded(image, text, scale, bias)
 
-    def at(self, indices: Tensor) -> "Embedded":
-        return Embedded(self.image[indices], self.text[indices], self.scale, self.bias)
-
-    def own_logits(self) -> Tensor:
-        """logit_ii, float64 [B]."""
-        return (self.image.double() * self.text.double()).sum(dim=1) * self.scale + self.bias
+_RUNNING: dict[Loss, type[Running]] = {Loss.SIGMOID: Sigmoid, Loss.SOFTMAX: Softmax}
 
 
 class Scores(Protocol):
@@ -74,12 +48,12 @@ class Scores(Protocol):
         """B."""
 
     def own(self) -> Tensor:
-        """S_ii, the score of each candidate's own pair, float64 [B]."""
+        """Score of each candidate by itself, float64 [B]."""
 
     def total(self, picks: Tensor) -> float:
-        """Sum of S_ij over all pairs among `picks`, int64 [b]."""
+        """Score of `picks`, int64 [b], taken as one batch."""
 
-    def expected_total(self, picks: int) -> float:
+    def uniform_total(self, picks: int) -> float:
         """Mean of `total` over uniform sub-batches of that many picks."""
 
 
@@ -99,7 +73,7 @@ class ScalarScores:
     def total(self, picks: Tensor) -> float:
         return float(self.own()[picks].sum())
 
-    def expected_total(self, picks: int) -> float:
+    def uniform_total(self, picks: int) -> float:
         return float(self.own().mean()) * picks
 
 
@@ -107,65 +81,41 @@ class ScalarScores:
 class PairScores:
     """Scores of all pairs, computed tile by tile: a B x B matrix is never stored.
 
-    `tile_pairs` bounds the memory, not the result.
+    `tile_bytes` bounds the memory beyond embeddings and accumulators, not the result; None suits the device.
     """
 
     criterion: Criterion
     learner: Embedded | None
     reference: Embedded | None
-    tile_pairs: int = TILE_PAIRS
+    loss: Loss = Loss.SIGMOID
+    tile_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not self._weighted():
-            raise ValueError(f"criterion {self.criterion.name} needs a model that is not given")
+        needed = zip(("learner", "reference"), self.criterion.value, (self.learner, self.reference), strict=True)
+        for name, weight, model in needed:
+            if weight and model is None:
+                raise ValueError(f"criterion {self.criterion.name} needs the {name}'s embeddings")
+
+    @property
+    def models(self) -> list[Weighted]:
+        """The models that the criterion needs, each with its weight."""
+        pairs = zip(self.criterion.value, (self.learner, self.reference), strict=True)
+        return [(weight, model) for weight, model in pairs if weight and model is not None]
 
     @property
     def size(self) -> int:
-        return len(self._weighted()[0][1].image)
+        return len(self.models[0][1])
+
+    def running(self) -> Running:
+        """Scores that a draw in chunks keeps up to date."""
+        return _RUNNING[self.loss](self.models, self.tile_bytes)
 
     def own(self) -> Tensor:
-        return torch.stack([w * softplus(-model.own_logits()) for w, model in self._weighted()]).sum(dim=0)
-
-    def cross(self, chosen: Tensor) -> Tensor:
-        """Sum over k in `chosen` of S_ki + S_ik, k != i, for every candidate i: float64 [B].
-
-        Both directions: adding i to a sub-batch adds its row and its column to the sub-matrix.
-        """
-        models = [(w, model, model.at(chosen)) for w, model in self._weighted()]
-        total = torch.zeros(self.size, dtype=torch.float64, device=chosen.device)
-        height = max(1, self.tile_pairs // len(chosen))
-        for start in range(0, self.size, height):
-            rows = slice(start, start + height)
-            for weight, model, picked in models:
-                for candidates, others in ((model.text, picked.image), (model.image, picked.text)):
-                    logits = (candidates[rows] @ others.T).mul_(model.scale).add_(model.bias)
-                    total[rows] += weight * softplus(logits).sum(dim=1)
-        for weight, _, picked in models:
-            total[chosen] -= 2 * weight * softplus(picked.own_logits())
-        return total
-
-    def within(self, picks: Tensor) -> float:
-        """Sum of S_ij over ordered pairs i != j among `picks`."""
-        among = PairScores(
-            self.criterion,
-            self.learner and self.learner.at(picks),
-            self.reference and self.reference.at(picks),
-            self.tile_pairs,
-        )
-        return float(among.cross(torch.arange(len(picks), device=picks.device)).sum()) / 2
+        return self.running().scores()
 
     def total(self, picks: Tensor) -> float:
-        return float(self.own()[picks].sum()) + self.within(picks)
+        models = [(weight, model.at(picks)) for weight, model in self.models]
+        return total_of(_RUNNING[self.loss], models, self.tile_bytes)
 
-    def expected_total(self, picks: int) -> float:
-        """Estimated from the pairs among at most SAMPLE candidates, the same ones at every call."""
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:SAMPLE]
-        pairs = len(order) * (len(order) - 1)
-        pair_mean = self.within(order.to(self._weighted()[0][1].image.device)) / pairs if pairs else 0.0
-        return picks * float(self.own().mean()) + picks * (picks - 1) * pair_mean
-
-    def _weighted(self) -> list[tuple[int, Embedded]]:
-        """The models that the criterion needs, with their weights; empty if one of them is missing."""
-        pairs = list(zip(self.criterion.value, (self.learner, self.reference), strict=True))
-        needed = [(weight, model) for weight, model in pairs if weight]
-        return [(w, m) for w, m in needed if m is not None] if all(m is not None for _, m in needed) else []
+    def uniform_total(self, picks: int) -> float:
+        return self.running().uniform_total(picks)

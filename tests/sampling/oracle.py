@@ -17,6 +17,41 @@ def sigmoid_nll(image, text, scale, bias):
     return -log_sigmoid(y * logits)
 
 
+def softmax_terms(image, text, scale):
+    """a s_ij, the only thing that the softmax loss depends on."""
+    return scale * (image @ text.T)
+
+
+def logsumexp(values):
+    return np.logaddexp.reduce(values) if len(values) else None
+
+
+def softmax_score(terms, i, chosen):
+    """JEST Algorithm 3 for one model: -a s_ii, plus half the two log-sum-exps over the chosen, if any."""
+    row, column = logsumexp(terms[i, chosen]), logsumexp(terms[chosen, i])
+    return -terms[i, i] + (0.0 if row is None else 0.5 * (row + column))
+
+
+def softmax_joint(weighted_terms, sizes, gain, noise):
+    """`weighted_terms` is [(weight, B x B terms), …]."""
+    count = noise.shape[1]
+    chosen: list[int] = []
+    scores: list[float] = []
+    for round_, size in enumerate(sizes):
+        plain = np.array([sum(w * softmax_score(t, i, chosen) for w, t in weighted_terms) for i in range(count)])
+        logits = gain * plain + noise[round_]
+        logits[chosen] = -np.inf
+        order = sorted(range(count), key=lambda i: (-logits[i], i))[:size]
+        chosen += order
+        scores += [plain[i] for i in order]
+    return np.array(chosen), np.array(scores)
+
+
+def softmax_total(weighted_terms, picks):
+    """Sum over picks of l(x_i | picks), Eq. 1."""
+    return sum(w * sum(softmax_score(t, i, list(picks)) for i in picks) for w, t in weighted_terms)
+
+
 def score_matrix(criterion, learner, reference):
     if criterion == "LEARNABILITY":
         return sigmoid_nll(*learner) - sigmoid_nll(*reference)

@@ -9,19 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from selector_proto.sizes import sub_batch_size
+
 from selector_server.sampling import (
-    POLICIES,
     Criterion,
     Draw,
     Embedded,
+    Loss,
     PairScores,
     Plan,
     ScalarScores,
     chunk_sizes,
+    load_policies,
 )
 from selector_server.sampling.noise import draw_chunk, gumbel
+
+POLICIES = load_policies()
 
 
 def embeddings(count, width, seed, scale, bias, dtype=torch.float64):
@@ -64,6 +67,83 @@ def test_joint_equals_the_literal_algorithm(criterion, draw, gain, count, picks,
     assert got.total == pytest.approx(oracle.total(matrix, want), rel=1e-9)
 
 
+@pytest.mark.parametrize("criterion", Criterion)
+@pytest.mark.parametrize("draw", Draw)
+@pytest.mark.parametrize(("count", "picks", "chunks"), [(60, 20, 5), (33, 7, 7), (40, 11, 1), (24, 24, 3)])
+def test_joint_with_the_softmax_loss_equals_algorithm_3(criterion, draw, count, picks, chunks):
+    pair = models(count)
+    plan = Plan(chunk_sizes(picks, chunks), 5.0, draw, seed=7)
+    scores = PairScores(criterion, *pair, Loss.SOFTMAX)
+    got = POLICIES["joint"].pick(scores, plan)
+    terms = softmax_terms(criterion, pair)
+    want, drawn = oracle.softmax_joint(terms, plan.sizes, 5.0, oracle_noise(plan, count))
+    assert got.indices.tolist() == want.tolist()
+    np.testing.assert_allclose(got.scores.numpy(), drawn, rtol=1e-9, atol=1e-9)
+    assert got.total == pytest.approx(oracle.softmax_total(terms, want), rel=1e-9)
+    assert scores.total(got.indices) == pytest.approx(got.total, rel=1e-9)
+
+
+def test_the_softmax_loss_is_equation_1():
+    """l_i = -1/2 [log softmax over texts + log softmax over images], by torch's cross entropy."""
+    learner, reference = models(40)
+    logits = learner.scale * learner.image @ learner.text.T + learner.bias
+    labels = torch.arange(40)
+    cross_entropy = torch.nn.functional.cross_entropy
+    want = (cross_entropy(logits, labels, reduction="sum") + cross_entropy(logits.T, labels, reduction="sum")) / 2
+    scores = PairScores(Criterion.HARD_LEARNER, learner, reference, Loss.SOFTMAX)
+    assert scores.total(labels) == pytest.approx(float(want), rel=1e-9)
+    assert scores.uniform_total(40) == pytest.approx(float(want), rel=1e-9)
+
+
+def softmax_terms(criterion, pair):
+    parts = ((w, m) for w, m in zip(criterion.value, pair, strict=True) if w)
+    return [(w, oracle.softmax_terms(*as_numpy(m)[:3])) for w, m in parts]
+
+
+def test_every_rank_gives_the_same_number_to_every_chunk():
+    learner, reference = models(80)
+    plan = Plan((8, 4, 4), 100.0, Draw.SAMPLE, seed=3, ranks=4)
+    for policy in POLICIES.values():
+        one = Plan((16,), 100.0, Draw.SAMPLE, seed=3, ranks=4)
+        got = policy.pick(
+            PairScores(Criterion.LEARNABILITY, learner, reference), plan if policy.name == "joint" else one
+        )
+        sizes = (8, 4, 4) if policy.name == "joint" else (16,)
+        for chunk in got.indices.split(sizes):
+            assert torch.bincount(chunk // 20, minlength=4).tolist() == [len(chunk) // 4] * 4
+        assert len(set(got.indices.tolist())) == 16
+
+
+def test_chunks_that_do_not_divide_among_ranks_are_refused():
+    with pytest.raises(ValueError, match="multiples of the number of ranks, 4"):
+        Plan((8, 6), 1.0, Draw.SAMPLE, seed=0, ranks=4)
+
+
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("gain", [1.0, 1e4])
+def test_extreme_models_neither_overflow_nor_repeat(loss, gain):
+    """Scale 100, bias -10, duplicates, zero rows, all candidates alike."""
+    image = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    image[10:20] = image[0]
+    image[20:25] = 0
+    text = image.flip(1).clone()
+    text[30:] = text[30]
+    learner = Embedded.normalise(image, text, 100.0, -10.0)
+    reference = Embedded.normalise(text, text, 100.0, 10.0)
+    for draw in Draw:
+        plan = Plan(chunk_sizes(40, 6), gain, draw, seed=5)
+        got = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, loss), plan)
+        assert sorted(set(got.indices.tolist())) == sorted(got.indices.tolist())
+        assert bool(torch.isfinite(got.scores).all())
+        assert math.isfinite(got.total)
+
+
+def test_a_missing_model_is_named():
+    learner, _ = models(4)
+    with pytest.raises(ValueError, match="needs the reference's embeddings"):
+        PairScores(Criterion.LEARNABILITY, learner, None)
+
+
 def test_joint_in_float32_reaches_the_oracles_objective():
     learner, reference = models(512, width=32, dtype=torch.float32)
     plan = Plan(chunk_sizes(102, 16), 100.0, Draw.SAMPLE, seed=3)
@@ -86,15 +166,16 @@ def test_totals_equal_the_matrix(criterion):
     assert scores.total(picks) == pytest.approx(oracle.total(matrix, picks.numpy()), rel=1e-9)
     off = matrix.sum() - np.trace(matrix)
     expected = 6 * np.trace(matrix) / 60 + 6 * 5 * off / (60 * 59)
-    assert scores.expected_total(6) == pytest.approx(expected, rel=1e-9)
+    assert scores.uniform_total(6) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("tile_pairs", [1, 100, 10_000])
-def test_tile_size_changes_nothing(tile_pairs):
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("tile_bytes", [1, 1_000, 100_000])
+def test_tile_size_changes_nothing(tile_bytes, loss):
     learner, reference = models(70)
     plan = Plan(chunk_sizes(14, 4), 100.0, Draw.SAMPLE, seed=1)
-    whole = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference), plan)
-    tiled = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, tile_pairs), plan)
+    whole = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, loss), plan)
+    tiled = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, loss, tile_bytes), plan)
     assert whole.indices.tolist() == tiled.indices.tolist()
 
 
@@ -110,7 +191,8 @@ def test_every_policy_returns_exactly_b_different_candidates(data):
     learner, reference = models(count, width=4, seed=seed % 97)
     if data.draw(st.booleans(), "identical candidates"):
         learner, reference = (m.at(torch.zeros(count, dtype=torch.int64)) for m in (learner, reference))
-    scores = PairScores(data.draw(st.sampled_from(Criterion), "criterion"), learner, reference)
+    criterion, loss = data.draw(st.sampled_from(Criterion), "criterion"), data.draw(st.sampled_from(Loss), "loss")
+    scores = PairScores(criterion, learner, reference, loss)
     for policy in POLICIES.values():
         plan = Plan(chunk_sizes(picks, chunks), gain, draw, seed)
         got = policy.pick(scores, plan).indices.tolist()

@@ -83,14 +83,14 @@ class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType],
     LOSS_UNSPECIFIED: _Loss.ValueType  # 0
     LOSS_SIGMOID: _Loss.ValueType  # 1
     LOSS_SOFTMAX: _Loss.ValueType  # 2
-    """RESERVED FOR LATER."""
+    """Each image's text against all texts, and each text's image against all images; the bias cancels."""
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper): ...
 
 LOSS_UNSPECIFIED: Loss.ValueType  # 0
 LOSS_SIGMOID: Loss.ValueType  # 1
 LOSS_SOFTMAX: Loss.ValueType  # 2
-"""RESERVED FOR LATER."""
+"""Each image's text against all texts, and each text's image against all images; the bias cancels."""
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 class _Draw:
@@ -220,7 +220,9 @@ class Selection(_message.Message):
     filter_ratio: _builtins.float
     """f in (0, 1); b = floor(B * (1 - f) + 1e-6), which must be at least 1."""
     chunks: _builtins.int
-    """N, 1 <= N <= b: picks are drawn in N chunks whose sizes differ by at most one. Default min(16, b)."""
+    """N, 1 <= N <= b: picks are drawn in N chunks whose sizes differ by at most one. Default min(16, b).
+    Policies that do not look at pairs draw all picks at once, whatever N is.
+    """
     gain: _builtins.float
     """Multiplier on scores before the draw, in (0, 1e6]. Default 100."""
     draw: Global___Draw.ValueType

@@ -1,0 +1,43 @@
+"""A super-batch as one model sees it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Largest logit scale and bias, either sign: beyond it, sums of float32 losses could overflow.
+MAX_LOGIT = 1e6
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Image and text embeddings, float [B, D] with rows of length one, and the model's own logit scale and bias.
+
+    logit_ij = scale * <image_i, text_j> + bias, SigLIP's code convention (JEST Eq. 2 writes the bias with the opposite
+    sign).
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: float
+    bias: float
+
+    @staticmethod
+    def normalise(image: Tensor, text: Tensor, scale: float, bias: float) -> "Embedded":
+        """From any float embeddings: rows z / (|z| + 1e-8) in float32, as in big_vision's two towers."""
+        image, text = (
+            z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + 1e-8) for z in (image.float(), text.float())
+        )
+        return Embedded(image, text, scale, bias)
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.image)
+
+    def at(self, indices: Tensor) -> "Embedded":
+        """The candidates of these indices, int64 [n]."""
+        return Embedded(self.image[indices], self.text[indices], self.scale, self.bias)
+
+    def own_logits(self) -> Tensor:
+        """logit_ii, float64 [B]."""
+        return (self.image * self.text).sum(dim=1, dtype=torch.float64) * self.scale + self.bias

@@ -1,0 +1,57 @@
+"""The sigmoid loss (JEST Algorithm 1): nll_ii = softplus(-logit_ii), nll_ij = softplus(logit_ij) for i != j.
+
+The loss of a batch is a sum over pairs, so the score of a sub-batch is the sum of S_ij over its pairs, and adding i to
+it adds S_ii and, for each member k, both S_ki and S_ik.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted, total_of
+from selector_server.sampling.strips import softplus_strips
+
+
+class Sigmoid(Running):
+    """One accumulator of length B; each round adds the strips of its picks."""
+
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None) -> None:
+        super().__init__(models, tile_bytes)
+        self._score = torch.stack([weight * softplus(-model.own_logits()) for weight, model in models]).sum(dim=0)
+        self._total = 0.0
+
+    def scores(self) -> Tensor:
+        return self._score
+
+    def add(self, chunk: Chunk) -> None:
+        strip = self._strip(self.models, chunk)
+        self._count(chunk, strip[chunk.rows])
+        self._score = self._score + strip
+
+    def finish(self, chunk: Chunk) -> float:
+        self._count(chunk, self._strip([(weight, model.at(chunk.rows)) for weight, model in self.models], chunk))
+        return self._total
+
+    def uniform_total(self, picks: int) -> float:
+        rows = self.sample(SAMPLE)
+        own = float(self._score[rows].sum())
+        among = total_of(Sigmoid, [(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
+        pairs = len(rows) * (len(rows) - 1)
+        pair_mean = (among - own) / pairs if pairs else 0.0
+        return picks * float(self._score.mean()) + picks * (picks - 1) * pair_mean
+
+    def _strip(self, candidates: Sequence[Weighted], chunk: Chunk) -> Tensor:
+        """Sum over picks k of S_ki + S_ik for each candidate, every pair counted as a negative."""
+        strips = (
+            weight * softplus_strips(model, picked, self.tile_bytes)
+            for (weight, model), picked in zip(candidates, chunk.models, strict=True)
+        )
+        return torch.stack(list(strips)).sum(dim=0)
+
+    def _count(self, chunk: Chunk, strip: Tensor) -> None:
+        """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,
+        and each pick with itself as a negative, twice."""
+        itself = sum(weight * softplus(model.at(chunk.rows).own_logits()) for weight, model in self.models)
+        self._total += float(self._score[chunk.rows].sum()) + float((strip / 2 - itself).sum())

@@ -1,0 +1,65 @@
+"""The softmax loss (JEST Algorithm 3): l_i = 1/2 [lse_j(a s_ij) + lse_j(a s_ji)] - a s_ii. The bias cancels.
+
+A candidate's score is -a s_ii plus half the log-sum-exp over the picks so far, in both directions; as in the paper its
+own pair is not among them, and what it does to the picks' own denominators is not counted. The log-sum-exps are merged
+round by round: logaddexp(lse over old picks, lse over new picks) is the lse over all of them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
+from selector_server.sampling.strips import tiles
+
+
+class Softmax(Running):
+    """Two accumulators of length B for each model."""
+
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None) -> None:
+        super().__init__(models, tile_bytes)
+        self._own = torch.stack([weight * (model.bias - model.own_logits()) for weight, model in models]).sum(dim=0)
+        self._sums = [self._own.new_full((2, len(self._own)), -torch.inf) for _ in models]
+        self._picked: list[Tensor] = []
+
+    def scores(self) -> Tensor:
+        return self._scores(self._own, self._sums)
+
+    def add(self, chunk: Chunk) -> None:
+        self._picked.append(chunk.rows)
+        for sums, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True):
+            torch.logaddexp(sums, _log_sums(model, picked, self.tile_bytes), out=sums)
+
+    def finish(self, chunk: Chunk) -> float:
+        # Only the picks' own denominators matter now, and with this chunk they are complete.
+        rows = torch.cat([*self._picked, chunk.rows])
+        sums = [
+            torch.logaddexp(before[:, rows], _log_sums(model.at(rows), picked, self.tile_bytes))
+            for before, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True)
+        ]
+        return float(self._scores(self._own[rows], sums).sum())
+
+    def uniform_total(self, picks: int) -> float:
+        batch = self.sample(picks)
+        rows = batch[:SAMPLE]
+        some = Softmax([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
+        some.add(Chunk([model.at(batch) for _, model in self.models], rows[:0]))
+        return picks * float(some.scores().mean())
+
+    def _scores(self, own: Tensor, sums: list[Tensor]) -> Tensor:
+        halves = (
+            weight * sum_.sum(dim=0).masked_fill(sum_[0].isneginf(), 0.0) / 2
+            for (weight, _), sum_ in zip(self.models, sums, strict=True)
+        )
+        return own + torch.stack(list(halves)).sum(dim=0)
+
+
+def _log_sums(candidates: Embedded, picked: Embedded, tile_bytes: int | None) -> Tensor:
+    """lse over picks k of a s_ik (row 0) and of a s_ki (row 1), float64 [2, B]."""
+    sums = torch.empty((2, len(candidates)), dtype=torch.float64, device=candidates.image.device)
+    for index, (side, others) in enumerate(((candidates.image, picked.text), (candidates.text, picked.image))):
+        for rows, products in tiles(side, others * picked.scale, tile_bytes):
+            sums[index, rows] = torch.logsumexp(products, dim=1).double()
+    return sums

@@ -1,0 +1,48 @@
+"""Strips of logits between candidates and picks: where the sampler spends its time, and what bounds its memory."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from selector_server.sampling.embedded import Embedded
+
+# Bytes of logits held at once. On a CPU they stay in the cache between the product and the sum; a GPU wants them large.
+CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 512
+GPU_TILE_BYTES, GPU_TILE_ROWS = 256 << 20, 16384
+
+
+def softplus_strips(candidates: Embedded, picked: Embedded, tile_bytes: int | None = None) -> Tensor:
+    """Sum over k of softplus(logit_ki) + softplus(logit_ik), float64 [B], for candidates i and picked k.
+
+    Two products of [B, D] by [D, c], and 2 B c softplus. `tile_bytes` bounds the memory beyond inputs and result.
+    """
+    total = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.image.device)
+    sums = candidates.image.new_empty(len(candidates))
+    for side, others in ((candidates.text, picked.image), (candidates.image, picked.text)):
+        for rows, products in tiles(side, others * picked.scale, tile_bytes):
+            torch.sum(softplus(products.add_(picked.bias)), dim=1, out=sums[rows])
+        total += sums
+    return total
+
+
+def tiles(left: Tensor, right: Tensor, tile_bytes: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, left[rows] @ right.T), [rows, c], in one buffer that the next tile overwrites.
+
+    All tiles have one shape, which depends on `right` and the bound alone: the last one overlaps the one before or is
+    filled up with zeros. So a candidate's products come out bit-equal however candidates are divided among shards.
+    """
+    on_cpu = left.device.type == "cpu"
+    bound = tile_bytes or (CPU_TILE_BYTES if on_cpu else GPU_TILE_BYTES)
+    height = max(16, min(CPU_TILE_ROWS if on_cpu else GPU_TILE_ROWS, bound // (len(right) * left.element_size())))
+    if len(left) < height:
+        padded = left.new_zeros((height, left.shape[1]))
+        padded[: len(left)] = left
+        yield slice(0, len(left)), (padded @ right.T)[: len(left)]
+        return
+    buffer = torch.empty((height, len(right)), dtype=left.dtype, device=left.device)
+    for end in range(height, len(left) + height, height):
+        stop = min(end, len(left))
+        torch.mm(left[stop - height : stop], right.T, out=buffer)
+        yield slice(end - height, stop), buffer[end - stop :]
