@@ -24,6 +24,7 @@ from selector_server.rpc import reply
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
 from selector_server.sampling import Policy, load_policies
+from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
 from selector_server.weights.source import RedisSource
 from selector_server.weights.store import Store, SyncState, Version
@@ -57,7 +58,11 @@ class App:
             poll = config.weights_poll_seconds
             self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll)
         tile_bytes = config.sampler_tile_bytes or None
-        selection = Selection(device.torch, preprocessor, self._learner, self._reference, self._store, tile_bytes)
+        if config.sampler_fused and not kernel_available(device.torch):
+            raise SetupError("sampler_fused", True, "needs triton and a CUDA device of capability 9.0 or newer")
+        selection = Selection(
+            device.torch, preprocessor, self._learner, self._reference, self._store, tile_bytes, config.sampler_fused
+        )
         policies = _policies()
         self._worker = Worker(selection.run, config.stall_seconds)
         self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)

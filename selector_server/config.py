@@ -33,6 +33,7 @@ class Config(BaseModel):
     sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
         0, description="logits the sampler holds at once; bounds its memory, 0 suits the device"
     )
+    sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")

@@ -38,8 +38,9 @@ class Selection:
         reference: Model | None,
         store: Store[Weights] | None,
         tile_bytes: int | None,
+        fused: bool,
     ) -> None:
-        self._tile_bytes = tile_bytes
+        self._tile_bytes, self._fused = tile_bytes, fused
         self._device, self._preprocessor = device, preprocessor
         self._learner, self._reference, self._store = learner, reference, store
 
@@ -121,7 +122,7 @@ class Selection:
         return version
 
     def _pairs(self, task: Task, learner: Embedded | None, reference: Embedded | None) -> PairScores:
-        return PairScores(task.criterion, learner, reference, task.loss, self._tile_bytes)
+        return PairScores(task.criterion, learner, reference, task.loss, self._tile_bytes, self._fused)
 
     def _embedded(self, model: ModelEmbeddings) -> Embedded:
         image, text = (self._to_device(z) for z in (model.image, model.text))

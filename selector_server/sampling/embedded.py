@@ -38,6 +38,10 @@ class Embedded:
         """The candidates of these indices, int64 [n]."""
         return Embedded(self.image[indices], self.text[indices], self.scale, self.bias)
 
+    def half(self) -> "Embedded":
+        """The same in bfloat16, as the fused kernel takes it."""
+        return Embedded(self.image.bfloat16(), self.text.bfloat16(), self.scale, self.bias)
+
     def own_logits(self) -> Tensor:
         """logit_ii, float64 [B]."""
         return (self.image * self.text).sum(dim=1, dtype=torch.float64) * self.scale + self.bias

@@ -32,8 +32,9 @@ class Chunk:
 class Running(ABC):
     """Scores of candidates given the picks so far. Gains and masks are the draw's business."""
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None) -> None:
-        self.models, self.tile_bytes = models, tile_bytes
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
+        """`fused` asks for the GPU kernel where the loss has one."""
+        self.models, self.tile_bytes, self.fused = models, tile_bytes, fused
 
     @abstractmethod
     def scores(self) -> Tensor:

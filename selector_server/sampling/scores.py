@@ -81,7 +81,8 @@ class ScalarScores:
 class PairScores:
     """Scores of all pairs, computed tile by tile: a B x B matrix is never stored.
 
-    `tile_bytes` bounds the memory beyond embeddings and accumulators, not the result; None suits the device.
+    `tile_bytes` bounds the memory beyond embeddings and accumulators, not the result; None suits the device. `fused`
+    sums the sigmoid loss's strips by the GPU kernel, in bfloat16; see kernel.available.
     """
 
     criterion: Criterion
@@ -89,6 +90,7 @@ class PairScores:
     reference: Embedded | None
     loss: Loss = Loss.SIGMOID
     tile_bytes: int | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         needed = zip(("learner", "reference"), self.criterion.value, (self.learner, self.reference), strict=True)
@@ -108,7 +110,7 @@ class PairScores:
 
     def running(self) -> Running:
         """Scores that a draw in chunks keeps up to date."""
-        return _RUNNING[self.loss](self.models, self.tile_bytes)
+        return _RUNNING[self.loss](self.models, self.tile_bytes, self.fused)
 
     def own(self) -> Tensor:
         return self.running().scores()

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from selector_server.sampling.kernel import StripModel, strips
 from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted, total_of
-from selector_server.sampling.strips import softplus_strips
+from selector_server.sampling.strips import softplus, softplus_strips
 
 
 class Sigmoid(Running):
     """One accumulator of length B; each round adds the strips of its picks."""
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None) -> None:
-        super().__init__(models, tile_bytes)
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
+        super().__init__(models, tile_bytes, fused)
+        # What strips are made of: own pairs stay in full precision.
+        self._candidates = [(weight, model.half()) for weight, model in models] if fused else models
         self._score = torch.stack([weight * softplus(-model.own_logits()) for weight, model in models]).sum(dim=0)
         self._total = 0.0
 
@@ -26,12 +28,12 @@ class Sigmoid(Running):
         return self._score
 
     def add(self, chunk: Chunk) -> None:
-        strip = self._strip(self.models, chunk)
+        strip = self._strip(self._candidates, chunk)
         self._count(chunk, strip[chunk.rows])
         self._score = self._score + strip
 
     def finish(self, chunk: Chunk) -> float:
-        self._count(chunk, self._strip([(weight, model.at(chunk.rows)) for weight, model in self.models], chunk))
+        self._count(chunk, self._strip([(weight, model.at(chunk.rows)) for weight, model in self._candidates], chunk))
         return self._total
 
     def uniform_total(self, picks: int) -> float:
@@ -44,11 +46,12 @@ class Sigmoid(Running):
 
     def _strip(self, candidates: Sequence[Weighted], chunk: Chunk) -> Tensor:
         """Sum over picks k of S_ki + S_ik for each candidate, every pair counted as a negative."""
-        strips = (
-            weight * softplus_strips(model, picked, self.tile_bytes)
-            for (weight, model), picked in zip(candidates, chunk.models, strict=True)
-        )
-        return torch.stack(list(strips)).sum(dim=0)
+        pairs = list(zip(candidates, chunk.models, strict=True))
+        if self.fused and len(candidates[0][1]):
+            halves = [(weight, model, picked.half()) for (weight, model), picked in pairs]
+            return strips([StripModel(m.image, m.text, p.image, p.text, m.scale, m.bias, w) for w, m, p in halves])
+        parts = [weight * softplus_strips(model, picked, self.tile_bytes) for (weight, model), picked in pairs]
+        return torch.stack(parts).sum(dim=0)
 
     def _count(self, chunk: Chunk, strip: Tensor) -> None:
         """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from selector_server.sampling.embedded import Embedded
 from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import tiles
+from selector_server.sampling.strips import softplus, tiles
 
 
 class Softmax(Running):
     """Two accumulators of length B for each model."""
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None) -> None:
-        super().__init__(models, tile_bytes)
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
+        super().__init__(models, tile_bytes, fused)
         self._own = torch.stack([weight * (model.bias - model.own_logits()) for weight, model in models]).sum(dim=0)
         self._sums = [self._own.new_full((2, len(self._own)), -torch.inf) for _ in models]
         self._picked: list[Tensor] = []
@@ -30,13 +30,13 @@ class Softmax(Running):
     def add(self, chunk: Chunk) -> None:
         self._picked.append(chunk.rows)
         for sums, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True):
-            torch.logaddexp(sums, _log_sums(model, picked, self.tile_bytes), out=sums)
+            sums.copy_(_merge(sums, _log_sums(model, picked, self.tile_bytes)))
 
     def finish(self, chunk: Chunk) -> float:
         # Only the picks' own denominators matter now, and with this chunk they are complete.
         rows = torch.cat([*self._picked, chunk.rows])
         sums = [
-            torch.logaddexp(before[:, rows], _log_sums(model.at(rows), picked, self.tile_bytes))
+            _merge(before[:, rows], _log_sums(model.at(rows), picked, self.tile_bytes))
             for before, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True)
         ]
         return float(self._scores(self._own[rows], sums).sum())
@@ -54,6 +54,11 @@ class Softmax(Running):
             for (weight, _), sum_ in zip(self.models, sums, strict=True)
         )
         return own + torch.stack(list(halves)).sum(dim=0)
+
+
+def _merge(old: Tensor, new: Tensor) -> Tensor:
+    """log(e^old + e^new), where `old` may be -inf."""
+    return new + softplus(old - new)
 
 
 def _log_sums(candidates: Embedded, picked: Embedded, tile_bytes: int | None) -> Tensor:

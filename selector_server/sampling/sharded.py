@@ -1,0 +1,206 @@
+"""The joint draw over the shards of a super-batch, one process each on torch.distributed: the same picks as in one.
+
+A shard scores its own candidates only. A round exchanges two things: the best keys of each shard, from which all of
+them find the same picks; and the picks' embeddings, from their owners. Every sum that makes a score has the same terms
+in the same order as in one process, so that scores are bit-equal too (torch on as many threads as there).
+
+    ShardError
+    ├── ShardsDisagree   calls that do not belong together, or a plan that the shards cannot fill; raised by all alike
+    └── ShardLost        a shard that is gone, or does not come in time; the group is of no use any more
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.noise import best, keys
+from selector_server.sampling.plan import Plan
+from selector_server.sampling.policies import Picks
+from selector_server.sampling.running import Chunk
+from selector_server.sampling.scores import PairScores
+
+# Of what is exchanged; to be raised with every change of it, or of the bits of a score.
+VERSION = 1
+# Bytes of the record that every shard shows before the first round.
+RECORD_BYTES = 4096
+
+
+class ShardError(Exception):
+    """A selection over several shards that failed."""
+
+
+class ShardsDisagree(ShardError):
+    """Names the first field that differs, and two values."""
+
+
+class ShardLost(ShardError):
+    """Names the exchange that did not come about."""
+
+
+def pick_sharded(
+    scores: PairScores, plan: Plan, group: dist.ProcessGroup | None = None, timeout_seconds: float = 60.0
+) -> Picks:
+    """What Joint().pick returns for the candidates of all shards, rank 0's first: equal on all of them, bit for bit
+    but for `total`, which is added up in another order.
+
+    To be called by every process of `group` (default: all), with its own candidates in `scores`, any number of them,
+    and the same plan. Indices count through all shards. With plan.ranks > 1, which must be their number, shards hold
+    equally many candidates and every chunk takes equally many of each. Tensors travel on the candidates' device; with
+    gloo, through host memory. No exchange waits longer than `timeout_seconds`; give the group the same timeout, or
+    gloo's own threads wait on for it. Raises ShardsDisagree and ShardLost.
+    """
+    device = scores.models[0][1].image.device
+    shards = _Shards(group, device, timeout_seconds)
+    sizes = _agree(shards, scores, plan)
+    ends = torch.tensor(sizes, device=shards.device).cumsum(0)
+    first = sum(sizes[: shards.rank])
+    running = scores.running()
+    taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
+    chunks: list[Tensor] = []
+    drawn: list[Tensor] = []
+    for round_, size in enumerate(plan.sizes):
+        score = running.scores()
+        ranking = keys((score * plan.gain).masked_fill(taken, -torch.inf), plan, round_, first)
+        index, index_score = _draw(shards, ranking, score, size, first, balanced=plan.ranks > 1)
+        owner = torch.searchsorted(ends, index, right=True)
+        rows = (index[owner == shards.rank] - first).to(device)
+        taken[rows] = True
+        chunks.append(index)
+        drawn.append(index_score)
+        chunk = Chunk(_embeddings(shards, scores, rows, owner), rows)
+        if round_ + 1 < len(plan.sizes):
+            running.add(chunk)
+    total = shards.gather("totals", torch.tensor([running.finish(chunk)], dtype=torch.float64))
+    return Picks(torch.cat(chunks).to(device), torch.cat(drawn).to(device), float(total.sum()))
+
+
+class _Shards:
+    """All shards' exchanges, each of which ends in time."""
+
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device, timeout_seconds: float) -> None:
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+        self.device = torch.device("cpu") if dist.get_backend(group) == "gloo" else device
+        self._group, self._seconds = group, timeout_seconds
+
+    def gather(self, what: str, mine: Tensor) -> Tensor:
+        """The tensors of all shards, which have one shape: [W, *shape]."""
+        mine = mine.to(self.device)
+        everyones = mine.new_empty((self.count, *mine.shape))
+        self._wait(what, lambda: dist.all_gather(list(everyones), mine, self._group, async_op=True))
+        return everyones
+
+    def add(self, what: str, mine: Tensor) -> Tensor:
+        """The sum of all shards' tensors."""
+        total = mine.to(self.device)
+        self._wait(what, lambda: dist.all_reduce(total, group=self._group, async_op=True))
+        return total
+
+    def _wait(self, what: str, start: Callable[[], Any]) -> None:
+        try:
+            start().wait(timedelta(seconds=self._seconds))
+        except RuntimeError as error:  # all that torch.distributed says about a peer
+            cause = str(error).partition(". ")[0]
+            raise ShardLost(
+                f"shard {self.rank} of {self.count} is missing another's {what} (waits {self._seconds:g} s): {cause}"
+            ) from error
+
+
+def _agree(shards: _Shards, scores: PairScores, plan: Plan) -> list[int]:
+    """Number of candidates of each shard, if all were called alike."""
+    shown = json.dumps([scores.size, _record(scores, plan)]).encode().ljust(RECORD_BYTES)
+    everyones = shards.gather("call", torch.frombuffer(bytearray(shown), dtype=torch.uint8)).cpu().numpy()
+    records = [json.loads(record.tobytes()) for record in everyones]
+    for name, value in records[0][1].items():
+        for rank, (_, record) in enumerate(records):
+            if record.get(name) != value:
+                raise ShardsDisagree(
+                    f"shards disagree on {name}: shard 0 has {value}, shard {rank} has {record.get(name)}"
+                )
+    sizes = [int(size) for size, _ in records]
+    if plan.picks > sum(sizes):
+        raise ShardsDisagree(f"the plan has {plan.picks} picks; shards hold {sum(sizes)} candidates")
+    if plan.ranks not in {1, shards.count}:
+        raise ShardsDisagree(f"the plan has {plan.ranks} ranks; must be 1 or the number of shards, {shards.count}")
+    if plan.ranks > 1 and len(set(sizes)) > 1:
+        raise ShardsDisagree(f"shards hold {min(sizes)} to {max(sizes)} candidates; must be equal for balanced picks")
+    return sizes
+
+
+def _record(scores: PairScores, plan: Plan) -> dict[str, str]:
+    """What must be equal on all shards, the most telling first."""
+    sides = [side for _, model in scores.models for side in (model.image, model.text)]
+    values = {
+        "version": (VERSION, torch.__version__),
+        "criterion": scores.criterion.name,
+        "loss": scores.loss.name,
+        "draw": plan.draw.name,
+        "seed": plan.seed,
+        "gain": float(plan.gain),
+        "ranks": plan.ranks,
+        "chunk sizes": plan.sizes,
+        "logit scales": [float(model.scale) for _, model in scores.models],
+        "logit biases": [float(model.bias) for _, model in scores.models],
+        "dtypes": [str(side.dtype) for side in sides],
+        "widths": [side.shape[1] for side in sides],
+        "embeddings for each candidate": all(len(side) == scores.size for side in sides),
+        "tile bytes": scores.tile_bytes,
+        "fused": scores.fused,
+        "device": sides[0].device.type,
+    }
+    texts = {name: str(value) for name, value in values.items()}
+    return {
+        name: text if len(text) < 160 else f"{text[:120]}… (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+        for name, text in texts.items()
+    }
+
+
+def _draw(
+    shards: _Shards, ranking: Tensor, score: Tensor, size: int, first: int, balanced: bool
+) -> tuple[Tensor, Tensor]:
+    """Index among all candidates, int64 [size], and score of a chunk's picks in draw order.
+
+    Every shard offers its best; offers come in the order of ranks, so that ties go to the lower index. A shard whose
+    offers were all taken may have more to give: then all offer twice as many.
+    """
+    offers = size // shards.count if balanced else min(size, 2 * -(-size // shards.count) + 16)
+    while True:
+        rows = best(ranking, offers)
+        mine = torch.full((3, offers), -torch.inf, dtype=torch.float64, device=ranking.device)
+        mine[:, : len(rows)] = torch.stack([ranking[rows], (rows + first).double(), score[rows]])
+        key, index, index_score = shards.gather("keys", mine).transpose(0, 1).reshape(3, -1)
+        if balanced:
+            return index.long(), index_score
+        picks = best(key, size)
+        if offers == size or int(torch.bincount(picks // offers).max()) < offers:
+            return index[picks].long(), index_score[picks]
+        offers = min(size, 2 * offers)
+
+
+def _embeddings(shards: _Shards, scores: PairScores, rows: Tensor, owner: Tensor) -> list[Embedded]:
+    """A chunk's picks as each model sees them, in draw order; `rows` are those of this shard, `owner` int64 [c] is
+    everyone's. They travel as bytes: padded to equal blocks, or, when few shards own most picks, as a sum with zeros.
+    """
+    models = [model for _, model in scores.models]
+    sides = [side for model in models for side in (model.image, model.text)]
+    mine = torch.cat([side[rows].view(torch.uint8) for side in sides], dim=1).to(shards.device)
+    counts = torch.bincount(owner, minlength=shards.count)
+    most = int(counts.max())
+    block = mine.new_zeros((len(owner), mine.shape[1]))
+    if most * shards.count > 2 * len(owner):
+        block[owner == shards.rank] = mine
+        block = shards.add("embeddings", block)
+    else:
+        padded = mine.new_zeros((most, mine.shape[1]))
+        padded[: len(mine)] = mine
+        filled = torch.arange(most, device=shards.device) < counts[:, None]
+        block[torch.argsort(owner, stable=True)] = shards.gather("embeddings", padded)[filled]
+    parts = torch.split(block.to(rows.device), [side.shape[1] * side.element_size() for side in sides], dim=1)
+    picked = iter([part.contiguous().view(side.dtype) for part, side in zip(parts, sides, strict=True)])
+    return [Embedded(next(picked), next(picked), model.scale, model.bias) for model in models]

@@ -1,0 +1,37 @@
+"""The joint draw on the fused kernel, in Triton's interpreter: its objective is that of the plain path."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import torch
+from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling.kernel import available
+from selector_server.sampling.policies import Joint
+assert available(torch.device("cpu"))
+
+def model(seed):
+    image, text = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(seed))
+    return Embedded.normalise(image, text + image, 10.0 + 5 * seed, -10.0)
+
+plan = Plan(chunk_sizes(10, 2), 100.0, Draw.SAMPLE, 1)
+for criterion in (Criterion.LEARNABILITY,):
+    plain, fused = (PairScores(criterion, model(1), model(2), fused=f) for f in (False, True))
+    picks, twins = Joint().pick(plain, plan), Joint().pick(fused, plan)
+    uniform = plain.total(torch.arange(10))
+    won, exact = picks.total - uniform, plain.total(twins.indices)
+    assert abs(picks.total - exact) < 0.01 * won, criterion
+    assert abs(twins.total - exact) < 0.01 * won, criterion
+print("same")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: no interpreter")
+def test_the_fused_draw_loses_nothing():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "same\n", done.stderr
