@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from selector_proto.sizes import sub_batch_size
+
 from selector_server.sampling import (
     POLICIES,
     Criterion,
