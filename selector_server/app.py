@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # How often health and gauges are brought up to date.
 TICK_SECONDS = 0.5
+# Time that the last replies get to reach their clients.
+LINGER_SECONDS = 1.0
 
 
 class App:
@@ -94,8 +96,7 @@ class App:
             await self._follow(server)
             await _wait(stop, TICK_SECONDS)
         log.info("draining, at most %s s", self.config.drain_seconds)
-        self._admission.close()
-        drained = asyncio.create_task(server.stop(self.config.drain_seconds))
+        drained = asyncio.create_task(self._drain(server))
         forced = asyncio.create_task(force.wait())
         await asyncio.wait([drained, forced], return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
@@ -110,6 +111,14 @@ class App:
             await asyncio.to_thread(metrics_server.close)
         log.info("stopped")
         return 1 if died else 0
+
+    async def _drain(self, server: RpcServer) -> None:
+        """Refuses new requests, waits for running ones, and then for nothing else: a client that watches health
+        or holds an idle connection must not keep the process."""
+        self._admission.close()
+        await server.leave()
+        await self._admission.wait_idle(self.config.drain_seconds)
+        await server.stop(LINGER_SECONDS)
 
     async def _follow(self, server: RpcServer) -> None:
         """Health and gauges say what worker and weights say."""

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.connection import parse_url
@@ -13,7 +14,7 @@ from selector_server.errors import SetupError
 
 ENV_PREFIX = "SELECTOR_"
 Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
@@ -74,18 +75,28 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         config = Config.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise SetupError(".".join(map(str, first["loc"])), repr(first.get("input")), first["msg"]) from error
+        field = ".".join(map(str, first["loc"]))
+        value = "not text" if field.startswith("redis") else repr(first.get("input"))  # it may hold a password
+        raise SetupError(field, value, first["msg"]) from error
     try:
         Keys(config.run)
+    except ValueError as error:
+        raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
+    try:
         if config.redis is not None:
             parse_url(config.redis)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        field = "run" if "run is" in str(error) else "redis"
-        raise SetupError(field, config.run if field == "run" else mask_url(config.redis or ""), str(error)) from error
+    except ValueError as error:  # its message may quote a part of the password
+        limit = "must be redis://host:port/0, rediss://host:port/0 or unix:///path"
+        raise SetupError("redis", mask_url(config.redis or ""), limit) from error
     return config
 
 
 def mask_url(url: str) -> str:
-    """The URL without user, password and query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    """The URL without user, password and query; of one that cannot be parsed, nothing is shown."""
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return "***"
+    return f"{parts.scheme}://{host}{port}{parts.path}"

@@ -37,7 +37,7 @@ class SelectingLoader:
             raise ValueError(f"prefetch is {prefetch}; must be 0 or more")
         self._super_batches, self._selector = super_batches, selector
         self._view, self._take = view or default_view, take or default_take
-        self._prefetch, self._first_step = prefetch, first_step
+        self._prefetch, self._step = prefetch, first_step
         self.last: Selection | None = None
         self.wait_seconds = 0.0
 
@@ -53,8 +53,9 @@ class SelectingLoader:
             yield batch
 
     def _selected(self) -> Iterator[tuple[Any, Selection]]:
-        for step, super_batch in enumerate(self._super_batches, self._first_step):
-            selection = self._selector.select(**self._view(super_batch), step=step)
+        for super_batch in self._super_batches:
+            selection = self._selector.select(**self._view(super_batch), step=self._step)
+            self._step += 1  # goes on over epochs
             yield self._take(super_batch, selection.indices), selection
 
     def _ahead(self) -> Iterator[tuple[Any, Selection]]:

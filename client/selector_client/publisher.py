@@ -146,6 +146,8 @@ class WeightPublisher:
         views = {name: self._view(dtype, values) for name, (dtype, values) in snapshot.tensors.items()}
         parts = list(safetensors.encode(views))
         size = sum(map(len, parts))
+        if self._live and version <= self._live[-1][0]:
+            self._live.clear()  # Redis was emptied and counts anew: the old numbers may name new versions
         # Noted before it is written: what a failure leaves half done is swept up with the rest.
         self._live.append((version, -(-size // CHUNK_BYTES)))
         digest = hashlib.sha256()
@@ -185,8 +187,8 @@ class WeightPublisher:
 
 
 def _strip(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
     return name
 
 

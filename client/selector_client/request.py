@@ -88,7 +88,7 @@ class Candidates:
     def samples(images: Images, texts: Texts) -> "Candidates":
         """Raw samples."""
         payload, samples = Payload(), pb.RawSamples()
-        files, strings = _list_of(bytes, images), _list_of(str, texts)
+        files, strings = _list_of(bytes, images, "images"), _list_of(str, texts, "texts")
         if files:
             size = len(files)
             samples.encoded_images.CopyFrom(payload.add_bytes(files))
@@ -141,15 +141,18 @@ class Candidates:
             yield pb.SelectRequest(payload=chunk)
 
 
-def _list_of(kind: type[T], values: Any) -> list[T]:
+def _list_of(kind: type[T], values: Any, field: str) -> list[T]:
     """`values` if it is a sequence of `kind`, judged by its first entry; else empty."""
     if (
-        isinstance(values, Sequence)
-        and not isinstance(values, str | bytes)
-        and isinstance(next(iter(values), None), kind)
+        not isinstance(values, Sequence)
+        or isinstance(values, str | bytes)
+        or not isinstance(next(iter(values), None), kind)
     ):
-        return list(values)
-    return []
+        return []
+    for index, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise TypeError(f"{field}[{index}] is a {type(value).__name__}; must be {kind.__name__} like the first")
+    return list(values)
 
 
 def _array(values: Any, field: str, dtype: np.dtype[Any] | None, rank: int) -> NDArray[Any]:

@@ -26,6 +26,8 @@ _OPTIONS = [
     # A sidecar that comes back is found within a second, not within two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Otherwise the channel that a forked child opens shares connections with the one its parent had.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 

@@ -1,10 +1,14 @@
 """Who may come in: a bound on requests and on bytes under way. One more is refused at once, never queued."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from selector_server.errors import Overloaded, Unavailable
 from selector_server.telemetry.metrics import Metrics
+
+IDLE_TICK_SECONDS = 0.05
 
 
 class Admission:
@@ -18,6 +22,12 @@ class Admission:
     def close(self) -> None:
         """From now on every request is refused: the server drains."""
         self._closed = True
+
+    async def wait_idle(self, seconds: float) -> None:
+        """Returns when no request holds a permit, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self._requests and time.monotonic() < deadline:  # noqa: ASYNC110 - once in a life, at its end
+            await asyncio.sleep(IDLE_TICK_SECONDS)
 
     @contextmanager
     def admit(self, payload_bytes: int) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """The grpc.aio server: service, health that follows the worker, reflection."""
 
+import socket
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -19,6 +21,7 @@ class RpcServer:
     """Serves one address."""
 
     def __init__(self, service: SelectorService, metrics: Metrics, listen: str, max_message_bytes: int) -> None:
+        _check_free(listen)
         self._server = grpc.aio.server(
             interceptors=[StatusInterceptor(metrics)],
             options=[
@@ -44,7 +47,22 @@ class RpcServer:
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
 
-    async def stop(self, grace: float) -> None:
-        """Health turns NOT_SERVING for good, running requests get `grace` seconds."""
+    async def leave(self) -> None:
+        """Health turns NOT_SERVING for good; requests are still answered."""
         await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> None:
+        """Closes the address; whatever still runs gets `grace` seconds."""
         await self._server.stop(grace)
+
+
+def _check_free(listen: str) -> None:
+    """Binds the address for a moment: grpc says only to its own log why it cannot. Raises SetupError."""
+    if listen.startswith("unix:"):
+        return
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    try:
+        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise SetupError("listen", listen, f"must be a free host:port or unix:/path: {error}") from error

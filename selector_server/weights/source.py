@@ -40,12 +40,17 @@ class RedisSource:
             raise Incomplete(f"pointer {self.keys.pointer} holds {text[:40]!r}, not a version")
         return int(text)
 
-    def fetch(self, version: int) -> Fetched:
-        """The whole version, verified against its digest. Raises Incomplete."""
+    def manifest(self, version: int) -> bytes:
+        """Text of a version's manifest, empty if there is none: it tells two versions of one number apart."""
         size = self._redis.strlen(self.keys.manifest(version))
-        if not 0 < size <= MAX_MANIFEST_BYTES:
-            raise Incomplete(f"manifest of version {version} has {size} bytes; must be 1 to {MAX_MANIFEST_BYTES}")
-        text = cast("bytes | None", self._redis.get(self.keys.manifest(version))) or b""
+        if size > MAX_MANIFEST_BYTES:
+            raise Incomplete(f"manifest of version {version} has {size} bytes; at most {MAX_MANIFEST_BYTES}")
+        return cast("bytes | None", self._redis.get(self.keys.manifest(version))) or b""
+
+    def fetch(self, version: int, text: bytes) -> Fetched:
+        """The whole version that the manifest `text` describes, verified against its digest. Raises Incomplete."""
+        if not text:
+            raise Incomplete(f"manifest of version {version} is missing")
         try:
             manifest = decode_manifest(text, self.keys, version, self._max_bytes)
             return Fetched(manifest, safetensors.decode(self._payload(manifest)))

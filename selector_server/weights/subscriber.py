@@ -41,6 +41,8 @@ class Subscriber(Generic[W]):
         self._poll_seconds = poll_seconds
         self._stop = Event()
         self._refused = 0
+        # Manifests of the versions served and refused, by number: a source restarted empty counts from one again.
+        self._known: dict[int, bytes] = {}
         self._thread = Thread(target=self._run, name="weights", daemon=True)
         store.report(SyncState.WAITING)
 
@@ -73,18 +75,19 @@ class Subscriber(Generic[W]):
 
     def poll(self) -> bool:
         """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
-        newest = 0
+        newest, text = 0, b""
         try:
             newest = self._source.newest()
             self._metrics.weights_newest.set(newest)
-            if newest in (0, self._store.current.version, self._refused):
+            if newest == 0 or self._knows(newest, text := self._source.manifest(newest)):
                 self._settle(newest)
                 return True
             started = time.perf_counter()
-            fetched = self._source.fetch(newest)
+            fetched = self._source.fetch(newest, text)
             self._observe("fetch", started)
-            if newest > self._store.current.version or self._is_later(fetched):
+            if newest > self._store.current.version or self._is_later(fetched, text):
                 self._swap(fetched)
+                self._refused, self._known = 0, {newest: text}
         except Incomplete as error:
             # Chunks of an old version may just have been dropped for a newer one: look again.
             self._metrics.sync.labels("incomplete").inc()
@@ -92,26 +95,35 @@ class Subscriber(Generic[W]):
             return False
         except SelectorError as error:
             # The same bytes will be refused again: wait for the next version.
-            self._refused = newest
+            self._refuse(newest, text)
             self._metrics.sync.labels("refused").inc()
             self._report(SyncState.REJECTED, newest, f"version {newest}: {error}", rejected=True)
         return True
 
-    def _is_later(self, fetched: Fetched) -> bool:
-        """Whether a lower version is news all the same: a source restarted empty counts from one again."""
+    def _knows(self, version: int, text: bytes) -> bool:
+        """Whether this very version was served or refused before; its manifest may be gone by now."""
+        return version in self._known and text in (self._known[version], b"")
+
+    def _refuse(self, version: int, text: bytes) -> None:
+        self._refused = version
+        self._known = {v: t for v, t in self._known.items() if v == self._store.current.version} | {version: text}
+
+    def _is_later(self, fetched: Fetched, text: bytes) -> bool:
+        """Whether a version with a number that is not higher is news all the same."""
+        version = fetched.manifest.version
         later = fetched.manifest.published_at > self._store.current.published_at
         if not later:
-            self._refused = fetched.manifest.version
-            self._report(SyncState.REJECTED, self._refused, f"version {self._refused} is older than the served one")
+            self._refuse(version, text)
+            self._report(SyncState.REJECTED, version, f"version {version} is older than the served one")
         return later
 
     def _settle(self, newest: int) -> None:
         """Nothing new: clears what an earlier failure reported, unless the newest version was refused."""
         if newest == 0:
             self._store.report(SyncState.WAITING, newest)
-        elif newest == self._store.current.version:
+        elif newest != self._refused:
             self._store.report(SyncState.CURRENT, newest)
-        elif self._store.status.state is SyncState.DISCONNECTED:
+        elif self._store.status.state is not SyncState.REJECTED:
             self._store.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
 
     def _swap(self, fetched: Fetched) -> None:

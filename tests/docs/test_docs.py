@@ -34,7 +34,9 @@ def test_the_readmes_five_lines_train_with_selected_batches_and_published_weight
     loop = code[code.index("selector = ") :].strip()
     assert len(loop.splitlines()) == 5
     sizes = []
-    super_batches = ({"images": images, "texts": texts} for images, texts in (samples(40, seed) for seed in range(STEPS)))
+    super_batches = (
+        {"images": images, "texts": texts} for images, texts in (samples(40, seed) for seed in range(STEPS))
+    )
     names = run(
         code,
         running,

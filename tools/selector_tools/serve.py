@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return app.run(config)
     except SetupError as error:
-        print(f"selector serve: {error}", file=sys.stderr)
+        print(f"selector serve: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

