@@ -69,6 +69,13 @@ def test_imports_run_one_way(files, forbidden):
     assert not breaches(files, *forbidden)
 
 
+def test_only_app_imports_rpc_and_only_rpc_knows_grpc():
+    others = [file for file in within(".") if file.name != "app.py" and file.parent.name != "rpc"]
+    assert len(others) > 20
+    assert not breaches(others, SERVER + "rpc", SERVER + "app", "grpc", "grpc_health", "grpc_status")
+    assert not breaches([ROOT / "selector_server" / "app.py"], "grpc", "grpc_health", "grpc_status")
+
+
 def test_sampling_imports_only_torch_numpy_and_the_standard_library():
     allowed = {"torch", "numpy", "triton", *sys.stdlib_module_names}
     files = within("sampling")

@@ -16,8 +16,8 @@ class SelectingLoader:
     """Iterates over `super_batches` and yields, of each, the sub-batch that the sidecar picked, in the same form.
 
     `view(super_batch)` gives the arguments of `Selector.select` (default: keys "images" and "texts" of a mapping,
-    or the first two of a tuple); `take(super_batch, indices)` gives the sub-batch (default: indexes every array,
-    tensor and list in it). `prefetch` is how many selections may be ready or under way ahead of the trainer; 0
+    or the first two of a tuple or list); `take(super_batch, indices)` gives the sub-batch (default: indexes every
+    array, tensor and list in it). `prefetch` is how many selections may be ready or under way ahead of the trainer; 0
     selects while the trainer waits. `first_step` is the trainer step of the first sub-batch.
 
     `last` is the Selection behind the sub-batch yielded last; `wait_seconds` is how long the trainer waited so far.
@@ -91,7 +91,7 @@ class SelectingLoader:
 
 
 def default_view(super_batch: Any) -> Mapping[str, Any]:
-    """images and texts of a mapping or of a tuple."""
+    """images and texts of a mapping, or the first two entries of a tuple or list."""
     match super_batch:
         case {"images": images, "texts": texts}:
             return {"images": images, "texts": texts}
@@ -101,11 +101,17 @@ def default_view(super_batch: Any) -> Mapping[str, Any]:
 
 
 def default_take(super_batch: Any, indices: Any) -> Any:
-    """The rows `indices` of everything in a mapping, tuple, list, array or tensor."""
-    if isinstance(super_batch, Mapping):
-        return {key: default_take(value, indices) for key, value in super_batch.items()}
-    if isinstance(super_batch, tuple):
-        return tuple(default_take(value, indices) for value in super_batch)
-    if isinstance(super_batch, Sequence):
-        return [super_batch[i] for i in indices]
-    return super_batch[indices]
+    """The rows `indices` of everything in a mapping, tuple or list; a list inside those has one entry per row."""
+    if isinstance(super_batch, list):  # what torch's DataLoader makes of pairs
+        return [_rows(part, indices) for part in super_batch]
+    return _rows(super_batch, indices)
+
+
+def _rows(part: Any, indices: Any) -> Any:
+    if isinstance(part, Mapping):
+        return {key: _rows(value, indices) for key, value in part.items()}
+    if isinstance(part, tuple):
+        return tuple(_rows(value, indices) for value in part)
+    if isinstance(part, Sequence):
+        return [part[i] for i in indices]
+    return part[indices]

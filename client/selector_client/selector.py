@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
-    # A sidecar that comes back is found within a second, not within two minutes.
+    # While a call waits for a connection, it is tried again often.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise the channel that a forked child opens shares connections with the one its parent had.
@@ -33,7 +33,8 @@ _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, gr
 
 
 class Selector:
-    """A connection to one sidecar; safe to use from several threads, and after a fork.
+    """A connection to one sidecar; safe to use from several threads, and by a forked child, unless a thread was in
+    the middle of a call when the process forked: gRPC cannot take that, use spawn or forkserver then.
 
     `timeout` seconds bound every selection. Whatever goes wrong on the way, `select` returns a uniform sub-batch of
     the same size, flagged in `Selection.fallback` and counted in `statistics`; with `on_error="raise"` it raises
@@ -141,11 +142,14 @@ class Selector:
         return selection
 
     def _call(self, call: Callable[[Any], Any]) -> Any:
+        channel = self._channel()
         try:
-            return call(rpc.SelectorServiceStub(self._channel()))  # type: ignore[no-untyped-call]
+            return call(rpc.SelectorServiceStub(channel))  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
             code = error.code()
             details = error.details() or ""
+            if code is grpc.StatusCode.UNAVAILABLE:
+                self._forget(channel)
             kind = Unreachable if code in _NO_ANSWER else RemoteError
             raise kind(code.name.lower(), f"{self._address}: {code.name}: {details}") from error
         except ValueError as error:  # the channel was closed under a running call
@@ -157,6 +161,13 @@ class Selector:
             if self._connection is None or self._connection[0] != os.getpid():
                 self._connection = (os.getpid(), grpc.insecure_channel(self._address, options=_OPTIONS))
             return self._connection[1]
+
+    def _forget(self, channel: grpc.Channel) -> None:
+        """Lets the next call open a new channel. Between calls nothing drives this one's attempts to reconnect: it
+        may take 10 s to find a sidecar that is back. Not closed, for other threads' calls may still be in it."""
+        with self._lock:
+            if self._connection is not None and self._connection[1] is channel:
+                self._connection = None
 
     def _warn(self, error: SelectorClientError) -> None:
         """Logs each kind of failure once; the statistics count them all."""

@@ -9,6 +9,7 @@ import torch
 from selector_client import SelectingLoader, Selection, Selector
 from support.model import samples
 from support.processes import eventually
+from torch.utils.data import DataLoader, Dataset
 
 
 class Recorder:
@@ -129,6 +130,61 @@ def test_forms_of_batches():
         take=lambda batch, indices: sum(batch[i] for i in indices),
     )
     assert list(own) == [17]
+
+
+class Pairs(Dataset):
+    """Images with texts, as a torch data set."""
+
+    def __init__(self, count):
+        self.images, self.texts = samples(count)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.texts[index]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_torch_data_loader_with_forked_workers(server):
+    """Two epochs, so that workers are forked when the channel is open; its batches are lists of tensors."""
+    data = DataLoader(Pairs(60), batch_size=20, num_workers=2, multiprocessing_context="fork")
+    with Selector(server.address, on_error="raise") as selector:
+        loader = SelectingLoader(data, selector)
+        for _ in range(2):
+            for number, (images, texts) in enumerate(loader):
+                rows = number * 20 + loader.last.indices
+                assert torch.equal(images, torch.from_numpy(data.dataset.images[rows]))
+                assert torch.equal(texts, torch.from_numpy(data.dataset.texts[rows]))
+            assert number == 2
+        assert selector.statistics.requests == 6
+
+
+def test_what_view_and_take_raise_reaches_the_trainer():
+    for prefetch in (0, 1):
+        with pytest.raises(KeyError, match="pixels"):
+            list(SelectingLoader(batches(2), Recorder(), prefetch=prefetch, view=lambda batch: batch["pixels"]))
+        with pytest.raises(ZeroDivisionError):
+            list(SelectingLoader(batches(2), Recorder(), prefetch=prefetch, take=lambda batch, rows: 1 // 0))
+
+
+def test_leaving_early_closes_the_data_and_raises_nothing_later():
+    closed = threading.Event()
+
+    def data():
+        try:
+            yield from batches(1000)
+        finally:
+            closed.set()
+
+    for prefetch in (0, 1, 3):
+        closed.clear()
+        iterator = iter(SelectingLoader(data(), Recorder(), prefetch=prefetch))
+        next(iterator)
+        iterator.close()
+        del iterator
+        assert closed.wait(10)
+    eventually(lambda: not loader_threads())
 
 
 def test_a_batch_without_images_and_texts_is_named():

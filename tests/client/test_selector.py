@@ -197,19 +197,13 @@ def test_an_absent_server_raises_if_asked_to():
         assert selector.statistics.requests == 0
 
 
-def test_connect_waits_for_a_server_that_comes_up(sidecar):
+def test_connects_when_it_comes_up_falls_back_when_it_is_killed_and_finds_the_next_one(sidecar):
     port = free_port()
-    with independent(f"127.0.0.1:{port}", on_error="raise") as selector, ThreadPoolExecutor(1) as pool:
+    with independent(f"127.0.0.1:{port}", timeout=5) as selector, ThreadPoolExecutor(1) as pool:
         connected = pool.submit(selector.connect, 60)
         time.sleep(0.2)
-        sidecar(port=port)
+        first = sidecar(port=port)
         assert connected.result(60).device == "cpu"
-        assert len(losses(selector).indices) == 10
-
-
-def test_killed_in_the_middle_of_a_run_and_back_on_the_same_port(sidecar):
-    first = sidecar()
-    with independent(first.address, timeout=5) as selector:
         for _ in range(3):
             assert losses(selector).fallback == ""
         first.process.kill()
@@ -218,41 +212,42 @@ def test_killed_in_the_middle_of_a_run_and_back_on_the_same_port(sidecar):
         for _ in range(5):
             assert_uniform(losses(selector), "unavailable")
         assert time.monotonic() - started < 3
-        second = sidecar(port=first.port)
+        second = sidecar(port=port)
         assert len(second.select(some_losses()).indices) == 4
-        started = time.monotonic()
-        eventually(lambda: losses(selector).fallback == "", 10)
-        assert time.monotonic() - started < 3, "found within a few seconds of being there"
-        assert losses(selector).fallback == ""
+        assert losses(selector).fallback == "", "found at once"
     assert set(selector.statistics.fallbacks) == {"unavailable"}
 
 
-def test_killed_while_a_request_is_under_way(sidecar):
+def test_hung_closed_and_killed_while_a_request_is_under_way(sidecar):
     server = sidecar()
-    with independent(server.address, timeout=30) as selector, ThreadPoolExecutor(1) as pool:
-        losses(selector)
-        server.signal(signal.SIGSTOP)
-        pending = pool.submit(losses, selector)
-        time.sleep(0.3)
-        assert not pending.done()
-        started = time.monotonic()
-        server.process.kill()
-        assert_uniform(pending.result(20), "unavailable")
-        assert time.monotonic() - started < 5
-
-
-def test_a_hung_server_costs_the_timeout_and_no_more(sidecar):
-    server = sidecar()
+    # Hung: a selection costs the timeout and no more; awake again, it is used again.
     with independent(server.address, timeout=0.5) as selector:
         assert losses(selector).fallback == ""
         server.signal(signal.SIGSTOP)
         started = time.monotonic()
         assert_uniform(losses(selector), "deadline_exceeded")
-        assert 0.4 < time.monotonic() - started < 1.5
+        assert 0.4 < time.monotonic() - started < 2
         server.signal(signal.SIGCONT)
         eventually(lambda: losses(selector).fallback == "", 10)
-    assert selector.statistics.fallbacks["deadline_exceeded"] >= 1
     assert server.health() == "SERVING"
+    with independent(server.address, timeout=30) as selector, ThreadPoolExecutor(1) as pool:
+        # Closed by another thread.
+        losses(selector)
+        server.signal(signal.SIGSTOP)
+        pending = pool.submit(losses, selector)
+        time.sleep(0.3)
+        assert not pending.done()
+        selector.close()
+        assert_uniform(pending.result(5), "cancelled")
+        # Killed.
+        server.signal(signal.SIGCONT)
+        eventually(lambda: losses(selector).fallback == "", 10)
+        server.signal(signal.SIGSTOP)
+        pending = pool.submit(losses, selector)
+        time.sleep(0.3)
+        assert not pending.done()
+        server.process.kill()
+        assert_uniform(pending.result(5), "unavailable")
 
 
 class Liar(rpc.SelectorServiceServicer):
@@ -293,19 +288,6 @@ def test_a_refused_request_falls_back_and_says_why(plain_server, caplog):
     with Selector(plain_server.address, policy="jiont") as selector, caplog.at_level(logging.WARNING):
         assert_uniform(losses(selector), "invalid_argument")
     assert "policy is 'jiont'; must be one of independent, joint, uniform" in caplog.text
-
-
-def test_closing_under_a_running_call_ends_it(sidecar):
-    server = sidecar()
-    server.signal(signal.SIGSTOP)
-    selector = independent(server.address, timeout=30)
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(losses, selector)
-        time.sleep(0.3)
-        started = time.monotonic()
-        selector.close()
-        assert_uniform(pending.result(20), "cancelled")
-        assert time.monotonic() - started < 5
 
 
 # Forks

@@ -119,6 +119,10 @@ def test_a_manifest_comes_back_as_it_went():
         ({"chunk_bytes": 1}, "chunk_bytes is 1"),
         ({"chunk_bytes": 0}, "chunk_bytes is 0"),
         ({"payload_sha256": b"short"}, "5 bytes"),
+        ({"trainer_step": 2**63}, "trainer_step is 9223372036854775808"),
+        ({"published_at": float("nan")}, "published_at is nan"),
+        ({"published_at": float("inf")}, "published_at is inf"),
+        ({"published_at": -1.0}, "published_at is -1.0"),
     ],
 )
 def test_manifests_that_lie_are_refused(changes, message):
@@ -131,6 +135,24 @@ def test_manifests_that_lie_are_refused(changes, message):
 def test_hostile_manifests_raise_manifest_errors_and_nothing_else(text):
     with pytest.raises(ManifestError):
         decode_manifest(text, KEYS, 3, 10_000)
+
+
+NUMBERS = st.integers(-(10**400), 10**400) | st.floats() | st.sampled_from(["1e999", "NaN", "-0", "0x1", "AA=="])
+FIELDS = ["format", "run", "version", "trainer_step", "published_at", "payload_bytes", "payload_sha256", "chunk_bytes"]
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.dictionaries(st.sampled_from([*FIELDS, "chunkBytes", "code"]), NUMBERS | JSON, min_size=1, max_size=3))
+def test_manifests_with_hostile_fields_are_refused_or_hold_what_they_must(fields):
+    text = json.dumps(json.loads(encode_manifest(manifest())) | fields).encode()
+    try:
+        back = decode_manifest(text, KEYS, 3, 10_000)
+    except ManifestError:
+        return
+    assert (back.format, back.run, back.version, len(back.payload_sha256)) == (1, "run", 3, 32)
+    assert 0 < back.payload_bytes <= 10_000
+    assert 1 <= chunk_count(back) <= 10
+    assert 0 <= back.published_at < float("inf")
 
 
 def test_manifests_larger_than_any_honest_one_are_refused():

@@ -685,47 +685,36 @@ def test_bytes_that_are_no_message(limited, messages):
 # Clients that take a permit and keep it
 
 
-@pytest.fixture
-def crowded(start_sidecars):
-    """A server that takes one request at a time and waits long for slow clients."""
-    with start_sidecars() as start:
-        yield start({"max_pending_requests": 1, "receive_seconds": 600})
-
-
-def test_overload_is_refused_at_once_and_ends_with_its_cause(crowded):
-    slow = SlowClient(crowded)
-    crowded.wait_pending(1)
-    started = time.monotonic()
-    error = crowded.refuse(some_losses())
-    assert time.monotonic() - started < 2
-    assert (error.code().name, error.details()) == (EXHAUSTED, "pending requests is 1; at most 1")
+def test_overload_is_refused_at_once_and_ends_with_its_cause(sidecar):
+    server = sidecar({"max_pending_requests": 2, "max_inflight_bytes": 500, "receive_seconds": 600})
+    first = SlowClient(server)
+    server.wait_pending(1)
+    # Bytes: 160 are under way.
+    error = server.refuse(some_losses(45))
+    assert (error.code().name, error.details()) == (EXHAUSTED, "payload bytes of all requests is 532; at most 500")
     assert error_info(error)["reason"] == "OVERLOADED"
-    assert crowded.health() == "SERVING"
-    assert len(slow.finish().indices) == 4
-    assert_goes_on(crowded)
-    gone = SlowClient(crowded)
-    crowded.wait_pending(1)
-    gone.leave()
-    crowded.wait_pending(0)
-    assert_goes_on(crowded)
-    assert crowded.metrics()("selector_inflight_bytes") == 0
-    # A client whose deadline passes gives its permit back too.
-    late = SlowClient(crowded, timeout=0.5)
+    assert_goes_on(server)
+    # Requests: two are under way.
+    second = SlowClient(server)
+    server.wait_pending(2)
+    started = time.monotonic()
+    error = server.refuse(some_losses())
+    assert time.monotonic() - started < 2, "refused, not queued"
+    assert (error.code().name, error.details()) == (EXHAUSTED, "pending requests is 2; at most 2")
+    assert error_info(error)["reason"] == "OVERLOADED"
+    assert server.health() == "SERVING"
+    # A permit comes back when its request is answered, when its client leaves, and when its deadline passes.
+    assert len(first.finish().indices) == 4
+    assert_goes_on(server)
+    second.leave()
+    server.wait_pending(0)
+    late = SlowClient(server, timeout=0.3)
     with pytest.raises(grpc.RpcError) as caught:
         late.call.result()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    crowded.wait_pending(0)
+    server.wait_pending(0)
     late.leave()
-    assert_goes_on(crowded)
-
-
-def test_bytes_under_way_are_bounded(sidecar):
-    server = sidecar({"max_inflight_bytes": 300, "receive_seconds": 600})
-    slow = SlowClient(server)
-    server.wait_pending(1)
-    error = server.refuse(some_losses())
-    assert (error.code().name, error.details()) == (EXHAUSTED, "payload bytes of all requests is 320; at most 300")
-    slow.finish()
+    assert server.metrics()("selector_inflight_bytes") == 0
     assert_goes_on(server)
 
 

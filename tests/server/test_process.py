@@ -16,29 +16,50 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
+from selector_proto.v1 import selector_pb2 as pb
 from selector_tools import cli
 from support.model import IMAGE, TEXT, TwoTower, samples
 from support.processes import READY, SlowClient, eventually, free_port, listens, run_serve
 from support.wire import losses, raw, some_losses
 
+from selector_server.config import mask_url
 from selector_server.encoding import bundle
 from selector_server.encoding.export import export_reference
 
 # Life and death
 
 
-def test_sigterm_lets_a_running_request_finish_and_refuses_new_ones(sidecar):
-    server = sidecar()
-    slow = SlowClient(server)
+def watch(server, statuses) -> threading.Thread:
+    """Follows the server's health into `statuses` until the stream ends."""
+
+    def follow():
+        request = health_pb2.HealthCheckRequest(service=READY)
+        try:
+            for reply in health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=60):
+                statuses.append(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+        except grpc.RpcError:
+            return
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    return thread
+
+
+def test_sigterm_lets_a_running_request_finish_and_waits_for_nothing_else(sidecar):
+    """A client that watches health, as Kubernetes-aware ones do, does not keep the process."""
+    server, statuses = sidecar({"drain_seconds": 300}), []
+    watcher, slow = watch(server, statuses), SlowClient(server)
     server.wait_pending(1)
+    eventually(lambda: statuses == ["SERVING"])
     server.signal(signal.SIGTERM)
-    eventually(lambda: "draining" in server.text)
+    eventually(lambda: statuses == ["SERVING", "NOT_SERVING"])
     error = server.refuse(some_losses())
     assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "server is draining" in error.details()
     assert server.process.poll() is None, "it waits for the running request"
     assert len(slow.finish().indices) == 4
-    server.hang_up()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(15) == 0
+    watcher.join(10)
     assert server.text.endswith("stopped\n")
     assert "Traceback" not in server.text
 
@@ -71,36 +92,7 @@ def test_a_second_signal_cuts_the_drain_short(sidecar):
     slow.leave()
 
 
-def test_a_health_watch_sees_the_drain_and_does_not_prolong_it(sidecar):
-    server = sidecar({"drain_seconds": 60})
-    statuses = []
-
-    def watch():
-        request = health_pb2.HealthCheckRequest(service=READY)
-        try:
-            for reply in health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=60):
-                statuses.append(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
-        except grpc.RpcError:
-            return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    eventually(lambda: statuses == ["SERVING"])
-    server.signal(signal.SIGTERM)
-    eventually(lambda: statuses == ["SERVING", "NOT_SERVING"])
-    started = time.monotonic()
-    assert server.process.wait(30) == 0
-    assert time.monotonic() - started < 10
-    watcher.join(10)
-
-
 # Health, reflection, metrics
-
-
-def test_health_of_process_service_and_weights(sidecar, bundles, redis_url, run_name):
-    server = sidecar(bundles.flags | {"redis": redis_url, "run": run_name})
-    assert [server.health(name) for name in ("", READY, "weights")] == ["SERVING"] * 3
-    assert server.health("nothing of that name") == "NOT_FOUND"
 
 
 def test_weights_have_no_health_where_none_are_synced(plain_server):
@@ -115,38 +107,36 @@ def test_reflection_lists_and_describes_the_services(plain_server):
     assert [method.name for method in described.service[0].method] == ["Select", "GetServerInfo", "GetWeightsStatus"]
 
 
-def test_metrics_count_what_happened(sidecar, bundles):
-    server = sidecar(bundles.flags)
+def test_metrics_count_what_happened(server):
+    before = server.metrics()
     pixels, ids = samples(40)
     server.select(raw(pixels, ids))
     server.select(raw(pixels, ids))
     server.refuse(some_losses(policy="nonsense"))
     server.info()
-    value = server.metrics()
-    assert value("selector_requests_total", method="Select", code="OK") == 2
-    assert value("selector_requests_total", method="Select", code="INVALID_ARGUMENT") == 1
-    assert value("selector_requests_total", method="GetServerInfo", code="OK") == 1
-    assert value("selector_candidates_total") == 80
-    assert value("selector_picks_total") == 16
-    assert value("selector_super_batch_candidates_sum") == 80
-    assert value("selector_request_duration_seconds_count", method="Select") == 3
+    after = server.metrics()
+
+    def grown(name, **labels):
+        return after(name, **labels) - (before(name, **labels) or 0)
+
+    assert grown("selector_requests_total", method="Select", code="OK") == 2
+    assert grown("selector_requests_total", method="Select", code="INVALID_ARGUMENT") == 1
+    assert grown("selector_requests_total", method="GetServerInfo", code="OK") == 1
+    assert grown("selector_candidates_total") == 80
+    assert grown("selector_picks_total") == 16
+    assert grown("selector_super_batch_candidates_sum") == 80
+    assert grown("selector_request_duration_seconds_count", method="Select") == 3
     for stage in ("receive", "queue", "preprocess", "encode_learner", "encode_reference", "sample"):
-        assert value("selector_stage_duration_seconds_count", stage=stage) == 2
-        assert 0 < value("selector_stage_duration_seconds_sum", stage=stage) < 30
-    objectives = [value("selector_objective_nats", of=of) for of in ("picks", "uniform")]
+        assert grown("selector_stage_duration_seconds_count", stage=stage) == 2
+        assert 0 < grown("selector_stage_duration_seconds_sum", stage=stage) < 30
+    objectives = [after("selector_objective_nats", of=of) for of in ("picks", "uniform")]
     assert None not in objectives
     assert objectives[0] != objectives[1]
-    assert value("selector_pending_requests") == value("selector_inflight_bytes") == 0
-    assert value("selector_worker_up") == 1
-    assert value("selector_weights_version") == 0
-    assert value("selector_weights_age_seconds") >= 0
-    assert value("selector_build_info", version=selector_proto.__version__, device="cpu") == 1
-
-
-def test_no_metrics_port_when_told_so(sidecar):
-    server = sidecar({"metrics_listen": ""})
-    assert not listens(server.metrics_port)
-    server.select(some_losses())
+    assert after("selector_pending_requests") == after("selector_inflight_bytes") == 0
+    assert after("selector_worker_up") == 1
+    assert after("selector_weights_version") == 0
+    assert after("selector_weights_age_seconds") >= 0
+    assert after("selector_build_info", version=selector_proto.__version__, device="cpu") == 1
 
 
 # Configuration
@@ -156,33 +146,50 @@ def test_flags_win_over_the_environment_and_that_over_the_file(sidecar, tmp_path
     file = tmp_path / "settings.toml"
     file.write_text("max_width = 11\nmax_super_batch = 11\nmax_text_bytes = 11\n")
     environment = {"SELECTOR_MAX_SUPER_BATCH": "22", "SELECTOR_MAX_TEXT_BYTES": "22"}
-    server = sidecar({"config": file, "max_text_bytes": 33}, env=environment)
+    server = sidecar({"config": file, "max_text_bytes": 33, "metrics_listen": ""}, env=environment)
     info = server.info()
     limits = info.limits
     assert (limits.max_width, limits.max_super_batch, limits.max_text_bytes) == (11, 22, 33)
     assert (info.config["max_width"], info.config["max_text_bytes"]) == ("11", "33")
     assert limits.max_pending_requests == 16, "the default"
-    assert "max_super_batch" not in server.refuse(losses(np.zeros(23, np.float32))).details()
+    assert not listens(server.metrics_port), "no metrics when told so"
     assert "at most 22 candidates" in server.refuse(losses(np.zeros(23, np.float32))).details()
 
 
 SECRET = "hunter2secret"
 
 
-@pytest.mark.parametrize("form", ["redis://someone:{}@{}/0", "redis://{1}/0?username=me&password=x%40{0}@y"])
-def test_the_password_of_redis_is_never_shown(sidecar, bundles, redis_url, form):
-    """Neither while the server of weights refuses it, nor when it is gone."""
+def test_the_password_of_redis_is_never_shown(sidecar, bundles, redis_url):
     address = redis_url.partition("://")[2]
-    url = form.format(SECRET, address)
+    url = f"redis://someone:{SECRET}@{address}/0"
     server = sidecar(bundles.flags | {"redis": url, "log_level": "debug"})
     status = eventually(lambda: (s := server.status()).last_error and s)
-    shown = [server.text, str(status), str(server.info())]
-    assert address in status.source
-    assert address in server.info().config["redis"]
-    for text in shown:
+    info = server.info()
+    assert status.state == pb.SYNC_STATE_DISCONNECTED
+    assert status.source == info.config["redis"] == f"redis://{address}/0"
+    for text in (server.text, str(status), str(info)):
         assert SECRET not in text
         assert "someone" not in text
-        assert "@y" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        (f"rediss://me:{SECRET}@host:1/2", "rediss://host:1/2"),
+        (f"redis://:{SECRET}@[::1]:1", "redis://[::1]:1"),
+        (f"redis://:x%40{SECRET}@host", "redis://host"),
+        (f"redis://:x@{SECRET}@host", "redis://host"),
+        (f"redis://host/0?username=me&password=x@{SECRET}", "redis://host/0"),
+        (f"unix:///tmp/redis.sock?password={SECRET}", "unix:///tmp/redis.sock"),
+        (f"unix://me:{SECRET}@/tmp/redis.sock", "unix:///tmp/redis.sock"),
+        (f"redis://:x/{SECRET}@host", "***"),
+        (f"redis://:x?{SECRET}@host", "***"),
+        (f"redis://:x#{SECRET}@host", "***"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url, shown):
+    assert mask_url(url) == shown
 
 
 # Mistakes at the start
@@ -228,14 +235,12 @@ def test_mistakes_of_a_real_process_print_one_line_and_exit_2(tmp_path):
     assert "--unheard-of" in one_line(stderr)
 
 
-@pytest.mark.parametrize("setting", ["listen", "metrics_listen"])
-def test_a_port_in_use(plain_server, setting):
+def test_a_port_in_use(serve, plain_server):
     """Also by another sidecar: two never share a port."""
-    port = plain_server.port if setting == "listen" else plain_server.metrics_port
-    flags = {"listen": "127.0.0.1:0", "metrics_listen": ""} | {setting: f"127.0.0.1:{port}"}
-    status, stderr = run_serve(flags)
-    assert status == 2
-    assert f"{setting} is 127.0.0.1:{port}; " in one_line(stderr)
+    listen, metrics_listen = plain_server.address, f"127.0.0.1:{plain_server.metrics_port}"
+    assert f"metrics_listen is {metrics_listen}; " in serve("--metrics-listen", metrics_listen)
+    assert f"listen is {listen}; must be a free host:port" in serve("--listen", listen)
+    assert len(plain_server.select(some_losses()).indices) == 4, "the first one goes on serving"
 
 
 @pytest.mark.parametrize("address", ["nonsense", "nonsense:port", "127.0.0.1:99999", "203.0.113.1:50051"])

@@ -2,13 +2,14 @@
 
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from selector_proto.v1 import selector_pb2 as pb
-from support.model import SIDE, TOKENS, WORDS, plan, samples
+from support.model import SIDE, TOKENS, WORDS, embed, plan, samples
 from support.wire import (
     BFLOAT16,
     Request,
@@ -20,6 +21,9 @@ from support.wire import (
     some_losses,
 )
 
+from selector_server.encoding import bundle
+from selector_server.encoding.model import Model
+from selector_server.encoding.tower import Device
 from selector_server.sampling import POLICIES, Criterion, Draw, Embedded, PairScores, ScalarScores
 
 CRITERIA = {
@@ -96,9 +100,14 @@ def test_short_rows_of_tokens_are_padded_and_both_widths_are_taken(server, bundl
     assert list(reply.indices) != bundles.picks(PIXELS, IDS, plan(24, seed=1))
 
 
-def test_micro_batches_change_nothing(sidecar, bundles):
-    small = sidecar(bundles.flags | {"micro_batch": 7})
-    assert list(small.select(raw(PIXELS, IDS, seed=2)).indices) == bundles.picks(PIXELS, IDS, plan(24, seed=2))
+@pytest.mark.parametrize("micro_batch", [1, 7, 120])
+def test_micro_batches_change_nothing(bundles, micro_batch):
+    model = Model(bundle.load(bundles.learner_path, "learner"), Device("cpu", 1), micro_batch)
+    seen = model.encode(PIXELS, IDS.astype(np.int64), model.bundled_weights())
+    wanted = embed(bundles.learner, PIXELS, IDS)
+    torch.testing.assert_close(seen.image, wanted.image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen.text, wanted.text, rtol=0, atol=1e-6)
+    assert (seen.scale, seen.bias) == (pytest.approx(10.0), -10.0)
 
 
 def image_file(pixels, kind, size=(SIDE, SIDE)):
@@ -212,6 +221,17 @@ def test_the_objective_beats_uniform_where_pairs_can_be_learned(plain_server):
     assert sum(index < 100 for index in reply.indices) >= 38
     flat = plain_server.select(embeddings(learner, learner, seed=0, sub_batch_size=40))
     assert flat.objective == pytest.approx(flat.objective_uniform, abs=1e-6), "nothing to be learned"
+
+
+@pytest.mark.parametrize("criterion", Criterion)
+def test_no_gain_and_no_scores_make_the_sampler_repeat_a_pick(criterion):
+    """The server refuses such gains and scales; the sampler must not rely on it."""
+    learner, reference = some_embeddings()
+    huge = [(image, text, 1e30, bias) for image, text, _, bias in (learner, reference)]
+    for models in ((learner, reference), huge):
+        wanted = replace(plan(40, 20), gain=1e308)
+        picks = POLICIES["joint"].pick(torch_scores(*models, criterion), wanted).indices.tolist()
+        assert sorted(picks) == list(range(40))
 
 
 # Losses

@@ -18,7 +18,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
 from selector_proto.weights import CHUNK_BYTES, Keys, encode_manifest
 from support.model import TwoTower, as_published, plan, samples
-from support.processes import eventually, free_port
+from support.processes import READY, eventually, free_port
 from support.wire import raw
 
 from selector_server.weights.source import Incomplete, RedisSource
@@ -106,6 +106,8 @@ def test_before_anything_is_published(sidecar, bundles, redis_url, run_name):
     assert (status.serving.version, status.newest_version, status.last_error) == (0, 0, "")
     assert status.state == pb.SYNC_STATE_WAITING
     assert server.info().run == run_name
+    assert [server.health(name) for name in ("", READY, "weights")] == ["SERVING"] * 3
+    assert server.health("nothing of that name") == "NOT_FOUND"
     assert len(server.select(raw(PIXELS, IDS, run=run_name)).indices) == 12
 
 

@@ -1,0 +1,180 @@
+"""The worker's thread, where a real server would need minutes or luck: late, abandoned, stuck and failing tasks."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from selector_server.engine.admission import Admission
+from selector_server.engine.task import Stages
+from selector_server.engine.worker import Worker
+from selector_server.errors import NotPossible, Overloaded, TooLate, Unavailable
+from selector_server.telemetry.metrics import Metrics
+
+
+class Result:
+    """What the worker needs of one."""
+
+    def __init__(self, name):
+        self.name, self.stages = name, Stages()
+
+
+class Task:
+    def __init__(self, name):
+        self.request_id = name
+
+
+class Device:
+    """Runs tasks as the selection does; "hold" runs until `go` is set, "fail" and "refuse" raise."""
+
+    def __init__(self):
+        self.go, self.running, self.ran = threading.Event(), threading.Event(), []
+
+    def __call__(self, task):
+        self.ran.append(task.request_id)
+        match task.request_id:
+            case "hold":
+                self.running.set()
+                self.go.wait(20)
+            case "fail":
+                raise ZeroDivisionError
+            case "refuse":
+                raise NotPossible("samples", "x", "y")
+        return Result(task.request_id)
+
+
+@pytest.fixture
+def device():
+    return Device()
+
+
+@pytest.fixture
+def worker(device):
+    worker = Worker(device, stall_seconds=0.3)
+    worker.start()
+    yield worker
+    device.go.set()
+    worker.stop(10)
+    assert not worker.alive
+
+
+async def held(worker, device):
+    """A task that occupies the worker."""
+    task = asyncio.create_task(worker.submit(Task("hold"), None))
+    await asyncio.to_thread(device.running.wait, 10)
+    return task
+
+
+def test_tasks_run_in_order_and_their_wait_is_measured(worker, device):
+    async def main():
+        first = await held(worker, device)
+        others = [asyncio.create_task(worker.submit(Task(name), 10)) for name in "ab"]
+        await asyncio.sleep(0.1)
+        device.go.set()
+        return await asyncio.gather(first, *others)
+
+    first, second, third = asyncio.run(main())
+    assert device.ran == ["hold", "a", "b"]
+    assert (first.name, second.name, third.name) == ("hold", "a", "b")
+    assert first.stages.queue < 0.1 <= second.stages.queue < 5
+
+
+def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
+    async def main():
+        first = await held(worker, device)
+        late = asyncio.create_task(worker.submit(Task("late"), 0.05))
+        await asyncio.sleep(0.1)
+        device.go.set()
+        with pytest.raises(TooLate, match="s in the queue; it passed before the request was run"):
+            await late
+        await first
+
+    asyncio.run(main())
+    assert device.ran == ["hold"]
+
+
+def test_a_task_whose_client_left_is_not_run(worker, device):
+    async def main():
+        first = await held(worker, device)
+        abandoned = asyncio.create_task(worker.submit(Task("abandoned"), None))
+        await asyncio.sleep(0.05)
+        abandoned.cancel()
+        await asyncio.sleep(0.05)
+        device.go.set()
+        await first
+        return await worker.submit(Task("next"), None)
+
+    assert asyncio.run(main()).name == "next"
+    assert device.ran == ["hold", "next"]
+
+
+def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device):
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            await worker.submit(Task("fail"), None)
+        with pytest.raises(NotPossible):
+            await worker.submit(Task("refuse"), None)
+        return await worker.submit(Task("fine"), None)
+
+    assert asyncio.run(main()).name == "fine"
+    assert worker.healthy
+
+
+def test_a_stuck_task_makes_the_worker_unhealthy_until_it_ends(worker, device):
+    async def main():
+        assert worker.healthy
+        stuck = await held(worker, device)
+        assert worker.healthy, "not yet stuck for long"
+        await asyncio.sleep(0.35)
+        assert not worker.healthy
+        assert worker.alive
+        device.go.set()
+        await stuck
+        deadline = time.monotonic() + 5
+        while not worker.healthy:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_a_stopped_worker_finishes_its_queue_and_takes_nothing_more(device):
+    worker = Worker(device, stall_seconds=10)
+    assert not worker.healthy, "not before its thread runs"
+    worker.start()
+
+    async def main():
+        first = await held(worker, device)
+        queued = asyncio.create_task(worker.submit(Task("queued"), None))
+        await asyncio.sleep(0.05)
+        device.go.set()
+        await asyncio.to_thread(worker.stop, 10)
+        with pytest.raises(Unavailable):
+            await worker.submit(Task("too late"), None)
+        return await first, await queued
+
+    assert [result.name for result in asyncio.run(main())] == ["hold", "queued"]
+    assert not worker.alive
+    assert not worker.healthy
+
+
+def test_admission_counts_exactly_and_closes():
+    metrics = Metrics()
+    admission = Admission(max_requests=2, max_bytes=100, metrics=metrics)
+    with admission.admit(100):
+        with pytest.raises(Overloaded, match="payload bytes of all requests is 101; at most 100"):
+            admission.admit(1).__enter__()
+        with admission.admit(0):
+            with pytest.raises(Overloaded, match="pending requests is 2; at most 2"):
+                admission.admit(0).__enter__()
+            assert metrics.registry.get_sample_value("selector_pending_requests") == 2
+            assert metrics.registry.get_sample_value("selector_inflight_bytes") == 100
+        admission.close()
+        with pytest.raises(Unavailable, match="draining"):
+            admission.admit(0).__enter__()
+        started = time.monotonic()
+        asyncio.run(admission.wait_idle(0.2))
+        assert time.monotonic() - started >= 0.2, "one is still running"
+    asyncio.run(admission.wait_idle(60))
+    assert metrics.registry.get_sample_value("selector_inflight_bytes") == 0
