@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from selector_proto.v1 import selector_pb2 as pb
-from support.model import SIDE, TOKENS, WORDS, embed, plan, samples
+from support.model import POLICIES, SIDE, TOKENS, WORDS, embed, plan, samples
 from support.wire import (
     BFLOAT16,
     Request,
@@ -24,7 +24,7 @@ from support.wire import (
 from selector_server.encoding import bundle
 from selector_server.encoding.model import Model
 from selector_server.encoding.tower import Device
-from selector_server.sampling import POLICIES, Criterion, Draw, Embedded, PairScores, ScalarScores
+from selector_server.sampling import Criterion, Draw, Embedded, PairScores, ScalarScores
 
 CRITERIA = {
     pb.CRITERION_LEARNABILITY: Criterion.LEARNABILITY,
@@ -63,7 +63,7 @@ def test_picks_are_those_of_torch_and_the_sampler(server, bundles, criterion, po
     assert list(reply.indices) == picks.indices.tolist()
     np.testing.assert_allclose(reply.scores, picks.scores, rtol=1e-4, atol=1e-4)
     assert reply.objective == pytest.approx(picks.total / 31, rel=1e-4)
-    assert reply.objective_uniform == pytest.approx(scores.expected_total(31) / 31, rel=1e-4)
+    assert reply.objective_uniform == pytest.approx(scores.uniform_total(31) / 31, rel=1e-4)
     assert reply.HasField("weights") == (criterion != pb.CRITERION_EASY_REFERENCE), "the learner scored"
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.encoding.export import export_learner, export_reference
-from selector_server.sampling import POLICIES, Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes, load_policies
 
+POLICIES = load_policies()
 SIDE, TOKENS, WIDTH = 8, 6, 16
 WORDS = ["[UNK]", *(f"w{i}" for i in range(1, 64))]  # word i has id i
 IMAGE = ImageInput(height=SIDE, width=SIDE, channels=3)

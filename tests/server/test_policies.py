@@ -1,0 +1,71 @@
+"""The softmax loss through the server, and policies of other packages: served, and never trusted."""
+
+import numpy as np
+import pytest
+import torch
+from selector_proto.v1 import selector_pb2 as pb
+from support.model import POLICIES, plan
+from support.wire import embeddings, some_embeddings, some_losses
+
+from selector_server.sampling import Criterion, Embedded, Loss, PairScores
+
+PLUGIN = """
+import torch
+from selector_server.sampling import Needs, Picks, Policy
+
+class First(Policy):
+    name, needs = "first", Needs.SCALARS
+    def pick(self, scores, plan):
+        picks = torch.arange(plan.picks)
+        return Picks(picks, scores.own()[picks], scores.total(picks))
+
+class Repeats(First):
+    name = "repeats"
+    def pick(self, scores, plan):
+        picks = torch.zeros(plan.picks, dtype=torch.int64)
+        return Picks(picks, scores.own()[picks], 0.0)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_plugin(start_sidecars, tmp_path_factory):
+    """A sidecar in whose environment another package offers two policies."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "foreign.py").write_text(PLUGIN)
+    info = folder / "foreign-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
+    points = "first = foreign:First\nrepeats = foreign:Repeats\n"
+    (info / "entry_points.txt").write_text(f"[selector_server.policies]\n{points}")
+    with start_sidecars() as start:
+        yield start(env={"PYTHONPATH": str(folder)})
+
+
+def test_the_softmax_loss_is_served(plain_server):
+    models = some_embeddings(60)
+    reply = plain_server.select(embeddings(*models, loss=pb.LOSS_SOFTMAX, seed=5, chunks=4))
+    scores = PairScores(
+        Criterion.LEARNABILITY,
+        *(Embedded.normalise(*map(torch.from_numpy, (i, t)), s, b) for i, t, s, b in models),
+        Loss.SOFTMAX,
+    )
+    want = POLICIES["joint"].pick(scores, plan(12, 4, seed=5))
+    assert list(reply.indices) == want.indices.tolist()
+    np.testing.assert_allclose(reply.scores, want.scores.numpy(), rtol=1e-4, atol=1e-5)
+    assert reply.objective == pytest.approx(want.total / 12, rel=1e-5)
+    assert reply.objective_uniform == pytest.approx(scores.uniform_total(12) / 12, rel=1e-5)
+
+
+def test_a_foreign_policy_is_listed_and_picks(with_plugin):
+    assert {"first", "joint"} <= set(with_plugin.info().policies)
+    reply = with_plugin.select(some_losses(policy="first"))
+    assert list(reply.indices) == list(range(len(reply.indices)))
+    assert reply.policy == "first"
+    assert list(reply.chunk_sizes) == [len(reply.indices)]
+
+
+def test_picks_that_are_no_sub_batch_never_leave_the_server(with_plugin):
+    error = with_plugin.refuse(some_losses(policy="repeats"))
+    assert error.code().name == "INTERNAL"
+    assert "policy 'repeats' did not pick 4 different of" in with_plugin.text
+    assert len(with_plugin.select(some_losses(policy="first")).indices) == 4
