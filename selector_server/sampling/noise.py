@@ -26,6 +26,11 @@ def gumbel(seed: int, stream: int, candidates: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
+def open_logits(score: Tensor, taken: Tensor, plan: Plan) -> Tensor:
+    """gain * score, float64 [n], kept finite whatever the two are, so that only what is taken already is at -inf."""
+    return (score * plan.gain).clamp(min=torch.finfo(score.dtype).min).masked_fill(taken, -torch.inf)
+
+
 def keys(logits: Tensor, plan: Plan, stream: int, first: int = 0) -> Tensor:
     """What a draw ranks candidates by, float64 [n]: the logits, plus noise unless the draw is top-k.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from selector_server.sampling.noise import draw_chunk
+from selector_server.sampling.noise import draw_chunk, open_logits
 from selector_server.sampling.plan import Draw, Plan
 from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores, Scores
@@ -58,7 +58,7 @@ class Joint(Policy):
         drawn: list[Tensor] = []
         for round_, size in enumerate(plan.sizes):
             score = running.scores()
-            rows = draw_chunk((score * plan.gain).masked_fill(taken, -torch.inf), size, plan, round_)
+            rows = draw_chunk(open_logits(score, taken, plan), size, plan, round_)
             taken[rows] = True
             chunks.append(rows)
             drawn.append(score[rows])

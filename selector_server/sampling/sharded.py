@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.noise import best, keys
+from selector_server.sampling.noise import best, keys, open_logits
 from selector_server.sampling.plan import Plan
 from selector_server.sampling.policies import Picks
 from selector_server.sampling.running import Chunk
@@ -67,7 +67,7 @@ def pick_sharded(
     drawn: list[Tensor] = []
     for round_, size in enumerate(plan.sizes):
         score = running.scores()
-        ranking = keys((score * plan.gain).masked_fill(taken, -torch.inf), plan, round_, first)
+        ranking = keys(open_logits(score, taken, plan), plan, round_, first)
         index, index_score = _draw(shards, ranking, score, size, first, balanced=plan.ranks > 1)
         owner = torch.searchsorted(ends, index, right=True)
         rows = (index[owner == shards.rank] - first).to(device)
