@@ -179,8 +179,11 @@ def test_leaving_early_closes_the_data_and_raises_nothing_later():
 
     for prefetch in (0, 1, 3):
         closed.clear()
-        iterator = iter(SelectingLoader(data(), Recorder(), prefetch=prefetch))
+        recorder = Recorder()
+        iterator = iter(SelectingLoader(data(), recorder, prefetch=prefetch))
         next(iterator)
+        eventually(lambda recorder=recorder, ahead=1 + prefetch: len(recorder.steps) == ahead)
+        time.sleep(0.1)  # the thread now waits for room
         iterator.close()
         del iterator
         assert closed.wait(10)

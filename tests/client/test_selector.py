@@ -208,14 +208,32 @@ def test_connects_when_it_comes_up_falls_back_when_it_is_killed_and_finds_the_ne
             assert losses(selector).fallback == ""
         first.process.kill()
         first.process.wait()
-        started = time.monotonic()
-        for _ in range(5):
+        for _ in range(4):
+            started = time.monotonic()
             assert_uniform(losses(selector), "unavailable")
-        assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 1
+            time.sleep(0.4)  # a training step, in which nothing drives a channel that tries to reconnect
         second = sidecar(port=port)
         assert len(second.select(some_losses()).indices) == 4
         assert losses(selector).fallback == "", "found at once"
     assert set(selector.statistics.fallbacks) == {"unavailable"}
+
+
+def test_a_channel_that_found_nobody_is_replaced_and_one_that_works_is_kept(plain_server, monkeypatch):
+    """Left alone, a channel that failed needs up to 10 s to find a server that is back, but not every time."""
+    opened, open_channel = [], grpc.insecure_channel
+
+    def spy(address, **options):
+        opened.append(address)
+        return open_channel(address, **options)
+
+    monkeypatch.setattr(grpc, "insecure_channel", spy)
+    for address in (f"127.0.0.1:{free_port()}", plain_server.address):
+        with independent(address) as selector:
+            for _ in range(3):
+                losses(selector)
+    assert opened[:3] == [opened[0]] * 3
+    assert opened[3:] == [plain_server.address]
 
 
 def test_hung_closed_and_killed_while_a_request_is_under_way(sidecar):
@@ -294,25 +312,27 @@ def test_a_refused_request_falls_back_and_says_why(plain_server, caplog):
 
 
 FORKED = """
-import os, sys, threading
+import os, sys
 import numpy as np
 from selector_client import Selector
 
 values = np.random.default_rng(0).random((2, 50), dtype=np.float32)
 selector = Selector(sys.argv[1], policy="independent", seed=7, timeout=20, on_error="raise")
 parent = selector.select_losses(*values).indices.tolist()
-child = os.fork()
-if child == 0:
+for _ in range(6):
+    child = os.fork()
+    if child == 0:
+        for _ in range(3):
+            selector.select_losses(*values)
+        selector.close()
+        os._exit(0)
     for _ in range(3):
         selector.select_losses(*values)
-    selector.close()
-    os._exit(0)
-for _ in range(3):
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
     selector.select_losses(*values)
-_, status = os.waitpid(child, 0)
-selector.select_losses(*values)
 selector.close()
-print("parent fine, child", os.waitstatus_to_exitcode(status))
+print("all fine")
 """
 
 
@@ -322,7 +342,7 @@ def test_a_forked_child_selects_through_its_own_channel(plain_server):
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert stdout == "parent fine, child 0\n", stderr
+    assert stdout == "all fine\n", stderr
 
 
 # Mistakes of the caller: always raised, whatever on_error says
