@@ -38,8 +38,10 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.dev ## benchmarks: none yet, they come with the sampler's
-	@echo "no benchmarks yet" && exit 2
+bench: $(VENV)/.dev ## speed and memory of the sampler, chunks against Gibbs, shards (about 10 minutes)
+	$(BIN)/selector bench sampler
+	$(BIN)/selector bench chunks
+	$(BIN)/selector bench sharded
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -42,6 +42,7 @@ class Config(BaseModel):
     max_inflight_bytes: Positive = Field(4 << 30, description="payload bytes of all requests under way")
     max_pending_requests: Positive = Field(16, description="requests under way; one more is refused at once")
     max_super_batch: Positive = Field(1 << 20, description="most candidates of one request (B)")
+    max_chunks: Positive = Field(1024, description="most chunks of one draw (N)")
     max_width: Positive = Field(8192, description="widest embedding taken (D)")
     max_image_bytes: Positive = Field(16 << 20, description="largest encoded image taken")
     max_image_pixels: Positive = Field(32 << 20, description="largest decoded image taken, height x width")

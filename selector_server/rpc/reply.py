@@ -76,6 +76,7 @@ def server_info(
             max_payload_bytes=config.max_payload_bytes,
             max_super_batch=config.max_super_batch,
             max_width=config.max_width,
+            max_chunks=config.max_chunks,
             max_image_bytes=config.max_image_bytes,
             max_image_pixels=config.max_image_pixels,
             max_text_bytes=config.max_text_bytes,

@@ -54,7 +54,7 @@ def to_task(selection: pb.Selection, payload: memoryview, config: Config, polici
         policy=policy,
         criterion=criterion,
         loss=_enum("loss", selection.loss, LOSSES, pb.Loss),
-        plan=_plan(selection, size, policy),
+        plan=_plan(selection, size, policy, config.max_chunks),
         min_weights_version=selection.min_weights_version,
         trainer_step=selection.trainer_step if selection.HasField("trainer_step") else None,
         request_id=selection.request_id,
@@ -76,7 +76,7 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
         raise NotPossible("run", repr(selection.run), f"this server serves run {config.run!r}")
 
 
-def _plan(selection: pb.Selection, size: int, policy: Policy) -> Plan:
+def _plan(selection: pb.Selection, size: int, policy: Policy, max_chunks: int) -> Plan:
     if selection.WhichOneof("size") == "sub_batch_size":
         picks = selection.sub_batch_size
         if not 1 <= picks <= size:
@@ -91,6 +91,8 @@ def _plan(selection: pb.Selection, size: int, policy: Policy) -> Plan:
     chunks = selection.chunks or min(DEFAULT_CHUNKS, picks)
     if chunks > picks:
         raise InvalidRequest("chunks", chunks, f"at most the number of picks, {picks}")
+    if chunks > max_chunks:  # every round goes over all candidates
+        raise LimitExceeded("chunks", chunks, f"at most {max_chunks}")
     gain = selection.gain if selection.HasField("gain") else DEFAULT_GAIN
     if not 0 < gain <= MAX_GAIN:  # NaN fails too
         raise InvalidRequest("gain", gain, f"must be positive and at most {MAX_GAIN:g}")

@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Largest logit scale and bias, either sign: beyond it, sums of float32 losses could overflow.
 MAX_LOGIT = 1e6
+# Candidates whose own pairs are multiplied at once.
+SLICE = 4096
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,7 @@ class Embedded:
 
     def own_logits(self) -> Tensor:
         """logit_ii, float64 [B]."""
-        return (self.image * self.text).sum(dim=1, dtype=torch.float64) * self.scale + self.bias
+        # In slices: the products of the whole would be most of the sampler's memory.
+        sides = zip(torch.split(self.image, SLICE), torch.split(self.text, SLICE), strict=True)
+        products = [(image * text).sum(dim=1, dtype=torch.float64) for image, text in sides]
+        return torch.cat(products) * self.scale + self.bias

@@ -409,6 +409,12 @@ CASES = {
     "joint needs pairs": (lambda: some_losses(policy="joint"), INVALID, "policy is 'joint'", "needs pairs"),
     "unknown criterion": (lambda: embedded(criterion=99), INVALID, "criterion is 99", "CRITERION_LEARNABILITY"),
     "unknown draw": (lambda: some_losses(draw=99), INVALID, "draw is 99", "DRAW_TOP_K"),
+    "too many chunks": (
+        lambda: some_losses(3000, filter_ratio=0.5, chunks=1025),
+        EXHAUSTED,
+        "chunks is 1025",
+        "at most 1024",
+    ),
     "unknown loss": (lambda: some_losses(loss=99), INVALID, "loss is 99", "LOSS_SIGMOID, LOSS_SOFTMAX"),
     "long request id": (lambda: some_losses(request_id="x" * 129), INVALID, "request_id is 'xxx", "128"),
     "request id that forges log lines": (

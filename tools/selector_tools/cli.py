@@ -8,6 +8,7 @@ from typing import NoReturn
 import selector_proto
 
 from selector_tools import info, serve
+from selector_tools.bench import command as bench
 from selector_tools.demo import command as demo
 
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_parser(verbs)
     info.add_parser(verbs)
     demo.add_parser(verbs)
+    bench.add_parser(verbs)
     arguments = parser.parse_args(argv)
     handler: Callable[[argparse.Namespace], int] = arguments.handler
     try:

@@ -867,6 +867,7 @@ class Limits(_message.Message):
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_PENDING_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_CHUNKS_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """One gRPC message."""
     max_payload_bytes: _builtins.int
@@ -883,6 +884,8 @@ class Limits(_message.Message):
     """One text in bytes."""
     max_pending_requests: _builtins.int
     """Requests waiting or running; one more is refused with RESOURCE_EXHAUSTED."""
+    max_chunks: _builtins.int
+    """N."""
     def __init__(
         self,
         *,
@@ -894,10 +897,11 @@ class Limits(_message.Message):
         max_image_pixels: _builtins.int = ...,
         max_text_bytes: _builtins.int = ...,
         max_pending_requests: _builtins.int = ...,
+        max_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chunks", b"max_chunks", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,117 @@
+"""The benchmark commands, at sizes that say nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from selector_tools import cli
+from selector_tools.bench import literal, study
+from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.bench.synthetic import candidates
+
+from selector_server.sampling import Draw, PairScores, Plan, chunk_sizes
+from selector_server.sampling.policies import Joint
+
+SMALL = ["--super-batch", "300", "--dim", "16", "--chunks", "4", "--repeats", "2", "--literal-repeats", "1"]
+
+
+def test_sampler_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "sampler", *SMALL, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["same_picks"] is True
+    assert result["setting"]["picks"] == 60
+    assert [len(result["runs"][name]) for name in ("sampler", "products", "pseudo-code")] == [2, 2, 1]
+    assert result["speedup"] == pytest.approx(result["literal_seconds"] / result["seconds"])
+    assert result["over_matmul"] == pytest.approx(result["seconds"] / result["matmul_seconds"])
+    assert {"peak_mib", "literal_peak_mib", "peak_is", "device", "threads", "versions", "load_average"} <= set(result)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_literal_twin_picks_the_same(seed: int) -> None:
+    scores, plan = candidates(500, 32, seed), Plan(chunk_sizes(101, 7), 100.0, Draw.SAMPLE, seed)
+    assert scores.learner is not None
+    assert scores.reference is not None
+    theirs = literal.pick(scores.learner, scores.reference, plan)
+    assert torch.equal(theirs, Joint().pick(scores, plan).indices)
+
+
+def test_the_literal_twins_scores_are_the_matrix() -> None:
+    scores = candidates(40, 8, 0)
+    assert scores.learner is not None
+    assert scores.reference is not None
+    learner, reference = (
+        [
+            [
+                np.logaddexp(0, (-1 if i == j else 1) * float(m.image[i] @ m.text[j] * m.scale + m.bias))
+                for j in range(40)
+            ]
+            for i in range(40)
+        ]
+        for m in (scores.learner, scores.reference)
+    )
+    np.testing.assert_allclose(matrix(scores).numpy(), np.subtract(learner, reference), atol=1e-5)
+
+
+def test_gibbs_keeps_a_valid_sub_batch_and_its_score() -> None:
+    scores = candidates(200, 16, 0)
+    start = torch.arange(40)
+    sweeps = list(gibbs(matrix(scores), start, 100.0, 0))
+    for members, total in sweeps:
+        assert len(np.unique(members)) == 40
+        assert total == pytest.approx(scores.total(torch.from_numpy(members)), abs=1e-3)
+    assert sweeps[-1][1] > sweeps[0][1] + 1
+
+
+def test_gibbs_has_the_exact_law() -> None:
+    """Of single members: with b = 1 a step is a draw with p proportional to exp(gain * score)."""
+    scores, gain = candidates(5, 4, 0), 1.0
+    pairs = matrix(scores)
+    last = [list(gibbs(pairs, torch.tensor([0]), gain, seed))[1][0][0] for seed in range(4000)]
+    expected = torch.softmax(gain * pairs.diagonal(), dim=0).numpy()
+    np.testing.assert_allclose(np.bincount(last, minlength=5) / 4000, expected, atol=0.035)
+
+
+def test_chunk_study_runs_from_independent_to_gibbs() -> None:
+    trials = [study.trial(candidates(400, 16, seed), 80, 100.0, seed) for seed in range(2)]
+    result = study.summary(trials)
+    assert list(result["learnability_ratio"]) == ["1", "2", "4", "8", "16", "32"]
+    assert result["learnability_ratio"]["1"] == 0
+    assert result["learnability_ratio"]["32"] > result["learnability_ratio"]["2"] > 0
+    assert result["gibbs_ratio_by_sweep"][-1] == 1
+    assert result["standard_error"]["1"] == 0
+    assert all(steps % 80 == 0 and steps > 0 for steps in result["gibbs_steps"])
+
+
+def test_a_trial_measures_picks_as_the_sampler_does() -> None:
+    scores: PairScores = candidates(400, 16, 0)
+    trial = study.trial(scores, 80, 100.0, 0)
+    picks = Joint().pick(scores, Plan(chunk_sizes(80, 8), 100.0, Draw.SAMPLE, 0))
+    assert trial.chunks[8] == pytest.approx(picks.total / 80, abs=1e-4)
+    assert trial.gibbs[0] == pytest.approx(trial.chunks[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake"),
+    [
+        (["sampler", "--filter-ratio", "1"], "--filter-ratio"),
+        (["sampler", "--super-batch", "20", "--chunks", "16"], "--chunks"),
+        (["sampler", "--literal-repeats", "4", "--repeats", "2"], "--literal-repeats"),
+        (["sampler", "--device", "abacus"], "--device"),
+        (["sampler", "--dim", "many"], "--dim"),
+        (["chunks", "--super-batch", "99"], "--super-batch"),
+        (["chunks", "--seeds", "1"], "--seeds"),
+    ],
+)
+def test_mistakes_print_one_line_and_exit_2(
+    command: list[str], mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: object = cli.main(["bench", *command])
+    except SystemExit as exit_:  # argparse's own mistakes
+        status = exit_.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert mistake in err

@@ -1,0 +1,12 @@
+"""`selector bench`: its verbs."""
+
+from typing import Any
+
+from selector_tools.bench import chunks, sampler, sharded
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("bench", help="measure the sampler", description="Measures the sampler on this machine.")
+    leaves = parser.add_subparsers(dest="bench", required=True, metavar="VERB")
+    for verb in (sampler, chunks, sharded):
+        verb.add_parser(leaves)

@@ -1,0 +1,127 @@
+"""The chunk study: what joint selection in N chunks reaches of what Gibbs sampling reaches, over independent selection
+(the paper's figure 2, middle)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling.policies import Joint
+from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.demo import pool
+from selector_tools.demo.data import Pairs, draws, make_tokenizer
+from selector_tools.demo.model import SmallSigLip
+from selector_tools.demo.training import train
+
+CHUNKS = (1, 2, 4, 8, 16, 32)
+# Of the models' training. Their bias fits this many negatives; with the demo's 128, and 512 picks, pairs would weigh
+# more than candidates' own scores, far from the paper's setting.
+BATCH = 1024
+REFERENCE_STEPS = 200
+LEARNING_RATE = 2e-3
+NOISE = 0.5
+
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Scores of sub-batches from one super-batch, per pick in nats: of a draw in N chunks, by N, and after each sweep
+    of Gibbs sampling; and how many members that re-drew."""
+
+    chunks: dict[int, float]
+    gibbs: list[float]
+    gibbs_steps: int
+
+    @property
+    def gap(self) -> float:
+        return self.gibbs[-1] - self.chunks[1]
+
+
+def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
+    """The demo's pool as its learner sees it after some steps of uniform batches, and its reference."""
+    data = pool.load()
+    captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, 0)
+    with TemporaryDirectory() as folder:
+        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
+    vocabulary = tokenizer.get_vocab_size()
+    candidates = Pairs.of(data.pool, captions, tokenizer)
+    curated = Pairs.of(data.curated, data.curated.captions, tokenizer)
+    reference = _trained(curated, vocabulary, 1, REFERENCE_STEPS, 1e-2, on_step)
+    learner = _trained(candidates, vocabulary, 0, learner_steps, 1e-4, lambda step: on_step(REFERENCE_STEPS + step))
+    return PairScores(Criterion.LEARNABILITY, _embedded(learner, candidates), _embedded(reference, candidates))
+
+
+def at(scores: PairScores, rows: torch.Tensor) -> PairScores:
+    """The candidates of these rows, int64 [B]."""
+    assert scores.learner is not None
+    assert scores.reference is not None
+    return PairScores(scores.criterion, scores.learner.at(rows), scores.reference.at(rows))
+
+
+def trial(scores: PairScores, picks: int, gain: float, seed: int) -> Trial:
+    """All draws from these candidates."""
+
+    def draw(chunks: int) -> torch.Tensor:
+        return Joint().pick(scores, Plan(chunk_sizes(picks, chunks), gain, Draw.SAMPLE, seed)).indices
+
+    drawn = {chunks: draw(chunks) for chunks in CHUNKS}
+    sweeps = [total for _, total in gibbs(matrix(scores), drawn[1], gain, seed)]
+    totals = {chunks: scores.total(rows) / picks for chunks, rows in drawn.items()}
+    return Trial(totals, [total / picks for total in sweeps], (len(sweeps) - 1) * picks)
+
+
+def summary(trials: list[Trial]) -> dict[str, Any]:
+    """Means over trials, and their standard errors."""
+    gap, error = mean_and_error([t.gap for t in trials])
+    longest = max(len(t.gibbs) for t in trials)
+    by_sweep = [[t.gibbs[min(sweep, len(t.gibbs) - 1)] for t in trials] for sweep in range(longest)]
+    by_chunks = {str(chunks): [t.chunks[chunks] for t in trials] for chunks in CHUNKS}
+    return {
+        "learnability_ratio": {chunks: _ratio(trials, scores)[0] for chunks, scores in by_chunks.items()},
+        "standard_error": {chunks: _ratio(trials, scores)[1] for chunks, scores in by_chunks.items()},
+        "gap_nats_per_pick": gap,
+        "gap_in_standard_errors": gap / error,
+        "learnability_nats_per_pick": {
+            **{chunks: float(np.mean(scores)) for chunks, scores in by_chunks.items()},
+            "gibbs": float(np.mean(by_sweep[-1])),
+        },
+        "gibbs_steps": [t.gibbs_steps for t in trials],
+        "gibbs_ratio_by_sweep": [_ratio(trials, scores)[0] for scores in by_sweep],
+    }
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _ratio(trials: list[Trial], scores: list[float]) -> tuple[float, float]:
+    """Where the mean of these scores lies between independent (0) and Gibbs (1), and its standard error (of a ratio of
+    paired means, by its residuals)."""
+    won = [score - t.chunks[1] for score, t in zip(scores, trials, strict=True)]
+    gap = float(np.mean([t.gap for t in trials]))
+    ratio = float(np.mean(won)) / gap
+    _, error = mean_and_error([w - ratio * t.gap for w, t in zip(won, trials, strict=True)])
+    return ratio, error / gap
+
+
+def _trained(pairs: Pairs, vocabulary: int, seed: int, steps: int, weight_decay: float, on_step: OnStep) -> SmallSigLip:
+    torch.manual_seed(seed)
+    model = SmallSigLip(vocabulary)
+    torch.nn.init.constant_(model.bias, -math.log(BATCH))
+    batches = (pairs.at(rows) for rows in draws(len(pairs.pixels), BATCH, 0))
+    train(model, batches, steps, learning_rate=LEARNING_RATE, weight_decay=weight_decay, on_step=on_step)
+    return model
+
+
+@torch.no_grad()
+def _embedded(model: SmallSigLip, pairs: Pairs) -> Embedded:
+    halves = zip(*(torch.split(torch.from_numpy(side), 4096) for side in (pairs.pixels, pairs.tokens)), strict=True)
+    images, texts = zip(*(model(pixels, tokens) for pixels, tokens in halves), strict=True)
+    return Embedded(torch.cat(images), torch.cat(texts), float(model.log_scale.exp()), float(model.bias))
