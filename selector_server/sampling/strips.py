@@ -28,7 +28,9 @@ def softplus_strips(candidates: Embedded, picked: Embedded, tile_bytes: int | No
     sums = candidates.image.new_empty(len(candidates))
     for side, others in ((candidates.text, picked.image), (candidates.image, picked.text)):
         for rows, products in tiles(side, others * -picked.scale, tile_bytes):
-            torch.sum(logsigmoid(products.sub_(picked.bias)), dim=1, out=sums[rows])  # of -softplus(logit)
+            products.sub_(picked.bias)
+            # -softplus(logit), in place: a second tile would push the first out of the cache.
+            torch.sum(torch.ops.aten.log_sigmoid.out(products, out=products), dim=1, out=sums[rows])
         total -= sums
     return total
 
