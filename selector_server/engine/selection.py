@@ -22,7 +22,7 @@ from selector_server.engine.task import (
     Stages,
     Task,
 )
-from selector_server.errors import InvalidRequest, NotPossible
+from selector_server.errors import NotPossible
 from selector_server.sampling import Criterion, Embedded, Needs, PairScores, ScalarScores, Scores
 from selector_server.weights.store import Store, Version
 
@@ -135,10 +135,7 @@ class Selection:
 
     def _to_device(self, array: Floats) -> Tensor:
         # A copy: request arrays are views into a read-only payload, which torch must not share.
-        tensor = torch.from_numpy(array.copy()).to(self._device)
-        if not bool(torch.isfinite(tensor).all()):
-            raise InvalidRequest("candidates", "NaN or infinite", "every embedding and loss must be finite")
-        return tensor
+        return torch.from_numpy(array.copy()).to(self._device)
 
 
 def _check_picks(task: Task, indices: NDArray[np.int64]) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selector_proto.sizes import sub_batch_size
 
 from selector_server.sampling import (
     Criterion,
@@ -255,14 +254,6 @@ def test_extreme_scores_are_drawn_without_overflow():
 def test_top_k_ties_go_to_the_lower_index():
     picks = POLICIES["independent"].pick(ScalarScores(torch.ones(1000)), Plan((5,), 100.0, Draw.TOP_K, 0))
     assert picks.indices.tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("candidates", "ratio", "picks"),
-    [(163_840, 0.8, 32_768), (327_680, 0.9, 32_768), (65_536, 0.5, 32_768), (640, 0.8, 128), (10, 0.95, 0)],
-)
-def test_sub_batch_size_is_exact(candidates, ratio, picks):
-    assert sub_batch_size(candidates, ratio) == picks
 
 
 @given(picks=st.integers(1, 10_000), chunks=st.integers(1, 64))

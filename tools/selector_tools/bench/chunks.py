@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from selector_proto.sizes import sub_batch_size
+
+from selector_tools.mistakes import any_mistake
 
 # The paper's figure 2, middle, read off its plot.
 PAPER = {"1": 0.0, "2": 0.69, "4": 0.885, "8": 0.96, "16": 0.995, "32": 1.0}
@@ -41,10 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         (a.learner_steps < 1, "--learner-steps", a.learner_steps, "must be at least 1"),
         (a.seeds < 2, "--seeds", a.seeds, "must be at least 2, for standard errors"),
     ]
-    for wrong, flag, value, limit in mistakes:
-        if wrong:
-            print(f"selector bench chunks: {flag} is {value}; {limit}", file=sys.stderr)
-            return 2
+    if any_mistake("selector bench chunks", mistakes):
+        return 2
     result = _measure(a.super_batch, picks, a.gain, a.learner_steps, a.seeds)
     if a.plot is not None:
         _plot(result, a.plot)

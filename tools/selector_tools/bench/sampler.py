@@ -7,6 +7,8 @@ from typing import Any
 
 from selector_proto.sizes import sub_batch_size
 
+from selector_tools.mistakes import any_mistake
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
@@ -48,10 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         (a.threads < 0, "--threads", a.threads, "must be 0 or more"),
         (a.seed < 0, "--seed", a.seed, "must be 0 or more"),
     ]
-    for wrong, flag, value, limit in mistakes:
-        if wrong:
-            print(f"selector bench sampler: {flag} is {value}; {limit}", file=sys.stderr)
-            return 2
+    if any_mistake("selector bench sampler", mistakes):
+        return 2
     import torch  # noqa: PLC0415 - heavy
 
     if a.device != "cpu" and not (a.device.startswith("cuda") and torch.cuda.is_available()):

@@ -1,9 +1,10 @@
 """`selector demo`: its flags."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from selector_tools.mistakes import any_mistake
 
 ARMS = ("uniform", "jest", "independent", "easy-reference")
 
@@ -44,10 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         (not 0 <= arguments.noise <= 1, "--noise", arguments.noise, "must lie between 0 and 1"),
         (arguments.seed < 0, "--seed", arguments.seed, "must be 0 or more"),
     ]
-    for wrong, flag, value, limit in mistakes:
-        if wrong:
-            print(f"selector demo: {flag} is {value}; {limit}", file=sys.stderr)
-            return 2
+    if any_mistake("selector demo", mistakes):
+        return 2
     from selector_tools.demo.run import run as run_demo  # noqa: PLC0415 - needs the demo extra
 
     run_demo(arms, arguments.steps, arguments.noise, arguments.seed, arguments.out)
