@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selector_server.errors import BundleError
 from selector_server.sampling import MAX_LOGIT
@@ -18,6 +18,9 @@ IMAGE_TOWER, TEXT_TOWER, WEIGHTS, TOKENIZER = "image.onnx", "text.onnx", "weight
 PIXELS, TOKENS, EMBEDDING = "pixels", "tokens", "selector_embedding"
 
 Size = Annotated[int, Field(gt=0, le=1 << 24)]
+Grid = tuple[Annotated[int, Field(gt=0, le=1024)], Annotated[int, Field(gt=0, le=1024)]]
+Channels = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=3)]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class _Part(BaseModel):
@@ -25,19 +28,43 @@ class _Part(BaseModel):
 
 
 class ImageInput(_Part):
-    """The image tower takes uint8 [B, height, width, channels]; (x / 255 - mean) / std happens inside it."""
+    """The image tower takes uint8 RGB (or grey) [B, height, width, channels] and normalises it itself:
+    (x / 255 - mean) / std, one value a channel. `fit` and `interpolation` say how files come to that size: `squash`
+    ignores the aspect, `crop` scales the shorter side and takes the centre."""
 
     height: Size
     width: Size
     channels: Literal[1, 3]
+    mean: Channels = (0.5,)
+    std: Channels = (0.5,)
+    fit: Literal["squash", "crop"] = "squash"
+    interpolation: Interpolation = "bicubic"
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        for values in (self.mean, self.std):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"mean and std need 1 or {self.channels} values, not {len(values)}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
 
 
 class TextInput(_Part):
-    """The text tower takes int64 [B, max_tokens], 0 <= id < vocabulary, short rows filled with pad_token."""
+    """The text tower takes int64 [B, max_tokens], 0 <= id < vocabulary, short rows filled with pad_token. A text of
+    more tokens is cut (its last token is then `end_token`, where the model needs one) or refused."""
 
     max_tokens: Size
     vocabulary: Size
     pad_token: Annotated[int, Field(ge=0)] = 0
+    end_token: Annotated[int, Field(ge=0)] | None = None
+    too_long: Literal["cut", "refuse"] = "cut"
+
+    @model_validator(mode="after")
+    def _tokens_in_vocabulary(self) -> Self:
+        if max(self.pad_token, self.end_token or 0) >= self.vocabulary:
+            raise ValueError(f"pad_token and end_token must be below the vocabulary, {self.vocabulary}")
+        return self
 
 
 class Logit(_Part):
@@ -48,20 +75,46 @@ class Logit(_Part):
     bias_parameter: str | None = None
 
 
+class Resize(_Part):
+    """A linear map from a trainer's parameter to the graph's at another resolution. `patch`: kernels [O, C, *size];
+    `patch-linear`: the same as a matrix [O, size x C]; both by pseudo-inverse (FlexiViT). `positions`: a table
+    [prefix + tokens, W] over a grid, whose first `prefix` rows stay as they are."""
+
+    kind: Literal["patch", "patch-linear", "positions"]
+    size: Grid
+    to: Grid
+    prefix: Annotated[int, Field(ge=0, le=64)] = 0
+    interpolation: Interpolation
+    antialias: bool
+
+
+class Parameter(_Part):
+    """The graph input that takes a trainer's parameter, and what happens on the way."""
+
+    input: str
+    resize: Resize | None = None
+
+
 class Manifest(_Part):
     """`parameters` maps each trainer parameter to the graph input that takes it (learner only);
-    `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner."""
+    `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner.
+    `patches_kept` is the share of image patches that a patch-dropping tower looks at."""
 
     format: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=128)]
     role: Literal["learner", "reference"]
+    source: Annotated[str, Field(max_length=1024)] = ""
+    licence: Annotated[str, Field(max_length=128)] = ""
     width: Size
     image: ImageInput
     text: TextInput
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    patches_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
     logit: Logit | None = None
     logit_scale: Annotated[float, Field(gt=0, le=MAX_LOGIT, allow_inf_nan=False)] | None = None
     logit_bias: Annotated[float, Field(ge=-MAX_LOGIT, le=MAX_LOGIT, allow_inf_nan=False)] = 0.0
-    parameters: dict[str, str] = Field(default_factory=dict)
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
     # SHA-256 of every other file, hexadecimal.
     files: dict[str, str]
 
@@ -108,8 +161,14 @@ def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
             raise BundleError(f"{path}: files", name, "must be a plain file name")
         if (found := digest_of(path / name)) != digest:
             raise BundleError(f"{path / name}: SHA-256", found, f"the manifest says {digest}")
-    fingerprint = hashlib.sha256("".join(f"{n}:{d}\n" for n, d in sorted(manifest.files.items())).encode())
-    return Bundle(path, manifest, fingerprint.hexdigest())
+    return Bundle(path, manifest, _fingerprint(manifest))
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    """Of all that decides an embedding: the files, and how samples become their input."""
+    parts = [f"{name}:{digest}" for name, digest in sorted(manifest.files.items())]
+    parts += [manifest.image.model_dump_json(), manifest.text.model_dump_json()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def save(path: Path, manifest: Manifest, names: Iterable[str]) -> Bundle:

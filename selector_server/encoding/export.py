@@ -1,18 +1,19 @@
-"""Writes bundles from torch modules (needs the extra `export`).
+"""Writes bundles from torch models (needs the extra `export`).
 
 The recipe matters: exported otherwise, torch folds and merges parameters, and weights loaded "by name" later give a
-wrong model without any error. With `optimize=False` and initializers left out, every parameter is a graph input
-under its own name.
+wrong model without any error. With `optimize=False`, every parameter keeps its own name, and those that a trainer
+publishes become graph inputs; whatever else a graph holds (masks, position ids) stays in it.
 """
 
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Literal
 
 import torch
 from selector_proto import safetensors
@@ -20,129 +21,90 @@ from selector_proto.safetensors import TensorView
 from torch import Tensor, nn
 
 from selector_server.encoding import bundle as b
-from selector_server.encoding.bundle import Bundle, ImageInput, Logit, Manifest, TextInput
+from selector_server.encoding.bundle import Bundle, ImageInput, Manifest, Parameter
+from selector_server.encoding.model import logit_of
+from selector_server.encoding.source import Source
+from selector_server.encoding.verify import difference_to_torch
 from selector_server.errors import BundleError
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_PREFIX = "model."
 
 
-class TwoTower(Protocol):
-    """What can be exported: an nn.Module with these two methods."""
+@dataclass(frozen=True)
+class Exported:
+    """`difference`: largest absolute difference of any value of an embedding to torch's, over random samples."""
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """float32 [B, C, H, W], normalised, to [B, D]."""
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """int64 [B, T] to [B, D]."""
+    bundle: Bundle
+    difference: float
 
 
 class _ImageTower(nn.Module):
     """uint8 [B, H, W, C] to embeddings: a quarter of the bytes of float32 travel to the device."""
 
-    def __init__(self, model: nn.Module, mean: float, std: float) -> None:
+    def __init__(self, model: nn.Module, encode: Callable[[Any, Tensor], Tensor], image: ImageInput, to: torch.dtype):
         super().__init__()
-        self.model, self.mean, self.std = model, mean, std
+        self.model, self._encode, self._to = model, encode, to
+        self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image.mean, image.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
-        return cast(TwoTower, self.model).encode_image(images)
+        images = (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self._mean) / self._std
+        return self._encode(self.model, images.to(self._to)).to(torch.float32)
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, encode: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._encode = model, encode
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return cast(TwoTower, self.model).encode_text(tokens)
+        return self._encode(self.model, tokens).to(torch.float32)
 
 
-def export_learner(
-    model: nn.Module,
-    path: Path,
-    *,
-    name: str,
-    image: ImageInput,
-    text: TextInput,
-    logit: Logit,
-    mean: float = 0.5,
-    std: float = 0.5,
-    tokenizer: Path | None = None,
-) -> Bundle:
-    """A bundle whose weights a trainer can replace by publishing `model.state_dict()`.
-
-    `model` is a module with TwoTower's methods; `logit` names its parameters for scale and bias. Raises BundleError
-    if a graph input is not an entry of the state_dict.
-    """
+def export_learner(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
+    """A bundle whose weights a trainer can replace by publishing its state_dict. Raises BundleError."""
+    weights = {name for name, value in source.state.items() if value.is_floating_point()}
     with _folder(path) as folder:
-        inputs: set[str] = set()
-        for tower, file, sample in _towers(model, image, text, mean, std):
+        used: set[str] = set()
+        for tower, file, sample in _towers(source, precision):
             program = _trace(tower, sample, optimize=False)
-            program.save(str(folder / file), include_initializers=False, keep_initializers_as_inputs=True)
-            inputs |= program.model.graph.initializers.keys()
-        state = model.state_dict()
-        parameters = {graph_input.removeprefix("model."): graph_input for graph_input in sorted(inputs)}
-        if unknown := sorted(parameters.keys() - state.keys()):
-            raise BundleError("graph inputs", unknown[:5], "must be entries of the module's state_dict")
-        kept = {*parameters, logit.scale_parameter, logit.bias_parameter} - {None}
-        _write_weights(folder / b.WEIGHTS, {key: value for key, value in state.items() if key in kept})
-        manifest = Manifest(
-            name=name,
-            role="learner",
-            width=_width(model, text),
-            image=image,
-            text=text,
-            logit=logit,
-            parameters=parameters,
-            files={},
-        )
-        b.save(folder, manifest, [*_with_tokenizer(folder, tokenizer), b.WEIGHTS])
-    return b.load(path, "learner")
+            used |= _weights_as_inputs(program, weights)
+            program.save(str(folder / file))
+        logit = source.logit
+        kept = {*used, logit.scale_parameter, logit.bias_parameter} - {None}
+        if unknown := sorted(str(name) for name in kept - source.state.keys()):
+            raise BundleError("logit", unknown, "must be entries of the model's state_dict")
+        _write_weights(folder / b.WEIGHTS, {key: value for key, value in source.state.items() if key in kept})
+        parameters = {name: Parameter(input=_PREFIX + name, resize=source.resizes.get(name)) for name in sorted(used)}
+        manifest = _manifest(source, "learner", precision, logit=logit, parameters=parameters)
+        return _finish(source, folder, path, manifest, [b.WEIGHTS])
 
 
-def export_reference(
-    model: nn.Module,
-    path: Path,
-    *,
-    name: str,
-    image: ImageInput,
-    text: TextInput,
-    logit_scale: float,
-    logit_bias: float,
-    mean: float = 0.5,
-    std: float = 0.5,
-    tokenizer: Path | None = None,
-) -> Bundle:
-    """A bundle whose weights are constants, optimised once. `logit_scale` is the multiplier itself."""
+def export_reference(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
+    """A bundle whose weights are constants, optimised once. Raises BundleError."""
     with _folder(path) as folder:
-        for tower, file, sample in _towers(model, image, text, mean, std):
+        for tower, file, sample in _towers(source, precision):
             _trace(tower, sample, optimize=True).save(str(folder / file))
-        manifest = Manifest(
-            name=name,
-            role="reference",
-            width=_width(model, text),
-            image=image,
-            text=text,
-            logit_scale=logit_scale,
-            logit_bias=logit_bias,
-            files={},
-        )
-        b.save(folder, manifest, _with_tokenizer(folder, tokenizer))
-    return b.load(path, "reference")
+        names = {source.logit.scale_parameter, source.logit.bias_parameter} & source.state.keys()
+        scale, bias = logit_of(source.logit, _views({str(name): source.state[str(name)] for name in names}))
+        manifest = _manifest(source, "reference", precision, logit_scale=scale, logit_bias=bias)
+        return _finish(source, folder, path, manifest, [])
 
 
-def _towers(
-    model: nn.Module, image: ImageInput, text: TextInput, mean: float, std: float
-) -> Iterator[tuple[nn.Module, str, tuple[str, Tensor]]]:
+def _towers(source: Source, precision: Precision) -> Iterator[tuple[nn.Module, str, tuple[str, Tensor]]]:
+    to = PRECISIONS[precision]
+    model = source.frozen(to)
+    image, text = source.image, source.text
     pixels = torch.zeros((2, image.height, image.width, image.channels), dtype=torch.uint8)
     tokens = torch.zeros((2, text.max_tokens), dtype=torch.int64)
-    yield _ImageTower(model, mean, std), b.IMAGE_TOWER, (b.PIXELS, pixels)
-    yield _TextTower(model), b.TEXT_TOWER, (b.TOKENS, tokens)
+    yield _ImageTower(model, source.encode_image, image, to), b.IMAGE_TOWER, (b.PIXELS, pixels)
+    yield _TextTower(model, source.encode_text), b.TEXT_TOWER, (b.TOKENS, tokens)
 
 
 def _trace(tower: nn.Module, sample: tuple[str, Tensor], *, optimize: bool) -> torch.onnx.ONNXProgram:
     data, tensor = sample
-    was_training = tower.training
     # It warns of every torchvision operator that it cannot register; none is used here.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -157,37 +119,69 @@ def _trace(tower: nn.Module, sample: tuple[str, Tensor], *, optimize: bool) -> t
             dynamic_shapes=({0: torch.export.Dim("B")},),
             verbose=False,
         )
-    tower.train(was_training)
     assert program is not None
     return program
 
 
-def _width(model: nn.Module, text: TextInput) -> int:
-    with torch.no_grad():
-        return cast(TwoTower, model).encode_text(torch.zeros((1, text.max_tokens), dtype=torch.int64)).shape[1]
+def _weights_as_inputs(program: torch.onnx.ONNXProgram, weights: Iterable[str]) -> set[str]:
+    """Turns the initializers that are `weights` into graph inputs; returns their names as the trainer knows them."""
+    graph, found = program.model.graph, set()
+    for name in weights:
+        value = graph.initializers.pop(_PREFIX + name, None)
+        if value is not None:
+            value.const_value = None
+            graph.inputs.append(value)
+            found.add(name)
+    return found
+
+
+def _manifest(source: Source, role: Literal["learner", "reference"], precision: Precision, **more: Any) -> Manifest:
+    tokens = torch.zeros((1, source.text.max_tokens), dtype=torch.int64)
+    width = source.encode_text(source.frozen(torch.float32), tokens).shape[1]
+    return Manifest(
+        name=source.name,
+        role=role,
+        source=source.origin,
+        licence=source.licence,
+        width=width,
+        image=source.image,
+        text=source.text,
+        loss=source.loss,
+        precision=precision,
+        patches_kept=source.patches_kept,
+        files={},
+        **more,
+    )
+
+
+def _finish(source: Source, folder: Path, path: Path, manifest: Manifest, names: list[str]) -> Exported:
+    """Manifest and tokenizer, the check against torch, and only then the bundle's own name."""
+    names += [b.IMAGE_TOWER, b.TEXT_TOWER]
+    if source.tokenizer is not None:
+        shutil.copyfile(source.tokenizer, folder / b.TOKENIZER)
+        names.append(b.TOKENIZER)
+    names += [file.name for file in folder.glob("*.onnx.data")]
+    difference = difference_to_torch(b.save(folder, manifest, names), source)
+    folder.rename(path)
+    return Exported(b.load(path, manifest.role), difference)
 
 
 def _write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
+    with file.open("wb") as stream:
+        stream.writelines(safetensors.encode(_views(state)))
+
+
+def _views(state: Mapping[str, Tensor]) -> dict[str, TensorView]:
     arrays = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    views = {
+    return {
         key: TensorView(_DTYPES[value.dtype], tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().data)
         for key, value in arrays.items()
     }
-    with file.open("wb") as stream:
-        stream.writelines(safetensors.encode(views))
-
-
-def _with_tokenizer(folder: Path, tokenizer: Path | None) -> list[str]:
-    names = [b.IMAGE_TOWER, b.TEXT_TOWER]
-    if tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / b.TOKENIZER)
-        names.append(b.TOKENIZER)
-    return names
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` only when everything in it is written."""
+    """A folder to write in, next to `path`; what is left in it at the end is removed."""
     if path.exists():
         raise BundleError("bundle", path, "exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,4 +189,3 @@ def _folder(path: Path) -> Iterator[Path]:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         yield folder
-        folder.rename(path)

@@ -1,7 +1,7 @@
 """A model of two towers, from its bundle: the learner, whose weights come and go, or the reference."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
+from torch import Tensor
 
-from selector_server.encoding.bundle import IMAGE_TOWER, PIXELS, TEXT_TOWER, TOKENS, WEIGHTS, Bundle, Logit
-from selector_server.encoding.tower import Bound, Device, Tower
+from selector_server.encoding.bundle import IMAGE_TOWER, PIXELS, TEXT_TOWER, TOKENS, WEIGHTS, Bundle, Logit, Parameter
+from selector_server.encoding.device import Device
+from selector_server.encoding.resizing import resized, source_shape
+from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
 
@@ -29,28 +32,37 @@ class Weights:
 
 
 class Model:
-    """Two towers of one bundle on one device."""
+    """Two towers of one bundle on one device. `micro_batch` is the most samples encoded at once; see Tower."""
 
-    def __init__(self, bundle: Bundle, device: Device, micro_batch: int) -> None:
+    def __init__(
+        self, bundle: Bundle, device: Device, micro_batch: int, on_out_of_memory: Callable[[], None] = lambda: None
+    ) -> None:
         self.bundle, self._device = bundle, device
-        self._image = Tower(bundle.path / IMAGE_TOWER, PIXELS, device, micro_batch)
-        self._text = Tower(bundle.path / TEXT_TOWER, TOKENS, device, micro_batch)
+        width, sizes = bundle.manifest.width, (device, micro_batch, on_out_of_memory)
+        self._image = Tower(bundle.path / IMAGE_TOWER, PIXELS, width, *sizes)
+        self._text = Tower(bundle.path / TEXT_TOWER, TOKENS, width, *sizes)
         self.providers = self._image.providers
-        self._shapes = self._image.weight_shapes | self._text.weight_shapes
-        mapped = sorted(bundle.manifest.parameters.values())
-        if mapped != sorted(self._shapes):
-            odd = sorted(set(mapped).symmetric_difference(self._shapes))[:5]
+        self._inputs = self._image.weights | self._text.weights
+        parameters = bundle.manifest.parameters
+        mapped = sorted(parameter.input for parameter in parameters.values())
+        if mapped != sorted(self._inputs):
+            odd = sorted(set(mapped).symmetric_difference(self._inputs))[:5] or mapped[:5]
             raise BundleError(f"{bundle.path}: parameters", odd, "must name each weight input of the graphs once")
+        # Trainer parameter -> the shape that it must have.
+        self._shapes = {name: self._source_shape(name, parameter) for name, parameter in parameters.items()}
 
     def encode(self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], weights: Weights) -> Embedded:
         """uint8 [B, H, W, C] and int64 [B, T] to normalised embeddings [B, D] on the device."""
-        image = self._image.encode(pixels, weights.bound)
-        text = self._text.encode(tokens, weights.bound)
+        image, text = self.raw(pixels, tokens, weights)
         embedded = Embedded.normalise(image, text, weights.scale, weights.bias)
         if not bool(torch.isfinite(embedded.image).all() & torch.isfinite(embedded.text).all()):
             name = self.bundle.manifest.name
             raise NotPossible(f"embedding of {name}", "NaN or infinite", "its weights are broken")
         return embedded
+
+    def raw(self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], weights: Weights) -> tuple[Tensor, Tensor]:
+        """The towers' own outputs, float32 [B, D] each, neither normalised nor checked."""
+        return self._image.encode(pixels, weights.bound), self._text.encode(tokens, weights.bound)
 
     def constant_weights(self) -> Weights:
         """What a reference encodes with: nothing to bind, scale and bias from the manifest."""
@@ -62,7 +74,7 @@ class Model:
         """The weights that a learner's bundle was exported with."""
         try:
             return self.bind(safetensors.decode(memoryview((self.bundle.path / WEIGHTS).read_bytes())))
-        except (LayoutError, NotPossible) as error:
+        except (LayoutError, NotPossible, ValueError) as error:
             raise BundleError("weights", self.bundle.path / WEIGHTS, str(error)) from error
 
     def bind(self, tensors: Mapping[str, TensorView]) -> Weights:
@@ -74,23 +86,35 @@ class Model:
         manifest = self.bundle.manifest
         assert manifest.logit is not None
         bound = {}
-        for name, graph_input in manifest.parameters.items():
-            array = _as_float32(name, tensors, self._shapes[graph_input])
-            bound[graph_input] = self._device.put(array)
-        scale, bias = _logit(manifest.logit, tensors)
+        for name, parameter in manifest.parameters.items():
+            value = _as_float32(name, tensors, self._shapes[name])
+            if parameter.resize is not None:
+                value = resized(parameter.resize, value)
+            _, dtype = self._inputs[parameter.input]
+            bound[parameter.input] = value.to(self._device.torch, dtype).contiguous()
+        scale, bias = logit_of(manifest.logit, tensors)
         weights = Weights(bound, scale, bias)
-        self.encode(*self._probe(), weights)
+        self.warm_up(weights)
         return weights
 
-    def _probe(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Two fixed samples."""
+    def warm_up(self, weights: Weights) -> None:
+        """Encodes two fixed samples. Raises NotPossible if they do not come out finite."""
         image, text = self.bundle.manifest.image, self.bundle.manifest.text
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (2, image.height, image.width, image.channels), dtype=np.uint8)
-        return pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens))
+        self.encode(pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens)), weights)
+
+    def _source_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:
+        shape, _ = self._inputs[parameter.input]
+        if parameter.resize is None:
+            return shape
+        try:
+            return source_shape(parameter.resize, shape)
+        except ValueError as error:
+            raise BundleError(f"{self.bundle.path}: parameters.{name}", parameter.resize.kind, str(error)) from error
 
 
-def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> NDArray[np.float32]:
+def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> Tensor:
     view = tensors.get(name)
     if view is None:
         raise NotPossible(f"parameter {name}", "missing", f"the learner needs it with shape {list(shape)}")
@@ -103,10 +127,11 @@ def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, 
     values = raw.view(_TORCH[view.dtype]).to(torch.float32).reshape(shape)
     if not bool(torch.isfinite(values).all()):
         raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
-    return values.numpy()
+    return values
 
 
-def _logit(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:
+def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:
+    """The multiplier and bias that these parameters hold. Raises NotPossible."""
     stored = _scalar(logit.scale_parameter, tensors)
     scale = math.exp(min(stored, 700.0)) if logit.scale_is_log else stored
     if not 0 < scale <= MAX_LOGIT:

@@ -1,0 +1,93 @@
+"""Two ways to look at less of an image: a smaller grid of patches (Flexi-JEST), or fewer patches of the same grid.
+
+A grid of another size is for trainers that train at it too: the learner's weights are mapped linearly to it, whenever
+they arrive. Dropping patches keeps every patch's size and position, and suits trainers that do not.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from selector_server.encoding.bundle import Interpolation, Resize
+from selector_server.encoding.resizing import resized
+from selector_server.encoding.source import Source
+from selector_server.errors import BundleError
+
+# Spreads kept patches evenly: the fractional parts of x * A + y * B of a grid are a rank-1 lattice (A, B from the
+# plastic number, as the golden ratio does in one dimension).
+_LATTICE = (0.7548776662466927, 0.5698402909980532)
+
+
+def at_resolution(full: Source, low: Source, interpolation: Interpolation, antialias: bool) -> Source:
+    """`low` (the same architecture, built for another image or patch size) with the weights of `full`, and the linear
+    maps that bring them there. `low.module` is filled in place. Raises BundleError for a parameter that differs in
+    another way."""
+    if full.patch is None or low.patch is None:
+        raise BundleError("resolution", full.name, "its image tower has no patches; export it at its own size")
+    resizes, state = {}, {}
+    for name, target in low.module.state_dict().items():
+        value = full.state.get(name)
+        if value is None:
+            raise BundleError(f"parameter {name}", "missing", "the full-resolution model must have it")
+        if value.shape == target.shape or not target.is_floating_point():
+            state[name] = value if value.shape == target.shape else target
+            continue
+        resizes[name] = resize = _resize(name, value, target, full, low, interpolation, antialias)
+        state[name] = resized(resize, value.float())
+    low.module.load_state_dict(state)
+    return replace(low, state=full.state, resizes=resizes)
+
+
+def _resize(
+    name: str, value: Tensor, target: Tensor, full: Source, low: Source, interpolation: Interpolation, antialias: bool
+) -> Resize:
+    """The map from `value` to the shape of `target`."""
+    assert full.patch is not None
+    assert low.patch is not None
+    old, new = tuple(value.shape), tuple(target.shape)
+    how = {"interpolation": interpolation, "antialias": antialias}
+    if len(old) == len(new) == 4 and (old[2:], new[2:]) == (full.patch, low.patch) and old[:2] == new[:2]:
+        return Resize(kind="patch", size=full.patch, to=low.patch, **how)
+    pixels = [patch[0] * patch[1] * full.image.channels for patch in (full.patch, low.patch)]
+    if len(old) == len(new) == 2 and [old[1], new[1]] == pixels:
+        return Resize(kind="patch-linear", size=full.patch, to=low.patch, **how)
+    size, to = grid(full), grid(low)
+    prefix = old[-2] - size[0] * size[1] if len(old) >= 2 else -1
+    if prefix >= 0 and new == (*old[:-2], prefix + to[0] * to[1], old[-1]):
+        return Resize(kind="positions", size=size, to=to, prefix=prefix, **how)
+    limit = f"no linear map leads from {list(old)} at full resolution to it"
+    raise BundleError(f"parameter {name}", list(new), limit)
+
+
+def grid(source: Source) -> tuple[int, int]:
+    """Patches down and across. Raises BundleError unless they fill the image."""
+    assert source.patch is not None
+    for side, patch in zip((source.image.height, source.image.width), source.patch, strict=True):
+        if patch < 1 or side < patch or side % patch:
+            raise BundleError("image size", side, f"must be a multiple of the patch size, {patch}")
+    return source.image.height // source.patch[0], source.image.width // source.patch[1]
+
+
+def drop_patches(source: Source, keep: float) -> Source:
+    """`source`, looking at a share `keep` of its patches, spread evenly and the same for every image; each keeps its
+    position. `source.module` gets a hook. Raises BundleError."""
+    if source.patch is None or not source.tokens_at:
+        raise BundleError("keep patches", keep, "the image tower has no patches that could be dropped")
+    high, wide = grid(source)
+    count = round(keep * high * wide)
+    if not 0 < keep <= 1 or count < 1:
+        raise BundleError("keep patches", keep, "must leave at least one patch and at most all")
+    order = sorted(range(high * wide), key=lambda cell: _spread(cell // wide, cell % wide))
+    kept = torch.tensor(sorted(order[:count]))
+
+    def choose(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
+        prefix = tokens.shape[1] - high * wide
+        return torch.cat([tokens[:, :prefix], tokens.index_select(1, kept + prefix)], dim=1)
+
+    source.module.get_submodule(source.tokens_at).register_forward_hook(choose)
+    return replace(source, patches_kept=count / (high * wide))
+
+
+def _spread(row: int, column: int) -> float:
+    return (row * _LATTICE[0] + column * _LATTICE[1]) % 1.0

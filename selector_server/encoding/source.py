@@ -1,0 +1,70 @@
+"""What an export starts from: a torch model, how it is called, and what its inputs mean."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from selector_server.encoding.bundle import ImageInput, Logit, Resize, TextInput
+
+
+class TwoTower(Protocol):
+    """A module that can be exported without further words."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """float32 [B, C, H, W], normalised, to [B, D]."""
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """int64 [B, T] to [B, D]."""
+
+
+def _encode_image(module: nn.Module, images: Tensor) -> Tensor:
+    return cast(TwoTower, module).encode_image(images)
+
+
+def _encode_text(module: nn.Module, tokens: Tensor) -> Tensor:
+    return cast(TwoTower, module).encode_text(tokens)
+
+
+@dataclass(frozen=True)
+class Source:
+    """`module` is the trainer's model: its state_dict names what a trainer publishes. It is not changed.
+
+    `encode_image` and `encode_text` call it, as TwoTower says. `patch` is the side (h, w) of an image patch, if the
+    image tower has patches; `resizes` and `state` (the trainer's own state_dict) are set where `module` was built at
+    another resolution than the trainer's, see `low_resolution`.
+    """
+
+    name: str
+    module: nn.Module
+    image: ImageInput
+    text: TextInput
+    logit: Logit
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    encode_image: Callable[[Any, Tensor], Tensor] = _encode_image
+    encode_text: Callable[[Any, Tensor], Tensor] = _encode_text
+    tokenizer: Path | None = None
+    origin: str = ""
+    licence: str = ""
+    patch: tuple[int, int] | None = None
+    # Submodule whose output is [B, prefix + patches, W], where patches can be dropped.
+    tokens_at: str = ""
+    patches_kept: float = 1.0
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    resizes: Mapping[str, Resize] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        module = self.module
+        while isinstance(inner := getattr(module, "_orig_mod", getattr(module, "module", None)), nn.Module):
+            module = inner  # torch.compile's and DistributedDataParallel's wrappers
+        object.__setattr__(self, "module", module)
+        if not self.state:
+            object.__setattr__(self, "state", module.state_dict())
+
+    def frozen(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the module to trace and to run: its mode, precision and place are not the trainer's."""
+        return copy.deepcopy(self.module).to("cpu", dtype).eval().requires_grad_(False)

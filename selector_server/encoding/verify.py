@@ -1,0 +1,41 @@
+"""Compares a bundle with the torch model it came from, as the sidecar will run it."""
+
+import numpy as np
+import torch
+
+from selector_server.encoding.bundle import Bundle
+from selector_server.encoding.device import Device
+from selector_server.encoding.model import Model
+from selector_server.encoding.source import Source
+from selector_server.errors import BundleError
+
+SAMPLES = 5
+MICRO_BATCH = 3  # so that the batch size changes on the way
+# Largest difference taken, relative to the largest value of torch's embeddings.
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+
+
+def difference_to_torch(bundle: Bundle, source: Source) -> float:
+    """Largest absolute difference of ONNX Runtime's embeddings to torch's, over random samples. Raises BundleError if
+    it is more than rounding explains; bfloat16 graphs, which no CPU runs, are not compared (NaN)."""
+    manifest = bundle.manifest
+    if manifest.precision == "bf16":
+        return float("nan")
+    model = Model(bundle, Device("cpu", 0), MICRO_BATCH)
+    weights = model.bundled_weights() if manifest.role == "learner" else model.constant_weights()
+    rng, image, text = np.random.default_rng(0), manifest.image, manifest.text
+    pixels = rng.integers(0, 256, (SAMPLES, image.height, image.width, image.channels), dtype=np.uint8)
+    tokens = rng.integers(0, text.vocabulary, (SAMPLES, text.max_tokens))
+    found = model.raw(pixels, tokens, weights)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image.mean, image.std))
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+    module, worst = source.frozen(torch.float32), 0.0
+    with torch.inference_mode():
+        wanted = source.encode_image(module, images), source.encode_text(module, torch.from_numpy(tokens))
+    for ours, theirs, tower in zip(found, wanted, ("image", "text"), strict=True):
+        difference = float((ours.cpu() - theirs).abs().max())
+        limit = TOLERANCES[manifest.precision] * max(1.0, float(theirs.abs().max()))
+        if not difference <= limit:
+            raise BundleError(f"{tower} tower: difference to torch", difference, f"at most {limit:g}; not written")
+        worst = max(worst, difference)
+    return worst
