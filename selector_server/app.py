@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from typing import Literal
 
 import selector_proto
 import torch
@@ -13,17 +14,20 @@ from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
+from selector_server.encoding.cache import ReferenceCache
+from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model, Weights
-from selector_server.encoding.preprocess import Preprocessor, load_tokenizer
-from selector_server.encoding.tower import Device
+from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
+from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
 from selector_server.errors import SetupError
+from selector_server.machine import usable_cpus
 from selector_server.rpc import reply
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
-from selector_server.sampling import Policy, load_policies
+from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
 from selector_server.weights.source import RedisSource
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 # Time that the last replies get to reach their clients.
 LINGER_SECONDS = 1.0
+# Samples encoded at once unless the configuration says it. More gains nothing on a CPU, and delays what runs beside.
+MICRO_BATCH = {"cpu": 32, "cuda": 1024}
 
 
 class App:
@@ -44,11 +50,12 @@ class App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.metrics = Metrics()
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
-        device = Device(config.device, config.threads)
+        threads = config.threads or usable_cpus()
+        torch.set_num_threads(threads)
+        device = Device(config.device, threads)
         self._learner = self._load("learner", device)
         self._reference = self._load("reference", device)
-        preprocessor = self._preprocessor()
+        self._cache = self._open_cache()
         self._store: Store[Weights] | None = None
         self._subscriber: Subscriber[Weights] | None = None
         if self._learner is not None:
@@ -63,16 +70,26 @@ class App:
         if config.sampler_fused and not kernel_available(device.torch):
             raise SetupError("sampler_fused", True, "needs triton and a CUDA device of capability 9.0 or newer")
         selection = Selection(
-            device.torch, preprocessor, self._learner, self._reference, self._store, tile_bytes, config.sampler_fused
+            device.torch, self._learner, self._reference, self._store, self._cache, tile_bytes, config.sampler_fused
         )
         policies = _policies()
         self._worker = Worker(selection.run, config.stall_seconds)
         self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
         info = reply.server_info(config, _versions(), policies, self._learner, self._reference)
         self._service = SelectorService(
-            config, self._admission, self._worker, selection, policies, self.metrics, lambda: info, self._status
+            config,
+            self._admission,
+            self._preparation(),
+            self._worker,
+            selection,
+            policies,
+            self.metrics,
+            self._loss(),
+            lambda: info,
+            self._status,
         )
-        self.metrics.build.info({"version": selector_proto.__version__, "device": config.device})
+        build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}
+        self.metrics.build.info(build)
 
     async def serve(self) -> int:
         """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
@@ -107,6 +124,8 @@ class App:
         self._worker.stop(timeout=0 if force.is_set() else 5)
         if self._subscriber is not None:
             await asyncio.to_thread(self._subscriber.stop)
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
         if metrics_server is not None:
             await asyncio.to_thread(metrics_server.close)
         log.info("stopped")
@@ -134,24 +153,46 @@ class App:
         self.metrics.weights_step.set(current.trainer_step)
         self.metrics.weights_age.set(current.age_seconds())
 
-    def _load(self, role: str, device: Device) -> Model | None:
+    def _load(self, role: Literal["learner", "reference"], device: Device) -> Model | None:
         path = getattr(self.config, role)
         if path is None:
             return None
-        return Model(
-            bundle.load(path, "learner" if role == "learner" else "reference"), device, self.config.micro_batch
-        )
+        micro_batch = self.config.micro_batch or MICRO_BATCH[device.kind]
+        model = Model(bundle.load(path, role), device, micro_batch, self.metrics.out_of_memory.inc)
+        if role == "reference":  # a learner is warmed up whenever weights are bound
+            model.warm_up(model.constant_weights())
+        return model
 
-    def _preprocessor(self) -> Preprocessor | None:
-        models = [model for model in (self._learner, self._reference) if model is not None]
-        if not models:
+    def _open_cache(self) -> ReferenceCache | None:
+        if self.config.cache is None:
             return None
-        inputs = [(m.bundle.manifest.image, m.bundle.manifest.text, m.bundle.tokenizer_digest) for m in models]
-        if inputs[0] != inputs[-1]:
-            raise SetupError("reference", self.config.reference, "must take the same images and texts as the learner")
-        image, text, _ = inputs[0]
-        tokenizer = load_tokenizer(models[0].bundle.tokenizer)
-        return Preprocessor(image, text, tokenizer, self.config.max_image_pixels)
+        if self._reference is None:
+            raise SetupError("cache", self.config.cache, "holds embeddings of a reference; set reference too")
+        reference = self._reference.bundle
+        name, width = reference.manifest.name, reference.manifest.width
+
+        def count(reason: str) -> None:
+            self.metrics.cache_problems.labels(reason).inc()
+
+        return ReferenceCache(self.config.cache, name, reference.fingerprint, width, self.config.cache_bytes, count)
+
+    def _preparation(self) -> Preparation:
+        """What happens beside the device's thread."""
+        threads = self.config.preprocess_threads or usable_cpus()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="preprocess")
+        limits = Limits(self.config.max_image_pixels, self.config.max_payload_bytes)
+        learner, reference = (
+            Preprocessor.of(model.bundle, limits, pool) if model is not None else None
+            for model in (self._learner, self._reference)
+        )
+        return Preparation(learner, reference, self._cache)
+
+    def _loss(self) -> Loss:
+        """What the models were made for. Raises SetupError if they disagree."""
+        losses = {m.bundle.manifest.loss for m in (self._learner, self._reference) if m is not None}
+        if len(losses) > 1:
+            raise SetupError("reference", self.config.reference, f"must have the learner's loss, not {sorted(losses)}")
+        return Loss(losses.pop()) if losses else Loss.SIGMOID
 
     def _serve_metrics(self) -> MetricsServer | None:
         if not self.config.metrics_listen:

@@ -29,8 +29,17 @@ class Config(BaseModel):
     redis: str | None = Field(None, description="where the trainer publishes weights: redis://…, unix://…")
     run: str = Field("default", description="training run whose weights are served")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads for encoders and sampler, 0 for all")
-    micro_batch: Positive = Field(256, description="samples encoded at once")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads for encoders and sampler, 0 for what the cgroup's quota allows"
+    )
+    micro_batch: Annotated[int, Field(ge=0)] = Field(
+        0, description="most samples encoded at once, fewer when memory runs out; 0 suits the device"
+    )
+    preprocess_threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="threads that decode images beside the device, 0 for what the cgroup's quota allows"
+    )
+    cache: Path | None = Field(None, description="folder of the reference cache, for requests with sample ids")
+    cache_bytes: Annotated[int, Field(ge=1 << 20)] = Field(32 << 30, description="largest reference cache")
     sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
         0, description="logits the sampler holds at once; bounds its memory, 0 suits the device"
     )

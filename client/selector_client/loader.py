@@ -15,10 +15,10 @@ _END = object()
 class SelectingLoader:
     """Iterates over `super_batches` and yields, of each, the sub-batch that the sidecar picked, in the same form.
 
-    `view(super_batch)` gives the arguments of `Selector.select` (default: keys "images" and "texts" of a mapping,
-    or the first two of a tuple or list); `take(super_batch, indices)` gives the sub-batch (default: indexes every
-    array, tensor and list in it). `prefetch` is how many selections may be ready or under way ahead of the trainer; 0
-    selects while the trainer waits. `first_step` is the trainer step of the first sub-batch.
+    `view(super_batch)` gives the arguments of `Selector.select` (default: keys "images" and "texts" of a mapping, and
+    "ids" if it has them, or the first two of a tuple or list); `take(super_batch, indices)` gives the sub-batch
+    (default: indexes every array, tensor and list in it). `prefetch` is how many selections may be ready or under way
+    ahead of the trainer; 0 selects while the trainer waits. `first_step` is the trainer step of the first sub-batch.
 
     `last` is the Selection behind the sub-batch yielded last; `wait_seconds` is how long the trainer waited so far.
     """
@@ -91,8 +91,10 @@ class SelectingLoader:
 
 
 def default_view(super_batch: Any) -> Mapping[str, Any]:
-    """images and texts of a mapping, or the first two entries of a tuple or list."""
+    """images, texts and perhaps ids of a mapping, or the first two entries of a tuple or list."""
     match super_batch:
+        case {"images": images, "texts": texts, "ids": ids}:
+            return {"images": images, "texts": texts, "ids": ids}
         case {"images": images, "texts": texts}:
             return {"images": images, "texts": texts}
         case (images, texts, *_):

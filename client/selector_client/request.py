@@ -13,6 +13,8 @@ from selector_proto.v1 import selector_pb2 as pb
 # Images: uint8 [B, H, W, C] or [B, H, W], or B encoded files. Texts: token ids int [B, T], or B strings.
 Images = ArrayLike | Sequence[bytes]
 Texts = ArrayLike | Sequence[str]
+# B integers or B strings, all different, each the name of one image and text for ever.
+Ids = ArrayLike | Sequence[str]
 T = TypeVar("T", bytes, str)
 
 
@@ -23,6 +25,7 @@ class Settings:
     run: str = ""
     policy: str = ""
     criterion: str = "learnability"
+    loss: str | None = None
     sub_batch_size: int | None = None
     filter_ratio: float | None = None
     chunks: int | None = None
@@ -37,6 +40,8 @@ class Settings:
             raise ValueError(f"filter_ratio is {self.filter_ratio}; must lie between 0 and 1, both excluded")
         _enum(pb.Criterion, "CRITERION", self.criterion)
         _enum(pb.Draw, "DRAW", self.draw)
+        if self.loss is not None:
+            _enum(pb.Loss, "LOSS", self.loss)
 
     def picks(self, candidates: int) -> int:
         """b for a super-batch of that size. Raises ValueError if there is none."""
@@ -55,6 +60,7 @@ class Settings:
             "filter_ratio": self.filter_ratio,
             "chunks": self.chunks,
             "gain": self.gain,
+            "loss": None if self.loss is None else _enum(pb.Loss, "LOSS", self.loss),
         }
         return pb.Selection(
             run=self.run,
@@ -85,8 +91,8 @@ class Candidates:
     payload: Payload
 
     @staticmethod
-    def samples(images: Images, texts: Texts) -> "Candidates":
-        """Raw samples."""
+    def samples(images: Images, texts: Texts, ids: Ids | None = None) -> "Candidates":
+        """Raw samples, and their names if they have any."""
         payload, samples = Payload(), pb.RawSamples()
         files, strings = _list_of(bytes, images, "images"), _list_of(str, texts, "texts")
         if files:
@@ -103,7 +109,10 @@ class Candidates:
             tokens = _array(texts, "texts", None, 2)
             _same_size("texts", len(tokens), size)
             samples.tokens.CopyFrom(payload.add(tokens))
-        return Candidates(size, pb.Selection(samples=samples), payload)
+        header = pb.Selection(samples=samples)
+        if ids is not None:
+            header.sample_ids.CopyFrom(_ids(ids, size, payload))
+        return Candidates(size, header, payload)
 
     @staticmethod
     def embeddings(learner: ModelEmbeddings | None, reference: ModelEmbeddings | None) -> "Candidates":
@@ -168,6 +177,20 @@ def _array(values: Any, field: str, dtype: np.dtype[Any] | None, rank: int) -> N
     if array.ndim != rank or not len(array):
         raise ValueError(f"{field} has shape {list(array.shape)}; must have {rank} dimensions and at least one row")
     return array
+
+
+def _ids(ids: Any, size: int, payload: Payload) -> pb.SampleIds:
+    strings = _list_of(str, ids, "ids")
+    if strings:
+        _same_size("ids", len(strings), size)
+        return pb.SampleIds(strings=payload.add_bytes([text.encode() for text in strings]))
+    integers = np.asarray(ids)
+    if integers.dtype.kind not in "iu" or integers.ndim != 1:
+        raise TypeError(
+            f"ids has dtype {integers.dtype} and {integers.ndim} dimensions; must be integers or strings [B]"
+        )
+    _same_size("ids", len(integers), size)
+    return pb.SampleIds(integers=payload.add(integers.astype(np.int64)))
 
 
 def _rows(tensor: pb.Tensor) -> int:

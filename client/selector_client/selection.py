@@ -15,7 +15,8 @@ class Selection:
 
     `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and
     `objective_uniform` are nats per example (learnability, unless another criterion was asked for).
-    `weights_version` etc. tell which learner scored; None if none did.
+    `weights_version` etc. tell which learner scored; None if none did. `cached_references` of the candidates were
+    not embedded again by the reference.
     """
 
     indices: NDArray[np.int64]
@@ -28,6 +29,7 @@ class Selection:
     weights_step: int | None = None
     weights_age_seconds: float | None = None
     weights_lag_steps: int | None = None
+    cached_references: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -48,6 +50,7 @@ class Selection:
             weights_step=weights and weights.trainer_step,
             weights_age_seconds=weights and weights.age_seconds,
             weights_lag_steps=weights.lag_steps if weights and weights.HasField("lag_steps") else None,
+            cached_references=response.cached_references,
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
 

@@ -16,7 +16,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
-from selector_client.request import Candidates, Images, ModelEmbeddings, Settings, Texts
+from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
 
 log = logging.getLogger(__name__)
@@ -83,10 +83,11 @@ class Selector:
         )
         return status
 
-    def select(self, images: Images, texts: Texts, *, step: int | None = None) -> Selection:
+    def select(self, images: Images, texts: Texts, *, ids: Ids | None = None, step: int | None = None) -> Selection:
         """Picks from raw samples: images uint8 [B, H, W, C] at the learner's resolution or B encoded files; texts
-        int token ids [B, T] or B strings. `step` is the trainer's step."""
-        return self._select(Candidates.samples(images, texts), step)
+        int token ids [B, T] or B strings. `ids` (B different integers or strings) name the samples, so that a sidecar
+        with a cache need not embed them with the reference again. `step` is the trainer's step."""
+        return self._select(Candidates.samples(images, texts, ids), step)
 
     def select_embeddings(
         self, learner: ModelEmbeddings | None, reference: ModelEmbeddings | None, *, step: int | None = None

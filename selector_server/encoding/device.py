@@ -55,7 +55,7 @@ class Device:
             if not torch.cuda.is_available() or self.index >= torch.cuda.device_count():
                 raise SetupError("device", name, f"torch sees {torch.cuda.device_count()} CUDA devices")
             ort.preload_dlls()
-            self._copies = torch.cuda.Stream(self.torch)
+            self._copies = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
 
     def session(self, model: Path) -> ort.InferenceSession:
         """A session that runs on this device or not at all. Raises BundleError or SetupError."""
@@ -83,7 +83,7 @@ class Device:
         pinned = tensor.pin_memory()
         with torch.cuda.stream(self._copies):
             copy = pinned.to(self.torch, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._copies)
         return Upload(copy, event, pinned)
 
@@ -101,4 +101,3 @@ class Device:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise
-

@@ -5,6 +5,7 @@ they arrive. Dropping patches keeps every patch's size and position, and suits t
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +47,21 @@ def _resize(
     assert full.patch is not None
     assert low.patch is not None
     old, new = tuple(value.shape), tuple(target.shape)
-    how = {"interpolation": interpolation, "antialias": antialias}
+
+    def resize(
+        kind: Literal["patch", "patch-linear", "positions"], size: tuple[int, int], to: tuple[int, int], prefix: int = 0
+    ) -> Resize:
+        return Resize(kind=kind, size=size, to=to, prefix=prefix, interpolation=interpolation, antialias=antialias)
+
     if len(old) == len(new) == 4 and (old[2:], new[2:]) == (full.patch, low.patch) and old[:2] == new[:2]:
-        return Resize(kind="patch", size=full.patch, to=low.patch, **how)
+        return resize("patch", full.patch, low.patch)
     pixels = [patch[0] * patch[1] * full.image.channels for patch in (full.patch, low.patch)]
-    if len(old) == len(new) == 2 and [old[1], new[1]] == pixels:
-        return Resize(kind="patch-linear", size=full.patch, to=low.patch, **how)
+    if len(old) == len(new) == 2 and [old[1], new[1]] == pixels and full.patch != low.patch:
+        return resize("patch-linear", full.patch, low.patch)
     size, to = grid(full), grid(low)
     prefix = old[-2] - size[0] * size[1] if len(old) >= 2 else -1
     if prefix >= 0 and new == (*old[:-2], prefix + to[0] * to[1], old[-1]):
-        return Resize(kind="positions", size=size, to=to, prefix=prefix, **how)
+        return resize("positions", size, to, prefix)
     limit = f"no linear map leads from {list(old)} at full resolution to it"
     raise BundleError(f"parameter {name}", list(new), limit)
 

@@ -24,7 +24,9 @@ def source_shape(resize: Resize, shape: tuple[int, ...]) -> tuple[int, ...]:
         case "positions":
             if len(shape) >= 2 and shape[-2] == resize.prefix + to_high * to_wide:
                 return (*shape[:-2], resize.prefix + high * wide, shape[-1])
-    raise ValueError(f"a graph input of shape {list(shape)} cannot come from {resize.kind} {resize.size} -> {resize.to}")
+    raise ValueError(
+        f"a graph input of shape {list(shape)} cannot come from {resize.kind} {resize.size} -> {resize.to}"
+    )
 
 
 def resized(resize: Resize, value: Tensor) -> Tensor:
@@ -37,6 +39,6 @@ def resized(resize: Resize, value: Tensor) -> Tensor:
         return torch.cat([kept, matrix @ grid], dim=-2).to(torch.float32)
     matrix = torch.tensor(patch_matrix(resize.size, to, resize.interpolation, resize.antialias))
     if resize.kind == "patch":
-        return (value.flatten(2) @ matrix.T).unflatten(2, to).to(torch.float32)
-    patches = value.unflatten(1, (matrix.shape[1], -1))  # [O, size, C]: pixels by row, their channels innermost
+        return (value.flatten(2) @ matrix.T).reshape(*value.shape[:2], *to).to(torch.float32)
+    patches = value.reshape(len(value), matrix.shape[1], -1)  # pixels by row, their channels innermost
     return torch.einsum("qp,opc->oqc", matrix, patches).flatten(1).to(torch.float32)

@@ -1,16 +1,14 @@
 """Scores a task and picks: the one path from candidates to indices. Runs on the worker's thread."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selector_server.encoding.cache import ReferenceCache
 from selector_server.encoding.model import Model, Weights
-from selector_server.encoding.preprocess import Preprocessor
+from selector_server.engine.preparation import Prepared
+from selector_server.engine.stopwatch import timed
 from selector_server.engine.task import (
     Embeddings,
     Floats,
@@ -19,7 +17,6 @@ from selector_server.engine.task import (
     Result,
     Samples,
     ServedWeights,
-    Stages,
     Task,
 )
 from selector_server.errors import NotPossible
@@ -28,20 +25,20 @@ from selector_server.weights.store import Store, Version
 
 
 class Selection:
-    """The models of this server and what it does with them. Either model may be missing."""
+    """The models of this server and what it does with them. Either model may be missing, and so may the cache."""
 
     def __init__(
         self,
         device: torch.device,
-        preprocessor: Preprocessor | None,
         learner: Model | None,
         reference: Model | None,
         store: Store[Weights] | None,
+        cache: ReferenceCache | None,
         tile_bytes: int | None,
         fused: bool,
     ) -> None:
         self._tile_bytes, self._fused = tile_bytes, fused
-        self._device, self._preprocessor = device, preprocessor
+        self._device, self._cache = device, cache
         self._learner, self._reference, self._store = learner, reference, store
 
     def check(self, task: Task) -> None:
@@ -53,12 +50,12 @@ class Selection:
                 raise NotPossible("samples", task.criterion.name, "needs a reference; start it with --reference")
         self._version(task)
 
-    def run(self, task: Task) -> Result:
+    def run(self, prepared: Prepared) -> Result:
         """Picks. Raises SelectorError."""
-        stages = Stages()
+        task, stages = prepared.task, prepared.stages
         with torch.inference_mode():
-            scores, version = self._scores(task, stages)
-            with _timed(stages, "sample"):
+            scores, version = self._scores(prepared)
+            with timed(stages, "sample"):
                 picks = task.policy.pick(scores, task.plan)
                 indices: NDArray[np.int64] = picks.indices.cpu().numpy()
                 count = task.plan.picks
@@ -72,10 +69,12 @@ class Selection:
                     objective=picks.total / count if scored else None,
                     objective_uniform=scores.uniform_total(count) / count if scored else None,
                     weights=_served(version, task),
+                    cached=0 if prepared.found is None else int(prepared.found.known.sum()),
                     stages=stages,
                 )
 
-    def _scores(self, task: Task, stages: Stages) -> tuple[Scores, Version[Weights] | None]:
+    def _scores(self, prepared: Prepared) -> tuple[Scores, Version[Weights] | None]:
+        task, stages = prepared.task, prepared.stages
         criterion = task.criterion
         if task.policy.needs is Needs.NOTHING:
             return ScalarScores(torch.zeros(task.size, device=self._device)), None
@@ -83,33 +82,47 @@ class Selection:
             case Losses(learner, reference):
                 return ScalarScores(self._combine(criterion, learner, reference)), None
             case Embeddings(learner, reference):
-                with _timed(stages, "preprocess"):
+                with timed(stages, "preprocess"):
                     left = self._embedded(learner) if criterion.needs_learner and learner else None
                     right = self._embedded(reference) if criterion.needs_reference and reference else None
                 return self._pairs(task, left, right), None
             case Samples() as samples:
-                return self._encode(samples, task, stages)
+                return self._encode(prepared, samples.ids)
 
-    def _encode(self, samples: Samples, task: Task, stages: Stages) -> tuple[Scores, Version[Weights] | None]:
-        assert self._preprocessor is not None
-        with _timed(stages, "preprocess"):
-            images, texts = samples.images, samples.texts
-            pixels = self._preprocessor.decode(images) if isinstance(images, list) else images
-            self._preprocessor.check(pixels)
-            tokens = self._preprocessor.tokenise(texts) if isinstance(texts, list) else self._preprocessor.pad(texts)
-        version, learner, reference = None, None, None
-        if task.criterion.needs_learner:
+    def _encode(self, prepared: Prepared, ids: list[bytes]) -> tuple[Scores, Version[Weights] | None]:
+        task, version, learner = prepared.task, None, None
+        if prepared.learner is not None:
             assert self._learner is not None
             # Taken once: the whole request is scored by this version, whatever arrives meanwhile.
             version = self._version(task)
             assert version is not None
-            with _timed(stages, "encode_learner"):
-                learner = self._learner.encode(pixels, tokens, version.weights)
-        if task.criterion.needs_reference:
-            assert self._reference is not None
-            with _timed(stages, "encode_reference"):
-                reference = self._reference.encode(pixels, tokens, self._reference.constant_weights())
+            with timed(prepared.stages, "encode_learner"):
+                learner = self._learner.encode(prepared.learner.pixels, prepared.learner.tokens, version.weights)
+        reference = self._reference_of(prepared, ids) if task.criterion.needs_reference else None
         return self._pairs(task, learner, reference), version
+
+    def _reference_of(self, prepared: Prepared, ids: list[bytes]) -> Embedded:
+        """The reference's embeddings of all candidates: known ones from the cache, the others computed and kept."""
+        assert self._reference is not None
+        weights, found, fresh = self._reference.constant_weights(), prepared.found, None
+        if prepared.reference is not None:
+            with timed(prepared.stages, "encode_reference"):
+                fresh = self._reference.encode(prepared.reference.pixels, prepared.reference.tokens, weights)
+        if found is None:
+            assert fresh is not None
+            return fresh
+        with timed(prepared.stages, "cache"):
+            shape = (len(ids), self._reference.bundle.manifest.width)
+            image, text = (torch.empty(shape, dtype=torch.float16, device=self._device) for _ in range(2))
+            known = torch.from_numpy(found.known)
+            image[known], text[known] = (torch.from_numpy(part).to(self._device) for part in (found.image, found.text))
+            if fresh is not None:
+                # Rounded as if they came from the cache: the first epoch picks as the second one would.
+                image[~known], text[~known] = fresh.image.half(), fresh.text.half()
+                assert self._cache is not None
+                new = [key for key, hit in zip(ids, found.known, strict=True) if not hit]
+                self._cache.put_soon(new, image[~known].cpu().numpy(), text[~known].cpu().numpy())
+            return Embedded(image.float(), text.float(), weights.scale, weights.bias)
 
     def _version(self, task: Task) -> Version[Weights] | None:
         """The version to score with; raises NotPossible if it is older than the request accepts."""
@@ -150,12 +163,3 @@ def _served(version: Version[Weights] | None, task: Task) -> ServedWeights | Non
         return None
     lag = None if task.trainer_step is None else task.trainer_step - version.trainer_step
     return ServedWeights(version.version, version.trainer_step, version.age_seconds(), lag)
-
-
-@contextmanager
-def _timed(stages: Stages, stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        setattr(stages, stage, getattr(stages, stage) + time.perf_counter() - started)

@@ -13,10 +13,12 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw candidates: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts."""
+    """Raw candidates: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts; `ids` are names of the
+    candidates, all different, or empty."""
 
     images: NDArray[np.uint8] | list[bytes]
     texts: NDArray[np.integer[Any]] | list[bytes]
+    ids: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Stages:
 
     receive: float = 0.0
     queue: float = 0.0
+    cache: float = 0.0
     preprocess: float = 0.0
     encode_learner: float = 0.0
     encode_reference: float = 0.0
@@ -92,4 +95,5 @@ class Result:
     objective: float | None
     objective_uniform: float | None
     weights: ServedWeights | None
+    cached: int = 0  # candidates whose reference embeddings were not computed again
     stages: Stages = field(default_factory=Stages)

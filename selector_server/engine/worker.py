@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 
-from selector_server.engine.task import Result, Task
+from selector_server.engine.preparation import Prepared
+from selector_server.engine.task import Result
 from selector_server.errors import SelectorError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    task: Task
+    prepared: Prepared
     deadline: float  # time.monotonic()
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Result]
@@ -37,9 +38,9 @@ class _Job:
 
 
 class Worker:
-    """Runs `run(task)` on one thread. `healthy` is what the health service shows: it comes from this thread."""
+    """Runs `run(prepared)` on one thread. `healthy` is what the health service shows: it comes from this thread."""
 
-    def __init__(self, run: Callable[[Task], Result], stall_seconds: float) -> None:
+    def __init__(self, run: Callable[[Prepared], Result], stall_seconds: float) -> None:
         self._run, self._stall_seconds = run, stall_seconds
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._busy_since: float | None = None
@@ -65,14 +66,14 @@ class Worker:
         since = self._busy_since
         return self.alive and (since is None or time.monotonic() - since < self._stall_seconds)
 
-    async def submit(self, task: Task, timeout: float | None) -> Result:
+    async def submit(self, prepared: Prepared, timeout: float | None) -> Result:
         """The task's result. `timeout` in seconds from now; a cancelled wait drops the task if it has not begun."""
         if self._stopped or not self.alive:
             raise Unavailable("worker", "stopped", "the server is going down")
         now = time.monotonic()
         deadline = now + timeout if timeout is not None else float("inf")
         loop = asyncio.get_running_loop()
-        job = _Job(task, deadline, loop, loop.create_future(), now)
+        job = _Job(prepared, deadline, loop, loop.create_future(), now)
         self._jobs.put(job)
         return await job.future
 
@@ -80,7 +81,7 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             self._busy_since = now = time.monotonic()
             if job.future.cancelled():
-                log.info("request %s: dropped, its client is gone", job.task.request_id)
+                log.info("request %s: dropped, its client is gone", job.prepared.task.request_id)
             elif now >= job.deadline:
                 waited = f"{now - job.queued:.3f} s in the queue"
                 job.settle(TooLate("deadline", waited, "it passed before the request was run"))
@@ -90,11 +91,11 @@ class Worker:
 
     def _attempt(self, job: _Job, waited: float) -> Result | BaseException:
         try:
-            result = self._run(job.task)
+            result = self._run(job.prepared)
             result.stages.queue = waited
             return result
         except SelectorError as error:
             return error
         except Exception as error:
-            log.exception("request %s: unexpected failure", job.task.request_id)
+            log.exception("request %s: unexpected failure", job.prepared.task.request_id)
             return error

@@ -42,6 +42,7 @@ def selected(task: Task, result: Result) -> pb.SelectResponse:
         ),
         stages=pb.StageSeconds(**vars(result.stages)),
         request_id=task.request_id,
+        cached_references=result.cached,
     )
 
 
@@ -109,4 +110,6 @@ def _model(model: Model | None) -> pb.ModelInfo | None:
             has_tokenizer=model.bundle.tokenizer is not None,
         ),
         providers=model.providers,
+        precision=manifest.precision,
+        loss=pb.Loss.Value(f"LOSS_{manifest.loss.upper()}"),
     )

@@ -11,13 +11,14 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
+from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
 from selector_server.engine.worker import Worker
 from selector_server.rpc import reply
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.wire import to_task
-from selector_server.sampling import Policy
+from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
@@ -30,15 +31,18 @@ class SelectorService(rpc.SelectorServiceServicer):
         self,
         config: Config,
         admission: Admission,
+        preparation: Preparation,
         worker: Worker,
         selection: Selection,
         policies: Mapping[str, Policy],
         metrics: Metrics,
+        default_loss: Loss,
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
     ) -> None:
         self._config, self._admission, self._worker = config, admission, worker
-        self._selection, self._policies, self._metrics = selection, policies, metrics
+        self._preparation, self._selection = preparation, selection
+        self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
 
     async def Select(  # noqa: N802
@@ -51,9 +55,10 @@ class SelectorService(rpc.SelectorServiceServicer):
             payload = await receiver.payload()
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
-            task = await asyncio.to_thread(to_task, header, payload, self._config, self._policies)
+            task = await asyncio.to_thread(to_task, header, payload, self._config, self._policies, self._default_loss)
             self._selection.check(task)
-            result = await self._worker.submit(task, context.time_remaining())
+            prepared = await asyncio.to_thread(self._preparation.run, task)
+            result = await self._worker.submit(prepared, context.time_remaining())
             result.stages.receive = received
         self._count(task, result)
         return reply.selected(task, result)
@@ -79,6 +84,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         metrics.candidates.inc(task.size)
         metrics.picks.inc(len(result.indices))
         metrics.super_batch.observe(task.size)
+        metrics.cached.inc(result.cached)
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ MAX_GAIN = 1e6
 # Steps are subtracted, in int64.
 MAX_STEP = 2**63 - 1
 MAX_REQUEST_ID = 128
+MAX_ID_BYTES = 240  # an LMDB key holds 511, of which the reference's fingerprint takes some
 
 CRITERIA: Mapping[int, Criterion] = {
     pb.CRITERION_UNSPECIFIED: Criterion.LEARNABILITY,
@@ -37,23 +39,33 @@ LOSSES: Mapping[int, Loss] = {
     pb.LOSS_SIGMOID: Loss.SIGMOID,
     pb.LOSS_SOFTMAX: Loss.SOFTMAX,
 }
-_LATER = ("shared_memory", "group", "rank", "sample_ids", "tags")
+_LATER = ("shared_memory", "group", "rank", "tags")
 
 
-def to_task(selection: pb.Selection, payload: memoryview, config: Config, policies: Mapping[str, Policy]) -> Task:
-    """Raises WireError, InvalidRequest, LimitExceeded or NotPossible."""
+def to_task(
+    selection: pb.Selection,
+    payload: memoryview,
+    config: Config,
+    policies: Mapping[str, Policy],
+    models_loss: Loss,
+) -> Task:
+    """`models_loss` is the one that raw samples are compared by unless the request says otherwise. Raises WireError,
+    InvalidRequest, LimitExceeded or NotPossible."""
     _check_supported(selection, config)
     policy = policies.get(selection.policy or "joint")
     if policy is None:
         raise InvalidRequest("policy", repr(selection.policy), f"must be one of {', '.join(sorted(policies))}")
     criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
     candidates, size = _candidates(selection, payload, config, criterion, policy)
+    loss = _enum("loss", selection.loss, LOSSES, pb.Loss)
+    if isinstance(candidates, Samples) and selection.loss == pb.LOSS_UNSPECIFIED:
+        loss = models_loss
     return Task(
         candidates=candidates,
         size=size,
         policy=policy,
         criterion=criterion,
-        loss=_enum("loss", selection.loss, LOSSES, pb.Loss),
+        loss=loss,
         plan=_plan(selection, size, policy, config.max_chunks),
         min_weights_version=selection.min_weights_version,
         trainer_step=selection.trainer_step if selection.HasField("trainer_step") else None,
@@ -66,6 +78,8 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
     for name in _LATER:
         if name in present:
             raise InvalidRequest(name, "set", "this server does not serve it yet; leave it unset")
+    if selection.HasField("sample_ids") and selection.WhichOneof("candidates") != "samples":
+        raise InvalidRequest("sample_ids", "set", "only raw samples are looked up by id; leave it unset")
     if selection.world_size > 1:
         raise InvalidRequest("world_size", selection.world_size, "this server serves ranks one by one; at most 1")
     if len(selection.request_id) > MAX_REQUEST_ID or not selection.request_id.isprintable():
@@ -108,7 +122,8 @@ def _candidates(
 ) -> tuple[Samples | Embeddings | Losses, int]:
     match selection.WhichOneof("candidates"):
         case "samples":
-            return _samples(selection.samples, payload, config)
+            samples, size = _samples(selection.samples, payload, config)
+            return replace(samples, ids=_sample_ids(selection, payload, size)), size
         case "embeddings":
             return _embeddings(selection.embeddings, payload, config, criterion)
         case "losses":
@@ -140,6 +155,29 @@ def _samples(samples: pb.RawSamples, payload: memoryview, config: Config) -> tup
         case _:
             raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
     return Samples(images, texts), size
+
+
+def _sample_ids(selection: pb.Selection, payload: memoryview, size: int) -> list[bytes]:
+    """Keys of the reference cache: integers and strings never meet."""
+    ids = selection.sample_ids
+    match ids.WhichOneof("ids"):
+        case "integers":
+            numbers = read(ids.integers, payload, "sample_ids.integers", [pb.DATA_TYPE_I64], [size])
+            keys = [b"i" + number.tobytes() for number in numbers]
+        case "strings":
+            names = read_bytes(ids.strings, payload, "sample_ids.strings", size, MAX_ID_BYTES)
+            if b"" in names:
+                raise InvalidRequest("sample_ids.strings", "''", f"must have 1 to {MAX_ID_BYTES} bytes")
+            keys = [b"s" + name for name in names]
+        case _:
+            return []
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if (other := first.setdefault(key, index)) != index:
+            limit = f"candidate {other} has the same; every candidate needs an id of its own"
+            shown = int.from_bytes(key[1:], "little", signed=True) if key[:1] == b"i" else repr(key[1:])
+            raise InvalidRequest(f"sample_ids[{index}]", shown, limit)
+    return keys
 
 
 def _embeddings(

@@ -27,6 +27,15 @@ class Metrics:
         self.pending = Gauge("selector_pending_requests", "Requests waiting or running.", registry=r)
         self.inflight_bytes = Gauge("selector_inflight_bytes", "Payload bytes of pending requests.", registry=r)
         self.candidates = Counter("selector_candidates_total", "Candidates scored.", registry=r)
+        self.cached = Counter(
+            "selector_cached_references_total", "Candidates whose reference embeddings were in the cache.", registry=r
+        )
+        self.cache_problems = Counter(
+            "selector_reference_cache_problems_total", "What went wrong with the cache.", ["reason"], registry=r
+        )
+        self.out_of_memory = Counter(
+            "selector_micro_batch_halvings_total", "Micro-batches that did not fit in memory.", registry=r
+        )
         self.picks = Counter("selector_picks_total", "Candidates picked.", registry=r)
         self.super_batch = Histogram(
             "selector_super_batch_candidates", "Candidates a request (B).", buckets=POWERS, registry=r

@@ -429,7 +429,6 @@ CASES = {
     "group": (lambda: reserved(group="g"), INVALID, "group is set", "unset"),
     "rank": (lambda: reserved(rank=1), INVALID, "rank is set", "unset"),
     "world size": (lambda: reserved(world_size=2), INVALID, "world_size is 2", "at most 1"),
-    "sample ids": (lambda: reserved(sample_ids=pb.SampleIds()), INVALID, "sample_ids is set", "unset"),
     "tags": (lambda: reserved(tags=TENSOR), INVALID, "tags is set", "unset"),
     # what is there and what is not
     "nothing to choose from": (

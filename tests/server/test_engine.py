@@ -21,8 +21,10 @@ class Result:
 
 
 class Task:
+    """A prepared task, which is its own."""
+
     def __init__(self, name):
-        self.request_id = name
+        self.request_id, self.task = name, self
 
 
 class Device:

@@ -22,8 +22,8 @@ from support.wire import (
 )
 
 from selector_server.encoding import bundle
+from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
-from selector_server.encoding.tower import Device
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, ScalarScores
 
 CRITERIA = {

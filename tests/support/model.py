@@ -9,6 +9,7 @@ from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.encoding.export import export_learner, export_reference
+from selector_server.encoding.source import Source
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes, load_policies
 
 POLICIES = load_policies()
@@ -40,18 +41,23 @@ class TwoTower(nn.Module):
         return self.text(self.words(tokens).mean(dim=1))
 
 
+def source(name, module, tokenizer=None, **more) -> Source:
+    settings = {"image": IMAGE, "text": TEXT, "logit": LOGIT, "tokenizer": tokenizer} | more
+    return Source(name=name, module=module, **settings)
+
+
 class Models:
     """The exported bundles and the torch modules that they came from."""
 
     def __init__(self, folder: Path) -> None:
         self.learner, self.reference = TwoTower(1).eval(), TwoTower(2).eval()
+        with torch.no_grad():
+            self.reference.logit_scale.fill_(math.log(20.0))
+            self.reference.logit_bias.fill_(-9.0)
         tokenizer = write_tokenizer(folder / "tokenizer.json")
         self.learner_path, self.reference_path = folder / "learner", folder / "reference"
-        sides = {"image": IMAGE, "text": TEXT, "tokenizer": tokenizer}
-        export_learner(self.learner, self.learner_path, name="tiny", logit=LOGIT, **sides)
-        export_reference(
-            self.reference, self.reference_path, name="tiny-ref", logit_scale=20.0, logit_bias=-9.0, **sides
-        )
+        export_learner(source("tiny", self.learner, tokenizer), self.learner_path)
+        export_reference(source("tiny-ref", self.reference, tokenizer), self.reference_path)
 
     @property
     def flags(self) -> dict[str, str]:
@@ -59,7 +65,7 @@ class Models:
 
     def scores(self, pixels, tokens, criterion=Criterion.LEARNABILITY, learner=None) -> PairScores:
         seen_by_learner = embed(learner or self.learner, pixels, tokens)
-        seen_by_reference = embed(self.reference, pixels, tokens, 20.0, -9.0)
+        seen_by_reference = embed(self.reference, pixels, tokens)
         return PairScores(criterion, seen_by_learner, seen_by_reference)
 
     def picks(self, pixels, tokens, plan, *, criterion=Criterion.LEARNABILITY, policy="joint", learner=None):

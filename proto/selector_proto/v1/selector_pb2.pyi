@@ -214,7 +214,9 @@ class Selection(_message.Message):
     criterion: Global___Criterion.ValueType
     """What makes a candidate worth picking. Default learnability."""
     loss: Global___Loss.ValueType
-    """The contrastive loss that the criterion compares. Default sigmoid."""
+    """The contrastive loss that the criterion compares. Default: of raw samples the one that their model was made
+    for (ModelInfo.loss), otherwise sigmoid.
+    """
     sub_batch_size: _builtins.int
     """b, 1 <= b <= B."""
     filter_ratio: _builtins.float
@@ -261,7 +263,7 @@ class Selection(_message.Message):
 
     @_builtins.property
     def sample_ids(self) -> Global___SampleIds:
-        """RESERVED FOR LATER: names of the candidates, the key of the reference cache."""
+        """Names of the candidates, for raw samples: the key of the reference cache, if the server keeps one."""
 
     @_builtins.property
     def tags(self) -> Global___Tensor:
@@ -528,7 +530,7 @@ Global___ScalarLosses: _TypeAlias = ScalarLosses  # noqa: Y015
 
 @_typing.final
 class SampleIds(_message.Message):
-    """RESERVED FOR LATER."""
+    """All different. A name must mean the same image and text for ever: what a name once stood for is not looked at again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -539,7 +541,9 @@ class SampleIds(_message.Message):
         """I64 [B]."""
 
     @_builtins.property
-    def strings(self) -> Global___PackedBytes: ...
+    def strings(self) -> Global___PackedBytes:
+        """UTF-8, 1 to 240 bytes each."""
+
     def __init__(
         self,
         *,
@@ -595,6 +599,7 @@ class SelectResponse(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CACHED_REFERENCES_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """b as used."""
     seed: _builtins.int
@@ -610,6 +615,8 @@ class SelectResponse(_message.Message):
     of pairs). Unset for the uniform policy.
     """
     request_id: _builtins.str
+    cached_references: _builtins.int
+    """Candidates whose reference embeddings came from the server's cache."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[b] picked candidates, 0 <= index < B, no repeats, in draw order (chunk 1 first)."""
@@ -644,10 +651,11 @@ class SelectResponse(_message.Message):
         weights: Global___WeightsVersion | None = ...,
         stages: Global___StageSeconds | None = ...,
         request_id: _builtins.str = ...,
+        cached_references: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -706,6 +714,7 @@ class StageSeconds(_message.Message):
     ENCODE_LEARNER_FIELD_NUMBER: _builtins.int
     ENCODE_REFERENCE_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     receive: _builtins.float
     """First message to last byte."""
     queue: _builtins.float
@@ -715,6 +724,8 @@ class StageSeconds(_message.Message):
     encode_learner: _builtins.float
     encode_reference: _builtins.float
     sample: _builtins.float
+    cache: _builtins.float
+    """Looking up reference embeddings and joining them with new ones."""
     def __init__(
         self,
         *,
@@ -724,10 +735,11 @@ class StageSeconds(_message.Message):
         encode_learner: _builtins.float = ...,
         encode_reference: _builtins.float = ...,
         sample: _builtins.float = ...,
+        cache: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -917,11 +929,17 @@ class ModelInfo(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     fingerprint: _builtins.str
     """SHA-256 over the bundle's files, hexadecimal."""
     width: _builtins.int
     """D."""
+    precision: _builtins.str
+    """Of its arithmetic: "fp32", "fp16", "bf16" or "int8"."""
+    loss: Global___Loss.ValueType
+    """That it was made for; the default of a Selection of raw samples."""
     @_builtins.property
     def image(self) -> Global___ImageSpec: ...
     @_builtins.property
@@ -939,10 +957,12 @@ class ModelInfo(_message.Message):
         image: Global___ImageSpec | None = ...,
         text: Global___TextSpec | None = ...,
         providers: _abc.Iterable[_builtins.str] | None = ...,
+        precision: _builtins.str = ...,
+        loss: Global___Loss.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "image", b"image", "name", b"name", "providers", b"providers", "text", b"text", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "image", b"image", "loss", b"loss", "name", b"name", "precision", b"precision", "providers", b"providers", "text", b"text", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

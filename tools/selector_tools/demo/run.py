@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.encoding.export import export_learner, export_reference
+from selector_server.encoding.source import Source
 from selector_tools.demo import pool
 from selector_tools.demo.arms import Setting, Snapshot, run_arm
 from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
@@ -129,32 +130,20 @@ def _train_reference(curated: Pairs, vocabulary: int, seed: int, progress: Progr
 
 def _export(setting: Setting, reference: SmallSigLip, tokenizer: Path, progress: Progress) -> None:
     task = progress.add_task("export learner, reference", total=2)
-    image = ImageInput(height=SIDE, width=SIDE, channels=1)
-    text = TextInput(max_tokens=MAX_TOKENS, vocabulary=setting.vocabulary)
-    export_learner(
-        setting.fresh_model(),
-        setting.learner,
-        name="demo-learner",
-        image=image,
-        text=text,
-        logit=Logit(scale_parameter="log_scale", scale_is_log=True, bias_parameter="bias"),
-        mean=MEAN,
-        std=STD,
-        tokenizer=tokenizer,
-    )
+
+    def source(name: str, model: SmallSigLip) -> Source:
+        return Source(
+            name=name,
+            module=model,
+            image=ImageInput(height=SIDE, width=SIDE, channels=1, mean=(MEAN,), std=(STD,)),
+            text=TextInput(max_tokens=MAX_TOKENS, vocabulary=setting.vocabulary),
+            logit=Logit(scale_parameter="log_scale", scale_is_log=True, bias_parameter="bias"),
+            tokenizer=tokenizer,
+        )
+
+    export_learner(source("demo-learner", setting.fresh_model()), setting.learner)
     progress.advance(task)
-    export_reference(
-        reference,
-        setting.reference,
-        name="demo-reference",
-        image=image,
-        text=text,
-        logit_scale=float(reference.log_scale.detach().exp()),
-        logit_bias=float(reference.bias.detach()),
-        mean=MEAN,
-        std=STD,
-        tokenizer=tokenizer,
-    )
+    export_reference(source("demo-reference", reference), setting.reference)
     progress.advance(task)
 
 

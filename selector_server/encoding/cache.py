@@ -1,0 +1,203 @@
+"""The reference's embeddings by sample id, on disk: a frozen model encodes a sample once.
+
+One LMDB store may hold several references: a key begins with the reference's fingerprint, so another one never meets
+these entries. Embeddings are kept normalised, in float16, with a checksum. Nothing that goes wrong here stops a
+request: what cannot be read is encoded again.
+"""
+
+import json
+import logging
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from selector_server.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+# Batches of embeddings that wait to be written; one more is dropped, and encoded again in the next epoch.
+PENDING_WRITES = 4
+_HEADER = b"h"  # + fingerprint -> JSON about the reference
+_RECORD = b"r"  # + fingerprint + id -> CRC-32, image, text
+_CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Which of B samples are known (bool [B]), and their embeddings, float16 [known, D]."""
+
+    known: NDArray[np.bool_]
+    image: NDArray[np.float16]
+    text: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Held:
+    """One reference's part of a store."""
+
+    name: str
+    fingerprint: str
+    width: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class Stat:
+    """`used_bytes` of at most `max_bytes`."""
+
+    used_bytes: int
+    max_bytes: int
+    references: list[Held]
+
+
+class ReferenceCache:
+    """One reference's entries in the store at `folder`. `on_problem(reason)` is told of whatever is wrong: "corrupt",
+    "full", "busy" or "failed"."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        fingerprint: str,
+        width: int,
+        max_bytes: int,
+        on_problem: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._width, self._on_problem = width, on_problem
+        tag = bytes.fromhex(fingerprint)[:16]
+        self._prefix = _RECORD + tag
+        self._store = _open_or_renew(folder, max_bytes, on_problem)
+        self._full = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self._pending = BoundedSemaphore(PENDING_WRITES)
+        about = {"name": name, "fingerprint": fingerprint, "width": width}
+        with self._store.begin(write=True) as transaction:
+            transaction.put(_HEADER + tag, json.dumps(about).encode())
+
+    def find(self, ids: Sequence[bytes]) -> Found:
+        """Looks up B ids. Unreadable entries count as unknown."""
+        size = 4 * self._width  # two vectors of float16
+        rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
+        try:
+            with self._store.begin(buffers=True) as transaction:
+                for index, key in enumerate(ids):
+                    value = transaction.get(self._prefix + key)
+                    if value is None:
+                        continue
+                    if len(value) != _CRC.size + size or zlib.crc32(value[_CRC.size :]) != _CRC.unpack_from(value)[0]:
+                        self._problem("corrupt", f"entry of sample {key[:40]!r}")
+                        continue
+                    rows[index] = np.frombuffer(value, np.uint8, offset=_CRC.size)
+                    known[index] = True
+        except lmdb.Error as error:
+            self._problem("corrupt" if isinstance(error, lmdb.CorruptedError) else "failed", str(error))
+        both = rows[known].view(np.float16)
+        return Found(known, both[:, : self._width], both[:, self._width :])
+
+    def put(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> bool:
+        """Writes normalised embeddings [B, D]; True once they are on disk."""
+        rows = np.concatenate([image, text], axis=1)
+        try:
+            with self._store.begin(write=True) as transaction:
+                for key, row in zip(ids, rows, strict=True):
+                    value = row.tobytes()
+                    transaction.put(self._prefix + key, _CRC.pack(zlib.crc32(value)) + value)
+        except lmdb.MapFullError:
+            if not self._full:
+                self._problem("full", "no more samples are kept; raise --cache-bytes")
+            self._full = True
+            return False
+        except lmdb.Error as error:
+            self._problem("failed", str(error))
+            return False
+        return True
+
+    def put_soon(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> None:
+        """The same on a thread of its own: a selection does not wait for a disk."""
+        if self._full:
+            return
+        if not self._pending.acquire(blocking=False):
+            self._problem("busy", f"{len(ids)} samples are not kept, the disk is too slow")
+            return
+
+        def write() -> None:
+            try:
+                self.put(ids, image, text)
+            finally:
+                self._pending.release()
+
+        self._writer.submit(write)
+
+    def close(self) -> None:
+        """Writes what is waiting."""
+        self._writer.shutdown()
+        self._store.close()
+
+    def _problem(self, reason: str, what: str) -> None:
+        log.warning("reference cache: %s: %s", reason, what)
+        self._on_problem(reason)
+
+
+def stat(folder: Path) -> Stat:
+    """What the store at `folder` holds; reads every key. Raises SetupError."""
+    if not (folder / "data.mdb").exists():
+        raise SetupError("cache", folder, "must be a folder with a data.mdb")
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as store, store.begin() as transaction:
+            info, page = store.info(), store.stat()["psize"]
+            return Stat(info["last_pgno"] * page, info["map_size"], list(_references(transaction)))
+    except lmdb.Error as error:
+        raise SetupError("cache", folder, str(error)) from error
+
+
+def _references(transaction: lmdb.Transaction) -> Iterator[Held]:
+    cursor = transaction.cursor()
+    headers: list[tuple[bytes, bytes]] = []
+    if cursor.set_range(_HEADER):
+        for key, value in cursor:
+            if not bytes(key).startswith(_HEADER):
+                break
+            headers.append((bytes(key).removeprefix(_HEADER), bytes(value)))
+    for tag, value in headers:
+        about, entries = json.loads(value), 0
+        if cursor.set_range(_RECORD + tag):
+            for key in cursor.iternext(values=False):
+                if not bytes(key).startswith(_RECORD + tag):
+                    break
+                entries += 1
+        yield Held(about["name"], about["fingerprint"], about["width"], entries)
+
+
+def _open_or_renew(folder: Path, max_bytes: int, on_problem: Callable[[str], None]) -> lmdb.Environment:
+    """The store; one that cannot be used is moved aside, and a new one begun."""
+    try:
+        return _open(folder, max_bytes)
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+        aside = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
+        folder.rename(aside)
+        log.error("reference cache: %s is corrupt (%s); moved to %s, a new one is begun", folder, error, aside)
+        on_problem("corrupt")
+    except (lmdb.Error, OSError) as error:
+        raise SetupError("cache", folder, str(error)) from error
+    return _open(folder, max_bytes)
+
+
+def _open(folder: Path, max_bytes: int) -> lmdb.Environment:
+    folder.mkdir(parents=True, exist_ok=True)
+    # metasync=False: after a power cut the last writes may be missing, but the store is whole.
+    store = lmdb.open(str(folder), map_size=max_bytes, metasync=False, readahead=False, max_readers=512)
+    needed = (store.info()["last_pgno"] + 1) * store.stat()["psize"]
+    found = (folder / "data.mdb").stat().st_size
+    if found < needed and found > 0:  # a memory map past the end of its file kills the process that reads it
+        store.close()
+        raise lmdb.CorruptedError(f"{found} bytes of {needed}")
+    return store
