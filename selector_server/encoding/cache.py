@@ -152,7 +152,7 @@ def stat(folder: Path) -> Stat:
     if not (folder / "data.mdb").exists():
         raise SetupError("cache", folder, "must be a folder with a data.mdb")
     try:
-        with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as store, store.begin() as transaction:
+        with lmdb.open(str(folder), readonly=True, readahead=False) as store, store.begin() as transaction:
             info, page = store.info(), store.stat()["psize"]
             return Stat(info["last_pgno"] * page, info["map_size"], list(_references(transaction)))
     except lmdb.Error as error:
