@@ -113,31 +113,37 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     panels = {
-        "own": "rank correlation,\nown scores",
-        "joint": "rank correlation,\nscores given b/2 picks",
+        "loss": "correlation of\nlearner's losses",
+        "own": "correlation of\nown scores",
+        "joint": "correlation of scores\ngiven b/2 picks",
         "overlap": "overlap of picks",
     }
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 7.6), layout="constrained")
     axes = figure.subplots(len(panels), len(result["learners"]), sharex=True, sharey="row", squeeze=False)
     for column, (learner, found) in enumerate(result["learners"].items()):
-        axes[0, column].set_title(f"learner trained {learner}", fontsize=10)
+        axes[0, column].set_title(f"learner: {learner}", fontsize=10)
         axes[-1, column].set_xlabel("training steps")
         for row, (key, label) in enumerate(panels.items()):
-            for form, style in STYLES.items():
-                points = [
-                    (int(step), figures["against_full"][form][key])
-                    for step, figures in found["after"].items()
-                    if key in figures["against_full"][form]
-                ]
-                steps = [step for step, _ in points]
-                means, errors = ([point[part] for _, point in points] for part in ("mean", "error"))
-                axes[row, column].errorbar(steps, means, errors, capsize=3, label=form, **style)
+            _lines(axes[row, column], found["after"], key)
             axes[row, column].spines[["top", "right"]].set_visible(False)
             axes[row, 0].set_ylabel(label)
     for axis in axes[-1]:
         axis.axhline(result["random_overlap"], color="#8a8780", linewidth=0.8)
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, 1.05)
+        axis.annotate(
+            "random picks", (1, result["random_overlap"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        )
     handles, labels = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
     with rc_context({"svg.hashsalt": "selector", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _lines(axes: Any, after: dict[str, Any], key: str) -> None:
+    """One figure of every form, by step."""
+    for form, style in STYLES.items():
+        rows = [figures["against_full"][form] for figures in after.values()]
+        points = [(int(step), row[key]) for step, row in zip(after, rows, strict=True) if key in row]
+        steps = [step for step, _ in points]
+        means, errors = ([point[part] for _, point in points] for part in ("mean", "error"))
+        axes.errorbar(steps, means, errors, capsize=3, label=form, **style)
