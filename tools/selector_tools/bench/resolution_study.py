@@ -18,7 +18,8 @@ from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.pool import DemoData
 from selector_tools.demo.training import train
 
-LEARNERS = {"full only": (FULL,), "co-trained": (FULL, PATCH_8)}  # the forms that a batch is split among
+# The forms that a batch is split among; as its order is random, so are its halves.
+LEARNERS = {"full only": (FULL,), "co-trained": (FULL, PATCH_8)}
 BATCH = 128
 LEARNING_RATE = 2e-3
 CHUNKS, GAIN = 16, 100.0
