@@ -52,10 +52,9 @@ class Held:
 
 @dataclass(frozen=True)
 class Stat:
-    """`used_bytes` of at most `max_bytes`."""
+    """What a store holds; its largest size is whatever it is opened with."""
 
     used_bytes: int
-    max_bytes: int
     references: list[Held]
 
 
@@ -153,8 +152,8 @@ def stat(folder: Path) -> Stat:
         raise SetupError("cache", folder, "must be a folder with a data.mdb")
     try:
         with lmdb.open(str(folder), readonly=True, readahead=False) as store, store.begin() as transaction:
-            info, page = store.info(), store.stat()["psize"]
-            return Stat(info["last_pgno"] * page, info["map_size"], list(_references(transaction)))
+            used = (store.info()["last_pgno"] + 1) * store.stat()["psize"]
+            return Stat(used, list(_references(transaction)))
     except lmdb.Error as error:
         raise SetupError("cache", folder, str(error)) from error
 
