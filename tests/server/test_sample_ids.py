@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from selector_client import Selector
 from selector_proto.v1 import selector_pb2 as pb
-from support.model import TOKENS, TwoTower, embed, plan, samples, source
+from support.model import POLICIES, TOKENS, TwoTower, embed, plan, samples, source
 from support.processes import eventually
 from support.wire import Request, error_info, raw, some_losses
 
@@ -146,16 +146,14 @@ def test_the_models_loss_is_the_default(sidecar, tmp_path):
     export_learner(source("clip", learner, loss="softmax"), tmp_path / "learner")
     export_reference(source("clip-ref", reference, loss="softmax"), tmp_path / "reference")
     server = sidecar({"learner": tmp_path / "learner", "reference": tmp_path / "reference"})
-    fields = {"seed": 1, "policy": "independent", "draw": pb.DRAW_TOP_K}
     by_loss = {}
     for loss in (Loss.SIGMOID, Loss.SOFTMAX):
         embedded = (embed(model, PIXELS, IDS) for model in (learner, reference))
-        own = PairScores(Criterion.LEARNABILITY, *embedded, loss).own()
-        by_loss[loss] = set(own.argsort(descending=True)[:8].tolist())
+        scores = PairScores(Criterion.LEARNABILITY, *embedded, loss)
+        by_loss[loss] = POLICIES["joint"].pick(scores, plan(8, 8, seed=1)).indices.tolist()
     assert by_loss[Loss.SIGMOID] != by_loss[Loss.SOFTMAX]
-    assert set(server.select(raw(PIXELS, IDS, **fields)).indices) == by_loss[Loss.SOFTMAX]
-    explicit = raw(PIXELS, IDS, loss=pb.LOSS_SIGMOID, **fields)
-    assert set(server.select(explicit).indices) == by_loss[Loss.SIGMOID]
+    assert list(server.select(raw(PIXELS, IDS, seed=1)).indices) == by_loss[Loss.SOFTMAX]
+    assert list(server.select(raw(PIXELS, IDS, seed=1, loss=pb.LOSS_SIGMOID)).indices) == by_loss[Loss.SIGMOID]
 
 
 def test_a_reference_that_takes_longer_texts_than_the_learner(sidecar, bundles, tmp_path):
