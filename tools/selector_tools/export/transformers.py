@@ -20,6 +20,8 @@ _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Mod
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_CLIP_END, _OLD_CLIP_END = 49407, 2
+_GEMMA_VOCABULARY = 256_000
 _BILINEAR = 2  # Pillow's number, which preprocessor_config.json has
 
 
@@ -34,6 +36,7 @@ def architecture(place: Path) -> Architecture:
     make_importable()
     import transformers  # noqa: PLC0415 - takes seconds
 
+    transformers.logging.set_verbosity_error()  # it warns of ids that SigLIP's configs inherit from CLIP's
     model_class = getattr(transformers, _CLASSES[kind])
     try:
         config = model_class.config_class.from_dict(settings)
@@ -112,18 +115,20 @@ def _image(kind: str, height: int, width: int, channels: int, file: Mapping[str,
 
 
 def _text(kind: str, config: Any, folder: Path) -> TextInput:
-    """Special tokens are the tokenizer's where it is there: many configs of SigLIP name CLIP's."""
-    pad, end = _ids_of(folder, ("pad_token", "eos_token"))
-    pad = config.pad_token_id if pad is None else pad
-    if end is None and isinstance(config.eos_token_id, int):
-        end = config.eos_token_id
-    if kind == "clip" and end == 2:  # the first CLIP's config, whose towers then look for the largest id
+    """Special tokens are the tokenizer's where it is there, then the config's."""
+    pad, end = config.pad_token_id, config.eos_token_id
+    if kind != "clip" and end == _CLIP_END:  # a default that SigLIP's configs inherit; its tokenizers differ
+        pad, end = 0 if config.vocab_size >= _GEMMA_VOCABULARY else 1, 1
+    if kind == "clip" and end == _OLD_CLIP_END:  # the first configs of CLIP, whose towers look for the largest id
         end = config.vocab_size - 1
+    told_pad, told_end = _ids_of(folder, ("pad_token", "eos_token"))
+    pad = told_pad if told_pad is not None else pad
+    end = told_end if told_end is not None else end
     return TextInput(
         max_tokens=config.max_position_embeddings,
         vocabulary=config.vocab_size,
-        pad_token=pad if pad is not None and pad < config.vocab_size else 0,
-        end_token=end if end is not None and end < config.vocab_size else None,
+        pad_token=pad if isinstance(pad, int) and pad < config.vocab_size else 0,
+        end_token=end if isinstance(end, int) and end < config.vocab_size else None,
     )
 
 
