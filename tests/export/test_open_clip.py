@@ -36,7 +36,6 @@ def tiny_models(tmp_path_factory):
     for name, config in MODELS.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
-    torch.set_num_threads(1)
 
 
 def model(name, seed=1, **more):
