@@ -105,4 +105,3 @@ class Device:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise
-

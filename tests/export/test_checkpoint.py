@@ -38,8 +38,10 @@ def test_a_prefix_that_not_all_names_have_stays(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_safetensors_in_every_precision(dtype, tmp_path):
-    state = {name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
-             for name, value in module(1).state_dict().items()}
+    state = {
+        name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in module(1).state_dict().items()
+    }
     save_file(state, tmp_path / "c.safetensors")
     assert_same(read(tmp_path / "c.safetensors"), state)
     target = module(2)

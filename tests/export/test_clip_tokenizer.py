@@ -23,13 +23,13 @@ TEXTS = [
     "日本語テキスト 中文 مرحبا हिन्दी",
     "emoji 😀🎉👩‍👩‍👧 ❤️ ½ ² Ⅷ ① ™ © €",
     "tom &amp; jerry &lt;b&gt; &quot;q&quot; &#39;s &amp;lt; &amp;amp; x",
-    "“curly” ‘quotes’ don’t – — …",
+    "\u201ccurly\u201d \u2018quotes\u2019 don\u2019t \u2013 \u2014 …",
     "ﬁne ﬂow oﬀ oﬃce",
     "<start_of_text> hi <end_of_text>",
     "e-mail: someone@example.org, https://example.org/?q=a+b&c=d#e",
 ]
 # What only ftfy, html's full table or Python's own lower() do.
-DIFFERENT = ["Ｆｕｌｌ", "&copy; 2020", "ΣΑΣ", "schÃ¶n"]
+DIFFERENT = ["\uff26\uff55\uff4c\uff4c", "&copy; 2020", "ΣΑΣ", "schÃ¶n"]
 
 
 @pytest.fixture(scope="module")
