@@ -1,7 +1,9 @@
 """The command line: every wrong value is one line that names flag, value and limit, before any work."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.exports import export
@@ -87,6 +89,13 @@ def test_mistakes_are_found_without_torch(tmp_path):
     missing = subprocess.run(command, capture_output=True, text=True)
     assert missing.returncode == 2
     assert "pip install 'jest-selector[server,export]'" in missing.stderr
+
+
+def test_every_flag_of_the_documentation_exists(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    assert export("--help") == 0
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= known
 
 
 def test_a_tokenizer_and_special_tokens_of_ones_own(tmp_path, capsys):

@@ -45,10 +45,13 @@ def randomise(module, seed=1):
     """Other weights for `module`, no two tensors alike; logit scale and bias, single numbers, stay."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in module.named_parameters():
+        for value in module.parameters():
             if value.numel() > 1:
-                start = 1.0 if "norm" in name or "ln_" in name else 0.0
-                value.copy_(start * (value.mean() > 0.5) + 0.1 * torch.randn(value.shape, generator=generator))
+                start = 1.0 if value.mean() > 0.5 else 0.0  # norms stay norms
+                value.copy_(start + 0.1 * torch.randn(value.shape, generator=generator))
+        for name, value in module.named_buffers():
+            if "running" in name:
+                value.copy_(0.2 + torch.rand(value.shape, generator=generator))
     return module.eval()
 
 

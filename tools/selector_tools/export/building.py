@@ -60,7 +60,8 @@ def prepared(
         return full
     if full.patch is None:
         limit = f"{full.name} has no patches; leave --image-size and --patch-size out"
-        raise SetupError("--image-size" if look.image_size else "--patch-size", _asked(look), limit)
+        flag, size = ("--image-size", look.image_size) if look.image_size else ("--patch-size", look.patch_size)
+        raise SetupError(flag, size, limit)
     say(f"building it again at {_asked(look)}")
     low = built(look.image_size, look.patch_size)
     grid(low)  # a size that patches do not fill would be cut without a word
