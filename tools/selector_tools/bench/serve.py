@@ -76,25 +76,27 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         with served.Sidecar(bundles, folder / "sidecar.log") as sidecar:
             for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
                 sidecar.select(request)
-            sidecar.stages.clear()
+            replies = []
             progress.update(task, description="measure", total=a.repeats, completed=0)
             for _ in range(a.repeats):
-                seconds["sidecar"].append(sidecar.select(samples.arrays))
+                took, reply = sidecar.select(samples.arrays)
+                seconds["sidecar"].append(took)
+                replies.append(reply)
                 seconds["bare"].append(bare.seconds(samples.pixels, samples.tokens, micro_batch))
-                seconds["files"].append(sidecar.select(samples.files))
+                seconds["files"].append(sidecar.select(samples.files)[0])
                 seconds["constants"].append(constants.seconds(samples.pixels, samples.tokens, best))
                 progress.advance(task)
-            stages = sidecar.median_stages()
         progress.update(task, description="towers of nearly no work", total=1, completed=0)
         trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
-        overhead = _overhead(trifle, folder, source.image, a.repeats)
+        overhead, overhead_stages = _overhead(trifle, folder, source.image, a.repeats)
     return {
         "throughput_ratio": _ratio(seconds["bare"], seconds["sidecar"]),
         "throughput_ratio_jpeg": _ratio(seconds["bare"], seconds["files"]),
         "ratio_to_constants": _ratio(seconds["constants"], seconds["sidecar"]),
         "overhead_us_per_sample": overhead,
         "samples_per_second": a.candidates / median(seconds["sidecar"]),
-        "stage_seconds": stages,
+        "stage_seconds": served.median_stages(replies),
+        "overhead_stage_seconds": overhead_stages,
         "seconds": seconds,
         "setting": {
             "model": f"{a.open_clip} at {a.image_size} px, learner and reference",
@@ -117,8 +119,8 @@ def _best_micro_batch(loop: Any, samples: Any) -> int:
     return min(times, key=lambda size: times[size])
 
 
-def _overhead(bundles: "Bundles", folder: Path, image: Any, repeats: int) -> float:
-    """Microseconds that a sample costs beside its encoding."""
+def _overhead(bundles: "Bundles", folder: Path, image: Any, repeats: int) -> tuple[float, dict[str, float]]:
+    """Microseconds that a sample costs beside its encoding, and where a request's seconds go."""
     import numpy as np  # noqa: PLC0415
 
     from selector_tools.bench import served  # noqa: PLC0415
@@ -127,7 +129,8 @@ def _overhead(bundles: "Bundles", folder: Path, image: Any, repeats: int) -> flo
     samples = served.Samples.random(TRIFLES, image, text, np.random.default_rng(0), files=False)
     with served.Sidecar(bundles, folder / "trifle.log") as sidecar:
         sidecar.select(samples.arrays)
-        return 1e6 * median(sidecar.select(samples.arrays) for _ in range(max(3, repeats))) / TRIFLES
+        seconds, replies = zip(*(sidecar.select(samples.arrays) for _ in range(max(3, repeats))), strict=True)
+    return 1e6 * median(seconds) / TRIFLES, served.median_stages(replies)
 
 
 def _ratio(floor: list[float], seconds: list[float]) -> float:

@@ -1,6 +1,7 @@
 """A sidecar that is measured, and the samples it gets."""
 
 import io
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from selector_client import Selector
+from selector_client import Selection, Selector
 
 from selector_server.encoding.bundle import ImageInput, TextInput
 from selector_tools.bench.towers import Bundles
@@ -56,12 +57,11 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 class Sidecar:
-    """`selector serve` with these bundles; `stages` collects what its replies say of their time."""
+    """`selector serve` with these bundles, in a process of its own."""
 
     def __init__(self, bundles: Bundles, log: Path, *flags: str) -> None:
         self._bundles, self._log, self._flags = bundles, log, flags
         self._stack = ExitStack()
-        self.stages: list[dict[str, float]] = []
 
     def __enter__(self) -> Self:
         models = ("--learner", str(self._bundles.learner.path), "--reference", str(self._bundles.reference.path))
@@ -75,16 +75,14 @@ class Sidecar:
     ) -> None:
         self._stack.close()
 
-    def select(self, samples: dict[str, Any]) -> float:
-        """Seconds of one selection, as the trainer sees them."""
+    def select(self, samples: dict[str, Any]) -> tuple[float, Selection]:
+        """Seconds of one selection, as the trainer sees them, and its reply."""
         started = perf_counter()
         selection = self._selector.select(**samples)
-        seconds = perf_counter() - started
-        self.cached = selection.cached_references
-        self.stages.append(selection.stage_seconds)
-        return seconds
+        return perf_counter() - started, selection
 
-    def median_stages(self) -> dict[str, float]:
-        """Of all selections since the list was cleared."""
-        names = sorted({name for stages in self.stages for name in stages})
-        return {name: median(stages.get(name, 0.0) for stages in self.stages) for name in names}
+
+def median_stages(replies: Sequence[Selection]) -> dict[str, float]:
+    """Seconds of each stage."""
+    stages = [reply.stage_seconds for reply in replies]
+    return {name: median(s.get(name, 0.0) for s in stages) for name in sorted({n for s in stages for n in s})}

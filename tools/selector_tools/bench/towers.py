@@ -106,10 +106,11 @@ def _bare(file: Path, data: str, weights: dict[str, NDArray[Any]]) -> Callable[[
     for node in session.get_inputs():
         if node.name != data:
             binding.bind_cpu_input(node.name, weights[node.name])
-    binding.bind_output(EMBEDDING)
 
     def run(batch: NDArray[Any]) -> None:
         binding.bind_cpu_input(data, np.ascontiguousarray(batch))
+        binding.clear_binding_outputs()
+        binding.bind_output(EMBEDDING)
         session.run_with_iobinding(binding)
         binding.copy_outputs_to_cpu()
 
