@@ -137,7 +137,7 @@ def test_a_resnet_has_its_own_size_only(tmp_path, capsys):
     assert export("--open-clip", "tiny-resnet", "--patch-size", 8, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--keep-patches", 0.5, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--image-size", 64, "--out", tmp_path / "B") == 0
-    full = randomise(open_clip.create_model("tiny-resnet"))
+    full = model("tiny-resnet")
     pixels, tokens, images = inputs(tmp_path / "B")
     assert_close(served(tmp_path / "B", full.state_dict(), pixels, tokens), encoded(full, images, tokens))
 
