@@ -50,8 +50,10 @@ def run(flags: argparse.Namespace) -> int:
     except OnnxExporterError as error:
         return _failed(f"{_chosen(flags)} cannot be traced by torch.export: {_cause(error)}")
     _report(source, exported, time.monotonic() - began)
-    for note in architecture.notes if flags.tokenizer is None else architecture.notes[:0]:
+    for note in architecture.notes if flags.mean is None else ():
         print(f"note: {note}")
+    if exported.bundle.tokenizer is None:
+        print("note: the bundle has no tokenizer, so texts must come as tokens; --tokenizer gives it one")
     return 0
 
 
