@@ -39,8 +39,8 @@ def difference_to_torch(bundle: Bundle, source: Source) -> float:
         wanted = source.encode_image(module, images), source.encode_text(module, torch.from_numpy(tokens))
     for ours, theirs, tower in zip(found, wanted, ("image", "text"), strict=True):
         difference = float((ours.cpu() - theirs).abs().max())
-        limit = TOLERANCES[manifest.precision] * max(1.0, float(theirs.abs().max()))
-        if not difference <= limit:
-            raise BundleError(f"{tower} tower: difference to torch", difference, f"at most {limit:g}; not written")
+        most = TOLERANCES[manifest.precision] * max(1.0, float(theirs.abs().max()))
+        if not difference <= most:
+            raise BundleError(f"{tower} tower: difference to torch", difference, f"at most {most:g}; not written")
         worst = max(worst, difference)
     return worst
