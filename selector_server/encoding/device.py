@@ -20,6 +20,8 @@ ELEMENTS = {
     torch.float16: 10,
     torch.bfloat16: 16,
 }
+# ONNX Runtime 1.32 ends by a segmentation fault in it, where float16 weights are constants and the device is a CPU.
+_DISABLED = ["FuseFp16InitializerToFp32NodeTransformer"]
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 
@@ -66,7 +68,9 @@ class Device:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = {"device_id": self.index} if self.kind == "cuda" else {}
         try:
-            session = ort.InferenceSession(str(model), options, providers=[(self.provider, provider)])
+            session = ort.InferenceSession(
+                str(model), options, providers=[(self.provider, provider)], disabled_optimizers=_DISABLED
+            )
         except Exception as error:  # onnxruntime raises several unrelated types
             raise BundleError("ONNX graph", model, str(error).partition("\n")[0][:300]) from error
         session.disable_fallback()

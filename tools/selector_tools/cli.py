@@ -10,6 +10,7 @@ import selector_proto
 from selector_tools import info, serve
 from selector_tools.bench import command as bench
 from selector_tools.demo import command as demo
+from selector_tools.export import command as export
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     serve.add_parser(verbs)
     info.add_parser(verbs)
+    export.add_parser(verbs)
     demo.add_parser(verbs)
     bench.add_parser(verbs)
     arguments = parser.parse_args(argv)

@@ -1,0 +1,82 @@
+"""From flags to a source that can be traced: built at full resolution, loaded, and brought to what is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from selector_server.encoding.bundle import Interpolation
+from selector_server.encoding.low_resolution import at_resolution, drop_patches
+from selector_server.encoding.source import Source
+from selector_server.errors import SetupError
+from selector_tools.export import checkpoint
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`build` makes it at an image and patch size, None for its own. `interpolation` and `antialias` are how its
+    library brings position tables to another size; `has_weights` if `build` loads them."""
+
+    build: Callable[[int | None, int | None], Source]
+    interpolation: Interpolation
+    antialias: bool
+    has_weights: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How much of an image the towers see; None for all that the architecture sees."""
+
+    image_size: int | None = None
+    patch_size: int | None = None
+    keep_patches: float | None = None
+    interpolation: Interpolation | None = None
+    antialias: bool | None = None
+
+
+def prepared(
+    architecture: Architecture, look: Look, weights: Path | None, seed: int, say: Callable[[str], None]
+) -> Source:
+    """Raises SetupError."""
+
+    def built(image_size: int | None, patch_size: int | None) -> Source:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return architecture.build(image_size, patch_size)
+
+    say("building the model")
+    full = built(None, None)
+    if weights is not None:
+        say(f"loading {weights}")
+        checkpoint.load(full.module, weights)
+    elif not architecture.has_weights:
+        say(f"random weights (seed {seed})")
+    if look.keep_patches is not None:
+        return drop_patches(full, look.keep_patches)
+    if _as_it_is(full, look):
+        return full
+    if full.patch is None:
+        limit = f"{full.name} has no patches; leave --image-size and --patch-size out"
+        raise SetupError("--image-size" if look.image_size else "--patch-size", _asked(look), limit)
+    say(f"building it again at {_asked(look)}")
+    low = built(look.image_size, look.patch_size)
+    interpolation = look.interpolation or architecture.interpolation
+    antialias = architecture.antialias if look.antialias is None else look.antialias
+    return at_resolution(full, low, interpolation, antialias)
+
+
+def _as_it_is(full: Source, look: Look) -> bool:
+    sizes, patch = (full.image.height, full.image.width), full.patch
+    return look.image_size in (None, *_both(sizes)) and look.patch_size in (None, *_both(patch or ()))
+
+
+def _both(sides: tuple[int, ...]) -> tuple[int, ...]:
+    """The side of a square, nothing for another rectangle."""
+    return sides[:1] if len(set(sides)) == 1 else ()
+
+
+def _asked(look: Look) -> str:
+    parts = (("image", look.image_size), ("patch", look.patch_size))
+    return ", ".join(f"{name} {size}" for name, size in parts if size is not None)

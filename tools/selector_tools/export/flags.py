@@ -1,0 +1,125 @@
+"""The flags of `selector export`, and what their values alone show to be wrong."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from selector_tools.mistakes import any_mistake
+
+# What cannot be read off an own module; the libraries' models tell it themselves.
+_MODULE_ONLY = (
+    "channels",
+    "max_tokens",
+    "vocabulary",
+    "logit_scale",
+    "logit_scale_is_log",
+    "logit_bias",
+    "loss",
+    "tokens_at",
+)
+_MAX_SIDE = 4096
+_MAX_PATCH = 64  # more pixels than the resize of kernels takes
+
+
+def add(parser: Any) -> None:
+    """Adds the flags to an argparse parser."""
+    _add_sources(parser)
+    add = parser.add_argument
+    add("--role", choices=("learner", "reference"), default="learner", help="(default %(default)s)")
+    add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
+    add("--name", help="of the model, in the bundle (default: the architecture's)")
+    add("--checkpoint", type=Path, metavar="FILE", help="weights at full resolution: .safetensors or a torch file")
+    add("--image-size", type=int, metavar="N", help="pixels of a side; smaller than the trainer's: low resolution")
+    add("--patch-size", type=int, metavar="N", help="pixels of a patch's side")
+    add("--keep-patches", type=float, metavar="SHARE", help="look at this share of the patches, at full resolution")
+    add("--interpolation", choices=("bilinear", "bicubic"), help="of resized parameters (default: the library's)")
+    add("--antialias", action=argparse.BooleanOptionalAction, help="of resized parameters (default: the library's)")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the towers (default %(default)s)")
+    add("--licence", default="", help="of the weights, noted in the bundle")
+    add("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: the source's, if it has one)")
+    add("--seed", type=int, default=0, help="of random weights, where there are no others (default %(default)s)")
+    add("--mean", metavar="X[,X,X]", help="of pixels between 0 and 1 (default: the source's, 0.5 for --module)")
+    add("--std", metavar="X[,X,X]", help="likewise")
+    add("--fit", choices=("squash", "crop"), help="how files come to the image size (default: the source's)")
+    add("--pad-token", type=int, metavar="ID", help="fills short texts (default: the source's, 0 for --module)")
+    add("--end-token", type=int, metavar="ID", help="ends texts that were cut (default: the source's)")
+
+
+def _add_sources(parser: Any) -> None:
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument("--open-clip", metavar="NAME", help="an architecture of open_clip, such as ViT-B-16")
+    sources.add_argument(
+        "--transformers", type=Path, metavar="PATH", help="a folder with config.json (and weights), or a config.json"
+    )
+    sources.add_argument(
+        "--module", metavar="MODULE:FACTORY", help="a function that returns a torch module; see docs/export.md"
+    )
+    add = parser.add_argument_group("for --module").add_argument
+    add("--channels", type=int, choices=(1, 3), help="of an image (default 3)")
+    add("--max-tokens", type=int, metavar="N", help="tokens of a text (needed)")
+    add("--vocabulary", type=int, metavar="N", help="number of token ids (needed)")
+    add("--logit-scale", metavar="NAME", help="its entry in the state_dict (default logit_scale)")
+    add("--logit-scale-is-log", action=argparse.BooleanOptionalAction, help="stored as its logarithm (default)")
+    add("--logit-bias", metavar="NAME", help="its entry in the state_dict (default logit_bias, if it is there)")
+    add("--loss", choices=("sigmoid", "softmax"), help="(default: sigmoid with a bias, softmax without)")
+    add("--tokens-at", metavar="SUBMODULE", help="whose output is [B, prefix + patches, W]; for --keep-patches")
+
+
+def any_wrong(flags: argparse.Namespace) -> bool:
+    """Prints the first value that is wrong; needs no torch."""
+    own = flags.module is not None
+    checks: list[tuple[bool, str, object, str]] = [
+        (flags.out.exists(), "--out", flags.out, "must not exist yet"),
+        _within("--image-size", flags.image_size, 1, _MAX_SIDE),
+        _within("--patch-size", flags.patch_size, 1, _MAX_PATCH),
+        _within("--seed", flags.seed, 0, 2**63 - 1),
+        _within("--pad-token", flags.pad_token, 0, 2**24 - 1),
+        _within("--end-token", flags.end_token, 0, 2**24 - 1),
+        (not 0 < (share := flags.keep_patches or 1) <= 1, "--keep-patches", share, "must be above 0 and at most 1"),
+        (flags.keep_patches == 0, "--keep-patches", flags.keep_patches, "must be above 0 and at most 1"),
+        _length("--name", flags.name, 1),
+        _length("--licence", flags.licence, 0),
+    ]
+    for size in ("image_size", "patch_size"):
+        limit = "looks at the full resolution; leave --keep-patches or this out"
+        both = not own and flags.keep_patches is not None and getattr(flags, size) is not None
+        checks.append((both, f"--{size.replace('_', '-')}", getattr(flags, size), f"--keep-patches {limit}"))
+    for flag in ("checkpoint", "tokenizer"):
+        file = getattr(flags, flag)
+        checks.append((file is not None and not file.is_file(), f"--{flag}", file, "must be a file"))
+    if flags.transformers is not None:
+        checks.append((not flags.transformers.exists(), "--transformers", flags.transformers, "must exist"))
+    checks += _channel_values("--mean", flags.mean, -math.inf) + _channel_values("--std", flags.std, 0.0)
+    for name in _MODULE_ONLY:
+        value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
+        checks.append((not own and value is not None, flag, value, "only --module needs it"))
+    for name in ("max_tokens", "vocabulary") if own else ():
+        value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
+        checks.append((value is None, flag, "missing", "--module needs it"))
+        checks.append(_within(flag, value, 1, 2**24))
+    return any_mistake("selector export", checks)
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """The numbers of "0.5,0.5,0.5"; raises ValueError."""
+    return None if text is None else tuple(float(part) for part in text.split(","))
+
+
+def _within(flag: str, value: int | None, low: int, high: int) -> tuple[bool, str, object, str]:
+    return value is not None and not low <= value <= high, flag, value, f"must be {low} to {high}"
+
+
+def _length(flag: str, value: str | None, least: int) -> tuple[bool, str, object, str]:
+    wrong = value is not None and not least <= len(value) <= 128
+    return wrong, flag, repr(value), f"must have {least} to 128 characters"
+
+
+def _channel_values(flag: str, text: str | None, above: float) -> list[tuple[bool, str, object, str]]:
+    try:
+        values = numbers(text) or (1.0,)
+    except ValueError:
+        values = ()
+    fine = len(values) in (1, 3) and all(math.isfinite(value) and value > above for value in values)
+    more = " above 0" if above == 0 else ""
+    return [(not fine, flag, text, f"must be one number{more}, or three separated by commas")]

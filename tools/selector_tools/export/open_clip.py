@@ -1,0 +1,163 @@
+"""Models of open_clip: its own vision transformers and ResNets, and towers that it takes from timm."""
+
+import copy
+import difflib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from selector_server.encoding.bundle import ImageInput, Logit, TextInput
+from selector_server.encoding.source import Source
+from selector_server.errors import SetupError
+from selector_tools.export.building import Architecture
+from selector_tools.export.clip_tokenizer import clip_tokenizer
+from selector_tools.export.torchvision import make_importable
+
+_CLIP_END = 49407
+_CLIP_VOCABULARY = 49408
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+def architecture(name: str, scratch: Path) -> Architecture:
+    """The architecture of that name; `scratch` is a folder for its tokenizer. Raises SetupError."""
+    make_importable()
+    import open_clip  # noqa: PLC0415 - takes seconds
+
+    if (config := open_clip.get_model_config(name) if ":" not in name else None) is None:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.5)
+        limit = f"close names are {', '.join(close)}" if close else "see open_clip.list_models()"
+        raise SetupError("--open-clip", name, f"is no architecture of open_clip; {limit}")
+    tokenizer = _write_tokenizer(config["text_cfg"], scratch)
+
+    def build(image_size: int | None, patch_size: int | None) -> Source:
+        model = _built(name, copy.deepcopy(config), image_size, patch_size)
+        source = _source(name, model, config["text_cfg"], tokenizer)
+        if patch_size is not None and source.patch != (patch_size, patch_size):
+            raise SetupError("--patch-size", patch_size, f"{name} takes no other patch size than its own")
+        return source
+
+    notes = _notes(name, open_clip) if tokenizer else (*_notes(name, open_clip), _NO_TOKENIZER)
+    return Architecture(build, "bicubic", antialias=True, notes=notes)
+
+
+_NO_TOKENIZER = "its tokenizer is not part of open_clip; without --tokenizer texts must come as tokens"
+
+
+def _notes(name: str, open_clip: Any) -> tuple[str, ...]:
+    """What published weights of this architecture were trained with, where a new model is not."""
+    default = open_clip.transform.PreprocessCfg()
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        published = open_clip.get_pretrained_cfg(name, tag) or {}
+        odd = {
+            key: published[key]
+            for key in _PREPROCESSING
+            if published.get(key) is not None and published[key] != getattr(default, key)
+        }
+        if odd:
+            shown = ", ".join(f"{key} {value}" for key, value in odd.items())
+            return (f"open_clip's weights {tag!r} need {shown}; if yours do too, say so by --mean, --std and --fit",)
+    return ()
+
+
+def _built(name: str, config: dict[str, Any], image_size: int | None, patch_size: int | None) -> Any:
+    import open_clip  # noqa: PLC0415
+
+    vision = config["vision_cfg"]
+    timm = vision.get("timm_model_name") is not None
+    if patch_size is not None and not timm and isinstance(vision.get("layers"), int):
+        vision["patch_size"] = patch_size
+    if image_size is not None:
+        vision["image_size"] = image_size
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it warns that the weights are random; the command says so itself
+    try:
+        model = open_clip.create_model(name, pretrained=None, pretrained_hf=False, vision_cfg=vision)
+        if timm and (image_size is not None or patch_size is not None):
+            _resize_timm(name, model.visual, image_size, patch_size)
+    except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SetupError("--open-clip", name, f"cannot be built: {reason}") from error
+    finally:
+        logging.getLogger().setLevel(level)
+    return model.eval()
+
+
+def _resize_timm(name: str, visual: Any, image_size: int | None, patch_size: int | None) -> None:
+    trunk, size = visual.trunk, image_size or visual.image_size[0]
+    if not hasattr(trunk, "set_input_size"):
+        raise SetupError("--open-clip", name, "takes no other image or patch size than its own")
+    patch = {} if patch_size is None else {"patch_size": (patch_size, patch_size)}
+    trunk.set_input_size(img_size=(size, size), **patch)
+
+
+def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Path | None) -> Source:
+    import open_clip  # noqa: PLC0415
+
+    preprocessing = model.visual.preprocess_cfg
+    height, width = _pair(model.visual.image_size)
+    pad, end = _special_tokens(text_config)
+    patch, tokens_at = _patches(model.visual)
+    bias = getattr(model, "logit_bias", None) is not None
+    return Source(
+        name=name,
+        module=model,
+        image=ImageInput(
+            height=height,
+            width=width,
+            channels=3,
+            mean=tuple(preprocessing["mean"]),
+            std=tuple(preprocessing["std"]),
+            fit="squash" if preprocessing["resize_mode"] == "squash" else "crop",
+            interpolation="bilinear" if preprocessing["interpolation"] == "bilinear" else "bicubic",
+        ),
+        text=TextInput(max_tokens=model.context_length, vocabulary=model.vocab_size, pad_token=pad, end_token=end),
+        logit=Logit(scale_parameter="logit_scale", scale_is_log=True, bias_parameter="logit_bias" if bias else None),
+        loss="sigmoid" if bias else "softmax",
+        tokenizer=tokenizer,
+        origin=f"open_clip {open_clip.__version__} {name}",
+        patch=patch,
+        tokens_at=tokens_at,
+    )
+
+
+def _patches(visual: nn.Module) -> tuple[tuple[int, int] | None, str]:
+    """Side of a patch, and the submodule whose output is all tokens; None and "" where there are none."""
+    if isinstance(conv := getattr(visual, "conv1", None), nn.Conv2d) and conv.kernel_size == conv.stride:
+        return _pair(conv.kernel_size), "visual.patch_dropout"
+    trunk: Any = getattr(visual, "trunk", None)
+    conv = getattr(getattr(trunk, "patch_embed", None), "proj", None)
+    if isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride:
+        droppable = isinstance(getattr(trunk, "patch_drop", None), nn.Identity) and hasattr(trunk, "pos_embed")
+        return _pair(conv.kernel_size), "visual.trunk.patch_drop" if droppable else ""
+    return None, ""
+
+
+def _special_tokens(text_config: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Ids of padding and, where a cut text needs it, of the end."""
+    tokenizer = text_config.get("hf_tokenizer_name") or ""
+    if not tokenizer:
+        cut = text_config.get("vocab_size", _CLIP_VOCABULARY) >= _CLIP_VOCABULARY
+        return 0, _CLIP_END if cut else None
+    if "SigLIP" in tokenizer:  # the first used T5's tokenizer, which pads with its end, the second Gemma's
+        return (0 if "SigLIP2" in tokenizer else 1), 1
+    return text_config.get("pad_id", 0), None
+
+
+def _write_tokenizer(text_config: Mapping[str, Any], scratch: Path) -> Path | None:
+    """CLIP's tokenizer, if this model uses it as it is."""
+    import open_clip  # noqa: PLC0415
+
+    named = any(text_config.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs"))
+    if named or text_config.get("vocab_size", _CLIP_VOCABULARY) < _CLIP_VOCABULARY:
+        return None
+    file = scratch / "tokenizer.json"
+    clip_tokenizer(Path(open_clip.tokenizer.default_bpe())).save(str(file))
+    return file
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return int(height), int(width)

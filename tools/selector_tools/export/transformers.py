@@ -1,0 +1,180 @@
+"""Models of transformers, from a local folder or a config.json: CLIP, SigLIP, SigLIP 2."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selector_server.encoding.bundle import ImageInput, Logit, TextInput
+from selector_server.encoding.source import Source
+from selector_server.errors import SetupError
+from selector_tools.export.building import Architecture
+from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
+from selector_tools.export.torchvision import make_importable
+
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_CLIP_END, _OLD_CLIP_END = 49407, 2
+_GEMMA_VOCABULARY = 256_000
+_BILINEAR = 2  # Pillow's number, which preprocessor_config.json has
+
+
+def architecture(place: Path) -> Architecture:
+    """The model in the folder `place`, or of the config.json at `place` with random weights. Raises SetupError."""
+    file = place / "config.json" if place.is_dir() else place
+    settings = _json(file)
+    kind = settings.get("model_type")
+    if kind not in _CLASSES:
+        limit = f"its model_type is {kind!r}; must be one of {', '.join(_CLASSES)}"
+        raise SetupError("--transformers", place, limit)
+    make_importable()
+    import transformers  # noqa: PLC0415 - takes seconds
+
+    transformers.logging.set_verbosity_error()  # it warns of ids that SigLIP's configs inherit from CLIP's
+    model_class = getattr(transformers, _CLASSES[kind])
+    try:
+        config = model_class.config_class.from_dict(settings)
+    except Exception as error:  # its validation raises classes of its own
+        raise SetupError("--transformers", file, f"cannot be read: {_line(error)}") from error
+    folder = file.parent
+    has_weights = place.is_dir() and any((folder / name).exists() for name in _WEIGHTS)
+
+    def build(image_size: int | None, patch_size: int | None) -> Source:
+        sized = _resized(copy.deepcopy(config), kind, image_size, patch_size)
+        try:
+            if has_weights and image_size is None and patch_size is None:
+                model = model_class.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+            else:
+                model = model_class(sized)
+        except Exception as error:
+            raise SetupError("--transformers", place, f"cannot be built: {_line(error)}") from error
+        name = str(settings.get("_name_or_path") or folder.resolve().name or kind)[:128]
+        return _source(name, kind, model.eval(), sized, folder)
+
+    tokenizer = (folder / "tokenizer.json").exists()
+    notes = () if tokenizer else (f"no tokenizer.json in {folder}; without --tokenizer texts must come as tokens",)
+    naflex = kind == "siglip2"
+    return Architecture(
+        build, "bilinear" if naflex else "bicubic", antialias=naflex, has_weights=has_weights, notes=notes
+    )
+
+
+def _resized(config: Any, kind: str, image_size: int | None, patch_size: int | None) -> Any:
+    vision = config.vision_config
+    if kind == "siglip2":
+        set_size(vision, image_size, patch_size)
+        return config
+    vision.image_size = image_size or vision.image_size
+    vision.patch_size = patch_size or vision.patch_size
+    return config
+
+
+def _source(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -> Source:
+    import transformers  # noqa: PLC0415
+
+    vision, naflex = config.vision_config, kind == "siglip2"
+    (height, width), patch = size_of(vision) if naflex else (_pair(vision.image_size), _pair(vision.patch_size))
+    if naflex:
+        as_fixed_grid(model, (height // patch[0], width // patch[1]))
+    bias = hasattr(model, "logit_bias")
+    tokenizer = folder / "tokenizer.json"
+    return Source(
+        name=name,
+        module=model,
+        image=_image(kind, height, width, vision.num_channels, _optional(folder / "preprocessor_config.json")),
+        text=_text(kind, config.text_config, folder),
+        logit=Logit(scale_parameter="logit_scale", scale_is_log=True, bias_parameter="logit_bias" if bias else None),
+        loss="sigmoid" if bias else "softmax",
+        encode_image=encode_fixed_grid if naflex else _encode_image,
+        encode_text=_encode_text,
+        tokenizer=tokenizer if tokenizer.exists() else None,
+        origin=f"transformers {transformers.__version__} {type(model).__name__} {name}",
+        patch=patch,
+        tokens_at="vision_model.embeddings",
+    )
+
+
+def _image(kind: str, height: int, width: int, channels: int, file: Mapping[str, Any]) -> ImageInput:
+    clip = kind == "clip"
+    bilinear = file.get("resample") == _BILINEAR if "resample" in file else kind == "siglip2"
+    return ImageInput(
+        height=height,
+        width=width,
+        channels=3 if channels == 3 else 1,
+        mean=tuple(file.get("image_mean", _CLIP_MEAN if clip else (0.5,))),
+        std=tuple(file.get("image_std", _CLIP_STD if clip else (0.5,))),
+        fit="crop" if file.get("do_center_crop", clip) else "squash",
+        interpolation="bilinear" if bilinear else "bicubic",
+    )
+
+
+def _text(kind: str, config: Any, folder: Path) -> TextInput:
+    """Special tokens are the tokenizer's where it is there, then the config's."""
+    pad, end = config.pad_token_id, config.eos_token_id
+    if kind != "clip" and end == _CLIP_END:  # a default that SigLIP's configs inherit; its tokenizers differ
+        pad, end = 0 if config.vocab_size >= _GEMMA_VOCABULARY else 1, 1
+    if kind == "clip" and end == _OLD_CLIP_END:  # the first configs of CLIP, whose towers look for the largest id
+        end = config.vocab_size - 1
+    told_pad, told_end = _ids_of(folder, ("pad_token", "eos_token"))
+    pad = told_pad if told_pad is not None else pad
+    end = told_end if told_end is not None else end
+    return TextInput(
+        max_tokens=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
+        pad_token=pad if isinstance(pad, int) and pad < config.vocab_size else 0,
+        end_token=end if isinstance(end, int) and end < config.vocab_size else None,
+    )
+
+
+def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
+    if not (folder / "tokenizer.json").exists():
+        return [None for _ in roles]
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    settings = _optional(folder / "tokenizer_config.json")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    words = [settings.get(role) for role in roles]
+    words = [word.get("content") if isinstance(word, dict) else word for word in words]
+    return [None if word is None else tokenizer.token_to_id(word) for word in words]
+
+
+def _encode_image(model: Any, images: Tensor) -> Tensor:
+    return _pooled(model.get_image_features(pixel_values=images))
+
+
+def _encode_text(model: Any, tokens: Tensor) -> Tensor:
+    return _pooled(model.get_text_features(input_ids=tokens))
+
+
+def _pooled(features: Any) -> Tensor:
+    """Transformers 4 returns the embedding, 5 an output that holds it."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return _json(file) if file.exists() else {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SetupError("--transformers", file, f"cannot be read: {_line(error)}") from error
+    if not isinstance(content, dict):
+        raise SetupError("--transformers", file, "must be a JSON object")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return int(height), int(width)
