@@ -26,9 +26,20 @@ log = logging.getLogger(__name__)
 
 # Batches of embeddings that wait to be written; one more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
+MAX_ID_BYTES = 240  # an LMDB key holds 511, of which the reference's fingerprint takes some
 _HEADER = b"h"  # + fingerprint -> JSON about the reference
 _RECORD = b"r"  # + fingerprint + id -> CRC-32, image, text
 _CRC = struct.Struct("<I")
+
+
+def integer_key(number: int) -> bytes:
+    """The id of a sample that is called by a 64-bit integer; never that of a string."""
+    return b"i" + number.to_bytes(8, "little", signed=True)
+
+
+def string_key(text: str | bytes) -> bytes:
+    """The id of a sample that is called by a string, or by its UTF-8 bytes, at most MAX_ID_BYTES."""
+    return b"s" + (text.encode() if isinstance(text, str) else text)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Preprocessor:
     @classmethod
     def of(cls, bundle: Bundle, limits: Limits, pool: Executor) -> "Preprocessor":
         """For the model of this bundle. Raises BundleError."""
-        manifest, tokenizer = bundle.manifest, _load_tokenizer(bundle.tokenizer)
+        manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.tokenizer)
         return cls(manifest.image, manifest.text, tokenizer, bundle.tokenizer_digest, limits, pool)
 
     def same_input(self, other: "Preprocessor") -> bool:
@@ -145,8 +145,8 @@ class Preprocessor:
         return pixels.reshape(high, wide, self.image.channels)
 
 
-def _load_tokenizer(file: Path | None) -> Tokenizer | None:
-    """Reads a tokenizer.json; padding and truncation are ours."""
+def load_tokenizer(file: Path | None) -> Tokenizer | None:
+    """Reads a tokenizer.json; padding and truncation are ours. Raises BundleError."""
     if file is None:
         return None
     try:

@@ -1,0 +1,77 @@
+"""What a pool yields, and which kind of pool a path is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selector_server.encoding.cache import integer_key, string_key
+from selector_server.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n pairs. `ids` int64 [n] or strings, as the trainer calls the samples; `images` uint8 [n, H, W, C] or encoded
+    files; `texts` token ids, int [n, T], or UTF-8; `captions` for people, None where there are only tokens."""
+
+    ids: NDArray[np.int64] | list[str]
+    images: NDArray[np.uint8] | list[bytes]
+    texts: NDArray[np.integer[Any]] | list[bytes]
+    captions: list[str] | None
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.ids)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The ids as the reference cache's keys."""
+        if isinstance(self.ids, np.ndarray):
+            return [integer_key(number) for number in self.ids.tolist()]
+        return [string_key(name) for name in self.ids]
+
+    def at(self, rows: NDArray[np.int64]) -> "Batch":
+        """The pairs of these rows, int64 [m]."""
+        captions = None if self.captions is None else _at(self.captions, rows)
+        return Batch(_at(self.ids, rows), _at(self.images, rows), _at(self.texts, rows), captions)
+
+
+def _at(part: Any, rows: NDArray[np.int64]) -> Any:
+    return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows.tolist()]
+
+
+class Pool(Protocol):
+    """`size` is the number of pairs, where it is known before they are read."""
+
+    size: int | None
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pairs in their order, `size` at a time. Raises SetupError."""
+
+
+def open_pool(place: str) -> Pool:
+    """`place` is an .npz file, a .tar shard, a folder of shards, or a pattern such as "shards/*.tar". Raises
+    SetupError."""
+    from selector_tools.pools.arrays import ArrayPool  # noqa: PLC0415 - both need what is above
+    from selector_tools.pools.webdataset import TarPool  # noqa: PLC0415
+
+    path = Path(place)
+    if path.suffix == ".npz":
+        return ArrayPool(path)
+    if path.is_dir():
+        return TarPool(_found(place, sorted(path.glob("*.tar"))))
+    if not path.exists() and has_magic(place):
+        return TarPool(_found(place, [Path(name) for name in sorted(glob(place))]))
+    if not path.is_file():
+        raise SetupError("--pool", place, "must be an .npz file, a .tar shard, a folder of shards or a pattern")
+    return TarPool([path])
+
+
+def _found(place: str, shards: Sequence[Path]) -> Sequence[Path]:
+    if not shards:
+        raise SetupError("--pool", place, "holds no .tar shard")
+    return shards
