@@ -133,7 +133,7 @@ def test_a_reference_in_half_precision_from_a_checkpoint(tmp_path):
 
 def test_a_resnet_has_its_own_size_only(tmp_path, capsys):
     assert export("--open-clip", "tiny-resnet", "--image-size", 32, "--out", tmp_path / "B") == 2
-    assert "--image-size is image 32; tiny-resnet has no patches" in capsys.readouterr().err
+    assert "--image-size is 32; tiny-resnet has no patches" in capsys.readouterr().err
     assert export("--open-clip", "tiny-resnet", "--patch-size", 8, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--keep-patches", 0.5, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--image-size", 64, "--out", tmp_path / "B") == 0

@@ -76,7 +76,10 @@ def test_another_patch_size(tmp_path):
     assert export("--transformers", source, "--patch-size", 32, "--antialias", "--out", tmp_path / "B") == 0
     full, low = randomise(siglip()), siglip(patch_size=32).eval()
     state = dict(full.state_dict())
-    kernel, table = "vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.position_embedding.weight"
+    kernel, table = (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+    )
     state[kernel] = timm.layers.resample_patch_embed(state[kernel], [32, 32])
     state[table] = timm.layers.resample_abs_pos_embed(state[table][None], [2, 2], num_prefix_tokens=0)[0]
     low.load_state_dict(state)
@@ -89,7 +92,12 @@ def test_weights_of_the_folder_and_kept_patches(tmp_path, capsys):
     """The weights that the bundle was exported with, not bound later; its preprocessor's numbers."""
     full = randomise(clip())
     source = saved(full, tmp_path / "model")
-    preprocessing = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "do_center_crop": False}
+    preprocessing = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 2,
+        "do_center_crop": False,
+    }
     (source / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     flags = ("--role", "reference", "--keep-patches", 0.25)
     assert export("--transformers", source, *flags, "--out", tmp_path / "B") == 0

@@ -25,7 +25,8 @@ def export(*arguments) -> int:
 def served(path: Path, state, pixels, tokens, role="learner"):
     """The sidecar's raw embeddings, image and text, with the trainer's `state` bound after the export."""
     model = Model(load(path, role), Device("cpu", 1), micro_batch=3)
-    weights = model.bind(_views(state)) if role == "learner" else model.constant_weights()
+    floats = {name: value for name, value in (state or {}).items() if value.is_floating_point()}
+    weights = model.bind(_views(floats)) if role == "learner" else model.constant_weights()
     return model.raw(pixels, tokens, weights)
 
 
@@ -41,13 +42,16 @@ def inputs(path: Path, seed=0, role="learner"):
 
 
 def randomise(module, seed=1):
-    """Other weights for `module`, no two tensors alike; logit scale and bias stay."""
+    """Other weights for `module`, no two tensors alike; logit scale and bias, single numbers, stay."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in module.named_parameters():
-            if not name.startswith("logit"):
-                start = 1.0 if "norm" in name or "ln_" in name else 0.0
-                value.copy_(start * (value.mean() > 0.5) + 0.1 * torch.randn(value.shape, generator=generator))
+        for value in module.parameters():
+            if value.numel() > 1:
+                start = 1.0 if value.mean() > 0.5 else 0.0  # norms stay norms
+                value.copy_(start + 0.1 * torch.randn(value.shape, generator=generator))
+        for name, value in module.named_buffers():
+            if "running" in name:
+                value.copy_(0.2 + torch.rand(value.shape, generator=generator))
     return module.eval()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from selector_server.encoding.bundle import Interpolation
-from selector_server.encoding.low_resolution import at_resolution, drop_patches
+from selector_server.encoding.low_resolution import at_resolution, drop_patches, grid
 from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export import checkpoint
@@ -53,15 +53,18 @@ def prepared(
         checkpoint.load(full.module, weights)
     elif not architecture.has_weights:
         say(f"random weights (seed {seed})")
+    _check_embeddings(full)
     if look.keep_patches is not None:
         return drop_patches(full, look.keep_patches)
     if _as_it_is(full, look):
         return full
     if full.patch is None:
         limit = f"{full.name} has no patches; leave --image-size and --patch-size out"
-        raise SetupError("--image-size" if look.image_size else "--patch-size", _asked(look), limit)
+        flag, size = ("--image-size", look.image_size) if look.image_size else ("--patch-size", look.patch_size)
+        raise SetupError(flag, size, limit)
     say(f"building it again at {_asked(look)}")
     low = built(look.image_size, look.patch_size)
+    grid(low)  # a size that patches do not fill would be cut without a word
     interpolation = look.interpolation or architecture.interpolation
     antialias = architecture.antialias if look.antialias is None else look.antialias
     return at_resolution(full, low, interpolation, antialias)
@@ -80,3 +83,23 @@ def _both(sides: tuple[int, ...]) -> tuple[int, ...]:
 def _asked(look: Look) -> str:
     parts = (("image", look.image_size), ("patch", look.patch_size))
     return ", ".join(f"{name} {size}" for name, size in parts if size is not None)
+
+
+def _check_embeddings(source: Source) -> None:
+    """Runs both towers once: what is wrong in a model shows here better than in a trace. Raises SetupError."""
+    image, text, shapes = source.image, source.text, []
+    samples = {
+        "image": (source.encode_image, torch.zeros((1, image.channels, image.height, image.width))),
+        "text": (source.encode_text, torch.zeros((1, text.max_tokens), dtype=torch.int64)),
+    }
+    module = source.frozen(torch.float32)
+    for tower, (encode, sample) in samples.items():
+        try:
+            with torch.inference_mode():
+                shapes.append(list(encode(module, sample).shape))
+        except Exception as error:  # whatever a model raises
+            reason = f"it raises {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            raise SetupError(f"{tower} tower of {source.name}", "broken", reason) from error
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        limit = "images and texts must come to embeddings [B, D] of one width"
+        raise SetupError(f"embeddings of {source.name}", f"{shapes[0]} and {shapes[1]}", limit)

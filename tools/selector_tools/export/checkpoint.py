@@ -81,7 +81,7 @@ def _torch(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SetupError("--checkpoint", file, f"must be a torch file of tensors or .safetensors: {reason}") from error
 
 

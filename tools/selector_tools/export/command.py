@@ -57,8 +57,10 @@ def run(flags: argparse.Namespace) -> int:
 
 def _source(flags: argparse.Namespace, scratch: Path) -> "tuple[Architecture, Source]":
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
+    from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
 
+    load_tokenizer(flags.tokenizer)  # a broken one is found before the work
     architecture = _architecture(flags, scratch)
     look = Look(flags.image_size, flags.patch_size, flags.keep_patches, flags.interpolation, flags.antialias)
     source = prepared(architecture, look, flags.checkpoint, flags.seed, _say)

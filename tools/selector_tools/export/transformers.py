@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def architecture(place: Path) -> Architecture:
     make_importable()
     import transformers  # noqa: PLC0415 - takes seconds
 
-    transformers.logging.set_verbosity_error()  # it warns of ids that SigLIP's configs inherit from CLIP's
+    # It warns of ids that SigLIP's configs inherit from CLIP's.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     model_class = getattr(transformers, _CLASSES[kind])
     try:
         config = model_class.config_class.from_dict(settings)
