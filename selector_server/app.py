@@ -43,7 +43,6 @@ TICK_SECONDS = 0.5
 LINGER_SECONDS = 1.0
 
 
-
 class App:
     """One sidecar. Building it loads the models; `serve` runs until a signal."""
 

@@ -41,7 +41,7 @@ def run_fill(flags: argparse.Namespace) -> int:
 def _fill(flags: argparse.Namespace) -> None:
     from selector_server.errors import SetupError  # noqa: PLC0415 - not on a trainer, as all that follows
     from selector_tools.embedding import embedder  # noqa: PLC0415
-    from selector_tools.pools.pool import open_pool  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
 
     pool, began = open_pool(flags.pool), perf_counter()
@@ -54,7 +54,7 @@ def _fill(flags: argparse.Namespace) -> None:
                     raise SetupError("--cache-bytes", flags.cache_bytes, limit)
                 fresh += seen.fresh
                 known += len(seen.batch) - seen.fresh
-                advance(len(seen.batch), "")
+                advance(len(seen.batch))
         skipped = reference.skipped
     seconds = perf_counter() - began
     shared.tell_skipped(FILL, skipped)

@@ -1,10 +1,14 @@
 """A bar on the terminal while something takes long; in a log or a pipe, nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-# (more of the total that is done, what is under way)
-Advance = Callable[[int, str], None]
+
+class Advance(Protocol):
+    """`more` of the total is done; `now` is under way."""
+
+    def __call__(self, more: int, now: str = ...) -> None: ...
 
 
 @contextmanager
@@ -17,4 +21,8 @@ def bar(what: str, total: int | None) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda more, text="": progress.update(task, advance=more, description=text or what)
+
+        def advance(more: int, now: str = what) -> None:
+            progress.update(task, advance=more, description=now)
+
+        yield advance

@@ -1,16 +1,13 @@
-"""What a pool yields, and which kind of pool a path is."""
+"""What a pool yields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob, has_magic
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selector_server.encoding.cache import integer_key, string_key
-from selector_server.errors import SetupError
 
 
 @dataclass(frozen=True)
@@ -45,33 +42,11 @@ def _at(part: Any, rows: NDArray[np.int64]) -> Any:
 
 
 class Pool(Protocol):
-    """`size` is the number of pairs, where it is known before they are read."""
+    """Where pairs come from."""
 
-    size: int | None
+    @property
+    def size(self) -> int | None:
+        """How many there are, where it is known before they are read."""
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in their order, `size` at a time. Raises SetupError."""
-
-
-def open_pool(place: str) -> Pool:
-    """`place` is an .npz file, a .tar shard, a folder of shards, or a pattern such as "shards/*.tar". Raises
-    SetupError."""
-    from selector_tools.pools.arrays import ArrayPool  # noqa: PLC0415 - both need what is above
-    from selector_tools.pools.webdataset import TarPool  # noqa: PLC0415
-
-    path = Path(place)
-    if path.suffix == ".npz":
-        return ArrayPool(path)
-    if path.is_dir():
-        return TarPool(_found(place, sorted(path.glob("*.tar"))))
-    if not path.exists() and has_magic(place):
-        return TarPool(_found(place, [Path(name) for name in sorted(glob(place))]))
-    if not path.is_file():
-        raise SetupError("--pool", place, "must be an .npz file, a .tar shard, a folder of shards or a pattern")
-    return TarPool([path])
-
-
-def _found(place: str, shards: Sequence[Path]) -> Sequence[Path]:
-    if not shards:
-        raise SetupError("--pool", place, "holds no .tar shard")
-    return shards

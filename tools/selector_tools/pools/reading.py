@@ -58,7 +58,9 @@ def read_batch(preprocessor: Preprocessor, batch: Batch, skipped: Skipped) -> In
     except (InvalidRequest, LimitExceeded):
         if isinstance(batch.images, np.ndarray):
             raise
-    pixels, tokens, readable = [], [], []
+    pixels: list[NDArray[np.uint8]] = []
+    tokens: list[NDArray[np.int64]] = []
+    readable: list[int] = []
     for row in rows.tolist():
         one = batch.at(rows[row : row + 1])
         try:
@@ -66,8 +68,8 @@ def read_batch(preprocessor: Preprocessor, batch: Batch, skipped: Skipped) -> In
         except (InvalidRequest, LimitExceeded) as error:
             skipped.add(batch.ids[row], f"{error.value}; {error.limit}")
             continue
-        for whole, part in zip((pixels, tokens), both, strict=True):
-            whole.append(part)
+        pixels.append(both[0])
+        tokens.append(both[1])
         readable.append(row)
     kept = np.array(readable, np.int64)
     image, text = preprocessor.image, preprocessor.text

@@ -52,7 +52,12 @@ def run(flags: argparse.Namespace) -> int:
     ]
     if any_mistake(COMMAND, checks) or model_flags.any_wrong(flags, COMMAND):
         return 2
-    return exit_status(COMMAND, lambda: export.with_source(flags, COMMAND, lambda source: _fit(flags, source)))
+    return exit_status(COMMAND, lambda: _run(flags))
+
+
+def _run(flags: argparse.Namespace) -> None:
+    with export.built(flags, COMMAND) as (_, source):
+        _fit(flags, source)
 
 
 def _fit(flags: argparse.Namespace, source: "Source") -> None:
@@ -63,13 +68,13 @@ def _fit(flags: argparse.Namespace, source: "Source") -> None:
     from selector_server.encoding.preprocess import Limits, Preprocessor, load_tokenizer  # noqa: PLC0415
     from selector_server.machine import usable_cpus  # noqa: PLC0415
     from selector_tools.pools import reading  # noqa: PLC0415
-    from selector_tools.pools.pool import open_pool  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
     from selector_tools.reference.training import Recipe, fit  # noqa: PLC0415
 
     threads = flags.threads or usable_cpus()
     torch.set_num_threads(threads)
-    Device(flags.device, threads)  # says now if it is not there
+    Device(flags.device, threads)  # fails now if it is not there
     pool, limits = open_pool(flags.pool), Limits(reading.MAX_IMAGE_PIXELS, reading.MAX_DECODED_BYTES)
     with ThreadPoolExecutor(threads) as executor:
         tokenizer = load_tokenizer(source.tokenizer)

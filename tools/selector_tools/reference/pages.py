@@ -99,22 +99,25 @@ def _page(report: Report) -> str:
 
 
 def _table(title: str, words: Sequence[Word]) -> list[str]:
-    rows = [f"| {word.word} | {word.count:,} | {word.auc:.3f} |" for word in words]
+    rows = [f"| {word.word} | {word.captions:,} | {word.auc:.3f} |" for word in words]
     return [f"| {title} | captions | AUC |", "|---|---|---|", *rows]
 
 
 def _plot(separation: Separation, path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    parts = (separation.true, "own caption", "#0b62c4"), (
-        separation.shuffled[separation.differs],
-        "another's caption",
-        "#c2570c",
+    parts = (
+        (separation.true, "own caption", "#0b62c4"),
+        (
+            separation.shuffled[separation.differs],
+            "another's caption",
+            "#c2570c",
+        ),
     )
     everything = np.concatenate([part for part, _, _ in parts])
     bins = np.linspace(everything.min(), everything.max() + 1e-9, _BINS + 1)
     for part, label, colour in parts:
-        axes.hist(part, bins, density=True, histtype="stepfilled", alpha=0.45, color=colour, label=label)
+        axes.hist(part, bins.tolist(), density=True, histtype="stepfilled", alpha=0.45, color=colour, label=label)
     axes.set(xlabel="loss of the reference, nats", ylabel="density", title=f"AUC {separation.auc:.3f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -51,7 +51,7 @@ def _report(flags: argparse.Namespace) -> None:
     from selector_server.errors import SetupError  # noqa: PLC0415
     from selector_server.sampling import Embedded  # noqa: PLC0415
     from selector_tools.embedding import embedder  # noqa: PLC0415
-    from selector_tools.pools.pool import open_pool  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
     from selector_tools.reference import pages  # noqa: PLC0415
     from selector_tools.reference.separation import separate  # noqa: PLC0415
@@ -68,7 +68,7 @@ def _report(flags: argparse.Namespace) -> None:
                 words = _captions(reference, seen.batch)
                 told = told and words is not None
                 captions += words or []
-                advance(len(seen.batch), "")
+                advance(len(seen.batch))
                 if len(texts) >= flags.samples:
                     break
         manifest, fingerprint = reference.model.bundle.manifest, reference.model.bundle.fingerprint

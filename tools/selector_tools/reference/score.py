@@ -37,7 +37,7 @@ def _score(flags: argparse.Namespace) -> None:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
 
     from selector_tools.embedding import embedder  # noqa: PLC0415
-    from selector_tools.pools.pool import open_pool  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
     from selector_tools.reference.separation import losses  # noqa: PLC0415
 
@@ -50,16 +50,14 @@ def _score(flags: argparse.Namespace) -> None:
                 loss.append(losses(seen.embedded).astype(np.float32))
                 cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
                 full = full or not seen.kept
-                advance(len(seen.batch), "")
+                advance(len(seen.batch))
         fingerprint, skipped = reference.model.bundle.fingerprint, reference.skipped
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"ids": np.concatenate(ids), "loss": np.concatenate(loss), "cosine": np.concatenate(cosine)}
-    np.savez(flags.out, fingerprint=np.array(fingerprint), **columns)
+    names, values, cosines = (np.concatenate(column) for column in (ids, loss, cosine))
+    np.savez(flags.out, fingerprint=np.array(fingerprint), ids=names, loss=values, cosine=cosines)
     shared.tell_skipped(COMMAND, skipped)
     if full:
         shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
-    count, seconds = len(columns["ids"]), perf_counter() - began
-    print(
-        f"{count:,} pairs in {seconds:.1f} s ({count / seconds:,.0f} samples/s), mean loss {columns['loss'].mean():.3f}"
-    )
+    count, seconds = len(names), perf_counter() - began
+    print(f"{count:,} pairs in {seconds:.1f} s ({count / seconds:,.0f} samples/s), mean loss {values.mean():.3f}")
     print(f"scores: {flags.out}")

@@ -18,10 +18,10 @@ _WORD = re.compile(r"\w+")
 
 
 class Word(NamedTuple):
-    """`auc` among the `count` pairs whose caption has the word."""
+    """`auc` among the pairs whose caption has the word, in `captions` of them."""
 
     word: str
-    count: int
+    captions: int
     auc: float
 
 
