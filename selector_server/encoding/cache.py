@@ -163,7 +163,11 @@ def stat(folder: Path) -> Stat:
     if not (folder / "data.mdb").exists():
         raise SetupError("cache", folder, "must be a folder with a data.mdb")
     try:
-        with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as store, store.begin() as transaction:
+        # A map size of 0 is the one that the store was made with.
+        with (
+            lmdb.open(str(folder), map_size=0, readonly=True, lock=False, readahead=False) as store,
+            store.begin() as transaction,
+        ):
             info, page = store.info(), store.stat()["psize"]
             return Stat(info["last_pgno"] * page, info["map_size"], list(_references(transaction)))
     except lmdb.Error as error:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from selector_tools.reference.separation import Separation, Word
 
 LISTED = 20
+_SHOWN = 5  # on the terminal
 _BINS = 60
 
 
@@ -36,7 +37,7 @@ def headline(report: Report) -> str:
         return f"{text}\nno words: the pool has tokens only, and the reference's bundle no tokenizer"
     if not report.words:
         return f"{text}\nno words: none is in {report.min_count} captions"
-    worst = ", ".join(f"{word} {auc:.2f} ({many})" for word, many, auc in report.words[: -LISTED // 4 : -1])
+    worst = ", ".join(f"{word} {auc:.2f} ({many})" for word, many, auc in report.words[::-1][:_SHOWN])
     return f"{text}\nleast known words: {worst}"
 
 
@@ -85,15 +86,16 @@ def _page(report: Report) -> str:
     elif not report.words:
         lines.append(f"None is in {report.min_count} captions or more.")
     else:
+        half = (len(report.words) + 1) // 2  # of few words, none is in both tables
         error = 1 / np.sqrt(6 * report.min_count)
         lines += [
             f"AUC among the pairs whose caption has the word, of {len(report.words):,} words in {report.min_count} "
-            f"captions or more. Where the reference knows nothing, it is 0.5, give or take {error:.2f} at "
-            f"{report.min_count} captions.",
+            f"captions or more. For words that say nothing to the reference it is about 0.5 (at {report.min_count} "
+            f"captions, give or take {error:.2f}), or less, where they make a caption stranger to it than others are.",
             "",
-            *_table("Best known", report.words[:LISTED]),
+            *_table("Best known", report.words[: min(LISTED, half)]),
             "",
-            *_table("Least known", report.words[: -LISTED - 1 : -1]),
+            *_table("Least known", report.words[::-1][: min(LISTED, len(report.words) - half)]),
         ]
     return "\n".join(lines) + "\n"
 
