@@ -63,7 +63,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Stat:
-    """`used_bytes` of at most `max_bytes`."""
+    """What a store holds, and the largest size that it was ever opened with."""
 
     used_bytes: int
     max_bytes: int
@@ -165,11 +165,12 @@ def stat(folder: Path) -> Stat:
     try:
         # A map size of 0 is the one that the store was made with.
         with (
-            lmdb.open(str(folder), map_size=0, readonly=True, lock=False, readahead=False) as store,
+            lmdb.open(str(folder), map_size=0, readonly=True, readahead=False) as store,
             store.begin() as transaction,
         ):
-            info, page = store.info(), store.stat()["psize"]
-            return Stat(info["last_pgno"] * page, info["map_size"], list(_references(transaction)))
+            info = store.info()
+            used = (info["last_pgno"] + 1) * store.stat()["psize"]
+            return Stat(used, info["map_size"], list(_references(transaction)))
     except lmdb.Error as error:
         raise SetupError("cache", folder, str(error)) from error
 

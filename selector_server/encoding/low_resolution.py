@@ -57,7 +57,7 @@ def _resize(
         return resize("patch", full.patch, low.patch)
     pixels = [patch[0] * patch[1] * full.image.channels for patch in (full.patch, low.patch)]
     # A table of positions may be as wide as a patch has pixels (ViT-B/16), but its rows change.
-    if len(old) == len(new) == 2 and old[0] == new[0] and [old[1], new[1]] == pixels and full.patch != low.patch:
+    if len(old) == len(new) == 2 and old[0] == new[0] and [old[1], new[1]] == pixels:
         return resize("patch-linear", full.patch, low.patch)
     size, to = grid(full), grid(low)
     prefix = old[-2] - size[0] * size[1] if len(old) >= 2 else -1

@@ -112,6 +112,9 @@ class Preprocessor:
                     raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
                 ids = ids[:most] if end is None else [*ids[: most - 1], end]
             row[: len(ids)] = ids
+        if out.max(initial=0) >= self.text.vocabulary:
+            limit = f"its model knows 0 to {self.text.vocabulary - 1}; the bundle's tokenizer is another model's"
+            raise NotPossible("token id", int(out.max()), limit)
         return out
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:

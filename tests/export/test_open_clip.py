@@ -92,7 +92,7 @@ def test_a_timm_tower_at_another_image_and_patch_size(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "sigmoid loss" in said
     assert "pad token 1, end token 1, without tokenizer" in said
-    assert "note: its tokenizer is not part of open_clip" in said
+    assert "note: the bundle has no tokenizer" in said
     full = model("tiny-timm")
     state = {name: value.clone() for name, value in full.state_dict().items()}
     full.visual.trunk.set_input_size(img_size=(128, 128), patch_size=(32, 32))
@@ -137,7 +137,7 @@ def test_a_resnet_has_its_own_size_only(tmp_path, capsys):
     assert export("--open-clip", "tiny-resnet", "--patch-size", 8, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--keep-patches", 0.5, "--out", tmp_path / "B") == 2
     assert export("--open-clip", "tiny-resnet", "--image-size", 64, "--out", tmp_path / "B") == 0
-    full = randomise(open_clip.create_model("tiny-resnet"))
+    full = model("tiny-resnet")
     pixels, tokens, images = inputs(tmp_path / "B")
     assert_close(served(tmp_path / "B", full.state_dict(), pixels, tokens), encoded(full, images, tokens))
 
@@ -147,3 +147,11 @@ def test_an_unknown_architecture_lists_close_names(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "selector export: --open-clip is ViT-B16; is no architecture of open_clip; close names are ViT-B-16" in error
+
+
+def test_published_weights_that_see_other_pixels_are_pointed_out(tmp_path):
+    from selector_tools.export.open_clip import architecture
+
+    [note] = architecture("ViT-B-16-SigLIP", tmp_path).notes
+    assert "weights 'webli' need mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5), resize_mode squash" in note
+    assert architecture("ViT-B-16", tmp_path).notes == ()

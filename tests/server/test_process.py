@@ -271,7 +271,7 @@ def serve(capsys, monkeypatch):
     [
         (["--bogus", "1"], "unrecognized arguments: --bogus 1"),
         (["--learner"], "--learner: expected one argument"),
-        (["--micro-batch", "0"], "micro_batch is '0'; Input should be greater than 0"),
+        (["--micro-batch", "-1"], "micro_batch is '-1'; Input should be greater than or equal to 0"),
         (["--micro-batch", "1.5"], "micro_batch is '1.5'"),
         (["--threads", "-1"], "threads is '-1'"),
         (["--device", "gpu"], "device is 'gpu'"),

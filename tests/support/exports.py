@@ -51,7 +51,7 @@ def randomise(module, seed=1):
                 value.copy_(start + 0.1 * torch.randn(value.shape, generator=generator))
         for name, value in module.named_buffers():
             if "running" in name:
-                value.copy_(0.2 + torch.rand(value.shape, generator=generator))
+                value.copy_(0.02 + 0.2 * torch.rand(value.shape, generator=generator))
     return module.eval()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
@@ -46,16 +47,28 @@ class Trial:
 
 def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
     """The demo's pool as its learner sees it after some steps of uniform batches, and its reference."""
-    data = pool.load()
-    captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, 0)
-    with TemporaryDirectory() as folder:
-        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
+    candidates, curated, tokenizer = prepare(pool.load(), 0)
     vocabulary = tokenizer.get_vocab_size()
-    candidates = Pairs.of(data.pool, captions, tokenizer)
-    curated = Pairs.of(data.curated, data.curated.captions, tokenizer)
     reference = _trained(curated, vocabulary, 1, REFERENCE_STEPS, 1e-2, on_step)
     learner = _trained(candidates, vocabulary, 0, learner_steps, 1e-4, lambda step: on_step(REFERENCE_STEPS + step))
-    return PairScores(Criterion.LEARNABILITY, _embedded(learner, candidates), _embedded(reference, candidates))
+    return PairScores(Criterion.LEARNABILITY, embedded(learner, candidates), embedded(reference, candidates))
+
+
+def prepare(data: pool.DemoData, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
+    """The pool with NOISE of its captions shuffled, the curated set, and the words of both."""
+    captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, seed)
+    with TemporaryDirectory() as folder:
+        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
+    candidates = Pairs.of(data.pool, captions, tokenizer)
+    return candidates, Pairs.of(data.curated, data.curated.captions, tokenizer), tokenizer
+
+
+@torch.no_grad()
+def embedded(model: SmallSigLip, pairs: Pairs, at_once: int = 4096) -> Embedded:
+    """All pairs as the model sees them."""
+    halves = zip(*(torch.split(torch.from_numpy(side), at_once) for side in (pairs.pixels, pairs.tokens)), strict=True)
+    images, texts = zip(*(model(pixels, tokens) for pixels, tokens in halves), strict=True)
+    return Embedded(torch.cat(images), torch.cat(texts), float(model.log_scale.exp()), float(model.bias))
 
 
 def at(scores: PairScores, rows: torch.Tensor) -> PairScores:
@@ -118,10 +131,3 @@ def _trained(pairs: Pairs, vocabulary: int, seed: int, steps: int, weight_decay:
     batches = (pairs.at(rows) for rows in draws(len(pairs.pixels), BATCH, 0))
     train(model, batches, steps, learning_rate=LEARNING_RATE, weight_decay=weight_decay, on_step=on_step)
     return model
-
-
-@torch.no_grad()
-def _embedded(model: SmallSigLip, pairs: Pairs) -> Embedded:
-    halves = zip(*(torch.split(torch.from_numpy(side), 4096) for side in (pairs.pixels, pairs.tokens)), strict=True)
-    images, texts = zip(*(model(pixels, tokens) for pixels, tokens in halves), strict=True)
-    return Embedded(torch.cat(images), torch.cat(texts), float(model.log_scale.exp()), float(model.bias))

@@ -42,6 +42,7 @@ class Setting:
     redis: str
     learner: Path
     reference: Path
+    cache: Path
     log: Path
 
     @property
@@ -124,6 +125,7 @@ class _Selected:
             "redis": setting.redis,
             "run": run,
             "threads": 1,
+            "cache": setting.cache,
             "metrics-listen": "",
         }
         self._address = stack.enter_context(
@@ -156,7 +158,7 @@ class _Selected:
 
     def _take(self, super_batch: Any, indices: NDArray[np.int64]) -> Any:
         picked = {key: values[indices] for key, values in super_batch.items()}
-        return picked | {"candidates": super_batch["rows"]}
+        return picked | {"candidates": super_batch["ids"]}
 
     @property
     def scored(self) -> int:

@@ -42,8 +42,8 @@ class Pairs:
         return Pairs(icons.pixels[..., None], tokenise(captions, tokenizer))
 
     def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        """The pairs of these rows, as a super-batch or a batch; `rows` stays with them."""
-        return {"images": self.pixels[rows], "texts": self.tokens[rows], "rows": rows}
+        """The pairs of these rows, as a super-batch or a batch; the rows are their ids."""
+        return {"images": self.pixels[rows], "texts": self.tokens[rows], "ids": rows}
 
 
 def tokenise(captions: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:

@@ -67,6 +67,7 @@ def run(arms: Sequence[str], steps: int, noise: float, seed: int, out: Path) -> 
                 redis=redis,
                 learner=work / "learner",
                 reference=work / "reference",
+                cache=work / "cache",
                 log=out / "sidecar.log",
             )
             setting.log.write_text("")

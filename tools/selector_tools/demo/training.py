@@ -49,7 +49,7 @@ def train(
         optimizer.step()
         if publisher is not None:
             publisher.publish(step + 1, model)
-        run.rows.append(batch["rows"])
+        run.rows.append(batch["ids"])
         run.seconds += time.perf_counter() - started
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             run.accuracy.append((step + 1, evaluate(model)))

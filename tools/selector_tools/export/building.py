@@ -16,7 +16,8 @@ from selector_tools.export import checkpoint
 @dataclass(frozen=True)
 class Architecture:
     """`build` makes it at an image and patch size, None for its own. `interpolation` and `antialias` are how its
-    library brings position tables to another size; `has_weights` if `build` loads them."""
+    library brings position tables to another size; `has_weights` if `build` loads them; `notes` are for whoever did
+    not say how pixels are normalised."""
 
     build: Callable[[int | None, int | None], Source]
     interpolation: Interpolation

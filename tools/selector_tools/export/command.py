@@ -45,8 +45,10 @@ def _run(flags: argparse.Namespace) -> None:
     with built(flags, COMMAND) as (architecture, source):
         exported = _export(source, flags)
     _report(source, exported, time.monotonic() - began)
-    for note in architecture.notes if flags.tokenizer is None else architecture.notes[:0]:
+    for note in architecture.notes if flags.mean is None else ():
         print(f"note: {note}")
+    if exported.bundle.tokenizer is None:
+        print("note: the bundle has no tokenizer, so texts must come as tokens; --tokenizer gives it one")
 
 
 @contextmanager

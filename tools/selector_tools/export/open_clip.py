@@ -39,11 +39,7 @@ def architecture(name: str, scratch: Path) -> Architecture:
             raise SetupError("--patch-size", patch_size, f"{name} takes no other patch size than its own")
         return source
 
-    notes = _notes(name, open_clip) if tokenizer else (*_notes(name, open_clip), _NO_TOKENIZER)
-    return Architecture(build, "bicubic", antialias=True, notes=notes)
-
-
-_NO_TOKENIZER = "its tokenizer is not part of open_clip; without --tokenizer texts must come as tokens"
+    return Architecture(build, "bicubic", antialias=True, notes=_notes(name, open_clip))
 
 
 def _notes(name: str, open_clip: Any) -> tuple[str, ...]:
@@ -99,6 +95,7 @@ def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Pa
     preprocessing = model.visual.preprocess_cfg
     height, width = _pair(model.visual.image_size)
     pad, end = _special_tokens(text_config)
+    vocabulary = getattr(model, "vocab_size", text_config.get("vocab_size", _CLIP_VOCABULARY))  # CoCa does not tell
     patch, tokens_at = _patches(model.visual)
     bias = getattr(model, "logit_bias", None) is not None
     return Source(
@@ -113,7 +110,7 @@ def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Pa
             fit="squash" if preprocessing["resize_mode"] == "squash" else "crop",
             interpolation="bilinear" if preprocessing["interpolation"] == "bilinear" else "bicubic",
         ),
-        text=TextInput(max_tokens=model.context_length, vocabulary=model.vocab_size, pad_token=pad, end_token=end),
+        text=TextInput(max_tokens=model.context_length, vocabulary=vocabulary, pad_token=pad, end_token=end),
         logit=Logit(scale_parameter="logit_scale", scale_is_log=True, bias_parameter="logit_bias" if bias else None),
         loss="sigmoid" if bias else "softmax",
         tokenizer=tokenizer,

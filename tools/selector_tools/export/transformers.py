@@ -59,12 +59,8 @@ def architecture(place: Path) -> Architecture:
         name = str(settings.get("_name_or_path") or folder.resolve().name or kind)[:128]
         return _source(name, kind, model.eval(), sized, folder)
 
-    tokenizer = (folder / "tokenizer.json").exists()
-    notes = () if tokenizer else (f"no tokenizer.json in {folder}; without --tokenizer texts must come as tokens",)
     naflex = kind == "siglip2"
-    return Architecture(
-        build, "bilinear" if naflex else "bicubic", antialias=naflex, has_weights=has_weights, notes=notes
-    )
+    return Architecture(build, "bilinear" if naflex else "bicubic", antialias=naflex, has_weights=has_weights)
 
 
 def _resized(config: Any, kind: str, image_size: int | None, patch_size: int | None) -> Any:

@@ -27,7 +27,7 @@ def add_parser(verbs: Any) -> None:
         description="Writes a bundle with int8 matrices, unless it ranks the pool's pairs otherwise than the original "
         "does (rank correlation below 0.99).",
     )
-    parser.set_defaults(handler=run, extra="server,export,reference")
+    parser.set_defaults(handler=run, extra="server,reference")
     add = parser.add_argument
     add("--reference", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle, in fp32")
     shared.add_pool(parser)

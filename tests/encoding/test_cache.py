@@ -1,0 +1,144 @@
+"""The reference cache: what it gives back, and what it survives."""
+
+import multiprocessing
+
+import lmdb
+import numpy as np
+import pytest
+
+from selector_server.encoding.cache import ReferenceCache, stat
+from selector_server.errors import SetupError
+
+WIDTH, FINGERPRINT, OTHER = 8, "ab" * 32, "cd" * 32
+MIB = 1 << 20
+
+
+@pytest.fixture
+def opened():
+    """Opens caches that end with the test; `problems` of each are in a list."""
+    stores = []
+
+    def start(folder, fingerprint=FINGERPRINT, width=WIDTH, max_bytes=16 * MIB):
+        problems = []
+        stores.append(ReferenceCache(folder, "tiny", fingerprint, width, max_bytes, problems.append))
+        return stores[-1], problems
+
+    yield start
+    for store in stores:
+        store.close()
+
+
+def keys(count, first=0):
+    return [b"i" + int(n).to_bytes(8, "little") for n in range(first, first + count)]
+
+
+def vectors(count, seed=0, width=WIDTH):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal((count, width)).astype(np.float16) for _ in range(2))
+
+
+def test_what_was_put_is_found_and_nothing_else(tmp_path, opened):
+    store, problems = opened(tmp_path / "cache")
+    image, text = vectors(5)
+    assert store.put(keys(5), image, text)
+    found = store.find([*keys(2, 3), b"sunknown", *keys(3), *keys(1, 99)])
+    assert found.known.tolist() == [True, True, False, True, True, True, False]
+    assert np.array_equal(found.image, image[[3, 4, 0, 1, 2]])
+    assert np.array_equal(found.text, text[[3, 4, 0, 1, 2]])
+    assert not problems
+
+
+def test_another_reference_never_hits(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    store.put(keys(3), *vectors(3))
+    store.close()
+    other, _ = opened(tmp_path / "cache", OTHER)
+    assert not other.find(keys(3)).known.any()
+    other.put(keys(2), *vectors(2, seed=1))
+    other.close()
+    held = {r.fingerprint: r.entries for r in stat(tmp_path / "cache").references}
+    assert held == {FINGERPRINT: 3, OTHER: 2}
+
+
+def test_entries_outlive_the_process_and_writing_soon_ends_before_closing(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    for first in (0, 4):
+        store.put_soon(keys(4, first), *vectors(4))
+    store.close()
+    again, _ = opened(tmp_path / "cache")
+    assert again.find(keys(8)).known.all()
+
+
+def test_a_full_cache_says_so_once_and_goes_on_answering(tmp_path, opened):
+    store, problems = opened(tmp_path / "cache", width=1024, max_bytes=MIB)
+    taken = [store.put(keys(50, first), *vectors(50, width=1024)) for first in range(0, 1000, 50)]
+    assert taken[0] is True
+    assert taken[-1] is False
+    assert problems == ["full"]
+    assert store.find(keys(50)).known.all()
+    assert not store.find(keys(50, 950)).known.any()
+    store.close()
+    assert 0 < stat(tmp_path / "cache").used_bytes <= MIB
+
+
+def test_a_changed_entry_counts_as_unknown(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    store.put(keys(3), *vectors(3))
+    store.close()
+    with lmdb.open(str(tmp_path / "cache"), map_size=16 * MIB) as raw, raw.begin(write=True) as transaction:
+        records = [(key, bytes(value)) for key, value in transaction.cursor() if key.startswith(b"r")]
+        transaction.put(records[0][0], records[0][1][:-1] + bytes([records[0][1][-1] ^ 1]))
+        transaction.put(records[1][0], b"short")
+    again, problems = opened(tmp_path / "cache")
+    assert again.find(keys(3)).known.tolist() == [False, False, True]
+    assert problems == ["corrupt", "corrupt"]
+    again.put(keys(2), *vectors(2))
+    assert again.find(keys(3)).known.all()
+
+
+@pytest.mark.parametrize("how", ["garbage", "truncated"])
+def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(tmp_path, opened, how):
+    store, _ = opened(tmp_path / "cache")
+    store.put(keys(200), *vectors(200))
+    store.close()
+    file = tmp_path / "cache" / "data.mdb"
+    if how == "garbage":
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    else:
+        with file.open("r+b") as stream:
+            stream.truncate(file.stat().st_size // 2 // 4096 * 4096)
+    again, problems = opened(tmp_path / "cache")
+    assert problems == ["corrupt"]
+    assert not again.find(keys(200)).known.any()
+    assert again.put(keys(2), *vectors(2))
+    assert len(list(tmp_path.glob("cache.corrupt-*"))) == 1, "nothing was deleted"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="cache is"):
+        ReferenceCache(tmp_path / "file" / "cache", "tiny", FINGERPRINT, WIDTH, MIB)
+    with pytest.raises(SetupError, match=r"must be a folder with a data\.mdb"):
+        stat(tmp_path)
+
+
+def _fill(folder, first):
+    store = ReferenceCache(folder, "tiny", FINGERPRINT, WIDTH, 16 * MIB)
+    for start in range(first, first + 500, 50):
+        store.put(keys(50, start), *vectors(50, seed=start))
+    store.close()
+
+
+def test_two_processes_share_one_cache(tmp_path, opened):
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_fill, args=(tmp_path / "cache", first)) for first in (0, 500)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    store, problems = opened(tmp_path / "cache")
+    found = store.find(keys(1000))
+    assert found.known.all()
+    assert np.array_equal(found.image[50:100], vectors(50, seed=50)[0])
+    assert not problems

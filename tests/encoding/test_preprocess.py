@@ -1,0 +1,100 @@
+"""Files and texts to a model's input, as its trainer brings them there."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.model import TEXT, write_tokenizer
+from tokenizers import Tokenizer
+
+from selector_server.encoding.bundle import ImageInput, TextInput
+from selector_server.encoding.preprocess import Limits, Preprocessor
+from selector_server.errors import InvalidRequest, LimitExceeded
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def preprocessor(pool, tmp_path):
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "tokenizer.json")))
+
+    def make(text=TEXT, decoded_bytes=1 << 30, **image):
+        spec = ImageInput(**({"height": 16, "width": 16, "channels": 3} | image))
+        return Preprocessor(spec, text, tokenizer, "digest", Limits(1 << 20, decoded_bytes), pool)
+
+    return make
+
+
+def photo(height, width, seed=0):
+    """A smooth picture of three colours, as PNG."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [np.sin(x / (3 + seed) + k) * np.cos(y / (4 + k)) * 127 + 128 for k in range(3)]
+    image = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue(), image
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 31), (31, 40), (17, 90), (12, 9)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_squash_and_crop_are_torchvisions(preprocessor, size, interpolation):
+    """The oracle is what torchvision's Resize and CenterCrop do, in Pillow's words."""
+    file, image = photo(*size)
+    how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    squashed = preprocessor(interpolation=interpolation).pixels([file])[0]
+    assert np.array_equal(squashed, np.asarray(image.resize((16, 16), how)))
+    high, wide = size
+    scaled = (16, int(16 * high / wide)) if wide <= high else (int(16 * wide / high), 16)
+    left, top = round((scaled[0] - 16) / 2), round((scaled[1] - 16) / 2)
+    cropped = image.resize(scaled, how).crop((left, top, left + 16, top + 16))
+    assert np.array_equal(preprocessor(interpolation=interpolation, fit="crop").pixels([file])[0], np.asarray(cropped))
+
+
+def test_many_files_keep_their_order(preprocessor):
+    files = [photo(20, 20, seed)[0] for seed in range(50)]
+    together = preprocessor().pixels(files)
+    assert all(np.array_equal(together[i], preprocessor().pixels([file])[0]) for i, file in enumerate(files))
+    assert len({row.tobytes() for row in together}) == 50
+
+
+def test_a_bad_file_among_many_is_named(preprocessor):
+    files = [photo(20, 20)[0]] * 40
+    files[33] = files[33][:200]
+    with pytest.raises(InvalidRequest, match=r"samples\.encoded_images\[33\] is 200 bytes"):
+        preprocessor().pixels(files)
+
+
+def test_room_for_decoded_images_is_bounded_before_it_is_taken(preprocessor):
+    with pytest.raises(LimitExceeded, match="768000000 bytes decoded; at most 1000000"):
+        preprocessor(decoded_bytes=10**6).pixels([b""] * 10**6)
+
+
+def words(count):
+    return " ".join(f"w{i + 1}" for i in range(count)).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ({}, [1, 2, 3, 4]),
+        ({"end_token": 63}, [1, 2, 3, 63]),
+        ({"end_token": 63, "max_tokens": 8}, [1, 2, 3, 4, 5, 6, 0, 0]),
+        ({"max_tokens": 6, "pad_token": 9}, [1, 2, 3, 4, 5, 6]),
+        ({"max_tokens": 7, "pad_token": 9}, [1, 2, 3, 4, 5, 6, 9]),
+    ],
+)
+def test_long_texts_are_cut_and_short_ones_filled(preprocessor, text, wanted):
+    spec = TextInput(**({"max_tokens": 4, "vocabulary": 64} | text))
+    assert preprocessor(text=spec).tokens([words(6)]).tolist() == [wanted]
+
+
+def test_long_texts_are_refused_where_the_bundle_says_so(preprocessor):
+    spec = TextInput(max_tokens=4, vocabulary=64, too_long="refuse")
+    with pytest.raises(InvalidRequest, match=r"samples\.strings\[1\] is 5 tokens; at most 4 tokens"):
+        preprocessor(text=spec).tokens([words(4), words(5)])

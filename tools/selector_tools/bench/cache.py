@@ -1,0 +1,139 @@
+"""`selector bench cache`: what a second epoch costs when the reference's embeddings are cached."""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from selector_tools.mistakes import any_mistake
+
+if TYPE_CHECKING:
+    from selector_client import Selection
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "cache",
+        help="cost of a second epoch with cached references",
+        description="Sends each super-batch with sample ids twice: the first time the reference embeds it, the second "
+        "time it need not. The second epoch runs one request behind the first, so that both meet the same machine.",
+    )
+    parser.set_defaults(handler=run, extra="server,export,demo")
+    parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
+    parser.add_argument("--candidates", type=int, default=64, help="of a request, B (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=5, help="requests of an epoch (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    a = arguments
+    mistakes = [
+        (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
+        (not 5 <= a.candidates <= 65536, "--candidates", a.candidates, "must be 5 to 65536"),
+        (a.requests < 1, "--requests", a.requests, "must be at least 1"),
+    ]
+    if any_mistake("selector bench cache", mistakes):
+        return 2
+    from selector_server.errors import SelectorError  # noqa: PLC0415 - not installed on a trainer
+
+    try:
+        with TemporaryDirectory() as folder:
+            result = _measure(a, Path(folder))
+    except SelectorError as error:
+        print(f"selector bench cache: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if a.json else _table(result))
+    return 0
+
+
+def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import numpy as np  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from selector_tools.bench import served, towers  # noqa: PLC0415
+    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.export.open_clip import architecture  # noqa: PLC0415
+
+    machine, rng = describe("cpu"), np.random.default_rng(0)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("export", total=None)
+        source = architecture(a.open_clip, folder).build(a.image_size, None)
+        bundles = towers.exported(source, folder)
+        batches = [
+            served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+            | {"ids": np.arange(a.candidates) + number * a.candidates}
+            for number in range(a.requests)
+        ]
+        warm = served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+        store = folder / "cache"
+        first, second = _Epoch(), _Epoch()
+        with served.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
+            sidecar.select(warm)
+            progress.update(task, description="both epochs", total=a.requests, completed=0)
+            for new, old in zip([*batches, None], [None, *batches], strict=True):
+                for epoch, batch in ((first, new), (second, old)):
+                    if batch is not None:
+                        epoch.add(sidecar.select(batch))
+                progress.advance(task)
+    return {
+        "second_epoch_ratio": median(b / a for a, b in zip(first.seconds, second.seconds, strict=True)),
+        "write_seconds": _write_seconds(folder, a.candidates, bundles.reference),
+        "first_epoch": first.summary(),
+        "second_epoch": second.summary(),
+        "setting": {
+            "model": f"{a.open_clip} at {a.image_size} px, learner and fp32 reference",
+            "candidates": a.candidates,
+            "requests": a.requests,
+            "write_seconds": "of one request, on a thread of its own while the next request is under way",
+        },
+        **machine,
+    }
+
+
+@dataclass
+class _Epoch:
+    seconds: list[float] = field(default_factory=list)
+    replies: "list[Selection]" = field(default_factory=list)
+
+    def add(self, timed: "tuple[float, Selection]") -> None:
+        self.seconds.append(timed[0])
+        self.replies.append(timed[1])
+
+    def summary(self) -> dict[str, Any]:
+        from selector_tools.bench.served import median_stages  # noqa: PLC0415
+
+        cached = sum(reply.cached_references for reply in self.replies)
+        return {"seconds": self.seconds, "cached": cached, "stage_seconds": median_stages(self.replies)}
+
+
+def _write_seconds(folder: Path, candidates: int, reference: Any) -> float:
+    """Time that writing the embeddings of one request takes."""
+    from time import perf_counter  # noqa: PLC0415
+
+    import numpy as np  # noqa: PLC0415
+
+    from selector_server.encoding.cache import ReferenceCache  # noqa: PLC0415
+
+    width, rng = reference.manifest.width, np.random.default_rng(0)
+    image, text = (rng.standard_normal((candidates, width)).astype(np.float16) for _ in range(2))
+    store = ReferenceCache(folder / "written", "bench", reference.fingerprint, width, 1 << 30)
+    started = perf_counter()
+    store.put([b"s%d" % n for n in range(candidates)], image, text)
+    seconds = perf_counter() - started
+    store.close()
+    return seconds
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"second_epoch_ratio {result['second_epoch_ratio']:.3f}, write_seconds {result['write_seconds']:.4f}"]
+    for name in ("first_epoch", "second_epoch"):
+        epoch = result[name]
+        stages = ", ".join(f"{stage} {seconds:.4f}" for stage, seconds in epoch["stage_seconds"].items())
+        lines.append(f"{name}: {sum(epoch['seconds']):.2f} s, {epoch['cached']} cached; stages of a request: {stages}")
+    return "\n".join(lines)

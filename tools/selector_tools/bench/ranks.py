@@ -1,0 +1,60 @@
+"""How alike two ways to score the same candidates are."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selector_server.sampling import PairScores, Plan
+from selector_server.sampling.policies import Joint
+from selector_server.sampling.running import Chunk
+
+
+def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Rank correlation of two arrays of numbers [n]; equal numbers share the mean of their ranks."""
+    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]:
+    """Of one super-batch scored in two ways:
+
+    - loss: rank correlation of candidates' own losses, the learner's alone; where both have a learner
+    - own: that of their own scores
+    - joint: that of their scores given the first half of the picks that `true` makes; of the candidates left
+    - overlap: the share of `true`'s picks that `other` makes too, with the same noise
+    - kept: `true`'s score of `other`'s picks: 0 is as uniform picks, 1 as its own
+    """
+    picks, others = Joint().pick(true, plan).indices, Joint().pick(other, plan).indices
+    half = picks[: plan.picks // 2]
+    uniform = true.uniform_total(plan.picks)
+    loss = {}
+    if true.learner is not None and other.learner is not None:  # a loss falls with its logit
+        loss["loss"] = spearman(true.learner.own_logits().numpy(), other.learner.own_logits().numpy())
+    return {
+        **loss,
+        "own": spearman(true.own().numpy(), other.own().numpy()),
+        "joint": spearman(_given(true, half), _given(other, half)),
+        "overlap": overlap(picks, others),
+        "kept": (true.total(others) - uniform) / (true.total(picks) - uniform),
+    }
+
+
+def overlap(picks: torch.Tensor, others: torch.Tensor) -> float:
+    """Share of picks, int64 [b], that are among the others."""
+    return float(torch.isin(picks, others).double().mean())
+
+
+def _given(scores: PairScores, picked: torch.Tensor) -> NDArray[np.float64]:
+    """Scores of the candidates left once these are picked, float64 [B - b]."""
+    running = scores.running()
+    running.add(Chunk.of(scores.models, picked))
+    left = torch.ones(scores.size, dtype=torch.bool)
+    left[picked] = False
+    return np.asarray(running.scores()[left].numpy(), np.float64)
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group]

@@ -1,0 +1,145 @@
+"""`selector bench serve`: raw samples through the whole sidecar against a bare ONNX Runtime loop."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from selector_tools.mistakes import any_mistake
+
+if TYPE_CHECKING:
+    from selector_tools.bench.towers import Bundles
+
+TRIFLES = 4096  # candidates of a request to towers of nearly no work
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "serve",
+        help="the whole sidecar against a bare ONNX Runtime loop",
+        description="Sends raw samples through client, socket, server, both encoders and sampler, and runs the same "
+        "bundles in a bare ONNX Runtime loop in turn with it.",
+    )
+    parser.set_defaults(handler=run, extra="server,export,demo")
+    parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
+    parser.add_argument("--candidates", type=int, default=64, help="of a request, B (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    a = arguments
+    mistakes = [
+        (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
+        (not 5 <= a.candidates <= 65536, "--candidates", a.candidates, "must be 5 to 65536"),
+        (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
+    ]
+    if any_mistake("selector bench serve", mistakes):
+        return 2
+    from selector_server.errors import SelectorError  # noqa: PLC0415 - not installed on a trainer
+
+    try:
+        with TemporaryDirectory() as folder:
+            result = _measure(a, Path(folder))
+    except SelectorError as error:
+        print(f"selector bench serve: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if a.json else _table(result))
+    return 0
+
+
+def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import numpy as np  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from selector_server.app import MICRO_BATCH  # noqa: PLC0415
+    from selector_tools.bench import served, towers  # noqa: PLC0415
+    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.export.open_clip import architecture  # noqa: PLC0415
+
+    machine = describe("cpu")
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("export, warm up", total=None)
+        source = architecture(a.open_clip, folder).build(a.image_size, None)
+        bundles = towers.exported(source, folder)
+        samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
+        bare = towers.BareLoop(bundles.learner, bundles.reference)
+        constants = towers.BareLoop(bundles.reference, bundles.reference)
+        micro_batch = MICRO_BATCH["cpu"]
+        best = _best_micro_batch(constants, samples)
+        seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", "bare", "constants")}
+        with served.Sidecar(bundles, folder / "sidecar.log") as sidecar:
+            for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
+                sidecar.select(request)
+            replies = []
+            progress.update(task, description="measure", total=a.repeats, completed=0)
+            for _ in range(a.repeats):
+                took, reply = sidecar.select(samples.arrays)
+                seconds["sidecar"].append(took)
+                replies.append(reply)
+                seconds["bare"].append(bare.seconds(samples.pixels, samples.tokens, micro_batch))
+                seconds["files"].append(sidecar.select(samples.files)[0])
+                seconds["constants"].append(constants.seconds(samples.pixels, samples.tokens, best))
+                progress.advance(task)
+        progress.update(task, description="towers of nearly no work", total=1, completed=0)
+        trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
+        overhead, overhead_stages = _overhead(trifle, folder, source.image, a.repeats)
+    return {
+        "throughput_ratio": _ratio(seconds["bare"], seconds["sidecar"]),
+        "throughput_ratio_jpeg": _ratio(seconds["bare"], seconds["files"]),
+        "ratio_to_constants": _ratio(seconds["constants"], seconds["sidecar"]),
+        "overhead_us_per_sample": overhead,
+        "samples_per_second": a.candidates / median(seconds["sidecar"]),
+        "stage_seconds": served.median_stages(replies),
+        "overhead_stage_seconds": overhead_stages,
+        "seconds": seconds,
+        "setting": {
+            "model": f"{a.open_clip} at {a.image_size} px, learner and reference",
+            "candidates": a.candidates,
+            "micro_batch": micro_batch,
+            "best_micro_batch_of_constants": best,
+            "file": "JPEG, 224 px, quality 90",
+            "overhead_candidates": TRIFLES,
+        },
+        **machine,
+    }
+
+
+def _best_micro_batch(loop: Any, samples: Any) -> int:
+    from selector_tools.bench.towers import MICRO_BATCHES  # noqa: PLC0415
+
+    fitting = [size for size in MICRO_BATCHES if size <= len(samples.pixels)] or [len(samples.pixels)]
+    loop.seconds(samples.pixels, samples.tokens, fitting[0])
+    times = {size: loop.seconds(samples.pixels, samples.tokens, size) for size in fitting}
+    return min(times, key=lambda size: times[size])
+
+
+def _overhead(bundles: "Bundles", folder: Path, image: Any, repeats: int) -> tuple[float, dict[str, float]]:
+    """Microseconds that a sample costs beside its encoding, and where a request's seconds go."""
+    import numpy as np  # noqa: PLC0415
+
+    from selector_tools.bench import served  # noqa: PLC0415
+
+    text = bundles.learner.manifest.text
+    samples = served.Samples.random(TRIFLES, image, text, np.random.default_rng(0), files=False)
+    with served.Sidecar(bundles, folder / "trifle.log") as sidecar:
+        sidecar.select(samples.arrays)
+        seconds, replies = zip(*(sidecar.select(samples.arrays) for _ in range(max(3, repeats))), strict=True)
+    return 1e6 * median(seconds) / TRIFLES, served.median_stages(replies)
+
+
+def _ratio(floor: list[float], seconds: list[float]) -> float:
+    """Share of the floor's throughput that is reached: the median over paired runs."""
+    return median(a / b for a, b in zip(floor, seconds, strict=True))
+
+
+def _table(result: dict[str, Any]) -> str:
+    names = ("throughput_ratio", "throughput_ratio_jpeg", "ratio_to_constants", "overhead_us_per_sample")
+    lines = [f"{name:>24} {result[name]:.3f}" for name in (*names, "samples_per_second")]
+    lines += [f"{stage:>24} {seconds:.4f} s" for stage, seconds in result["stage_seconds"].items()]
+    return "\n".join(lines)
