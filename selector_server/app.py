@@ -16,6 +16,7 @@ from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
 from selector_server.encoding.cache import ReferenceCache
 from selector_server.encoding.device import Device
+from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 # Time that the last replies get to reach their clients.
 LINGER_SECONDS = 1.0
-# Samples encoded at once unless the configuration says it. More gains nothing on a CPU, and delays what runs beside.
-MICRO_BATCH = {"cpu": 32, "cuda": 1024}
 
 
 class App:
@@ -157,7 +156,7 @@ class App:
         path = getattr(self.config, role)
         if path is None:
             return None
-        micro_batch = self.config.micro_batch or MICRO_BATCH[device.kind]
+        micro_batch = self.config.micro_batch or SIZES[device.kind]
         model = Model(bundle.load(path, role), device, micro_batch, self.metrics.out_of_memory.inc)
         if role == "reference":  # a learner is warmed up whenever weights are bound
             model.warm_up(model.constant_weights())

@@ -26,9 +26,20 @@ log = logging.getLogger(__name__)
 
 # Batches of embeddings that wait to be written; one more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
+MAX_ID_BYTES = 240  # an LMDB key holds 511, of which the reference's fingerprint takes some
 _HEADER = b"h"  # + fingerprint -> JSON about the reference
 _RECORD = b"r"  # + fingerprint + id -> CRC-32, image, text
 _CRC = struct.Struct("<I")
+
+
+def integer_key(number: int) -> bytes:
+    """The id of a sample that is called by a 64-bit integer; never that of a string."""
+    return b"i" + number.to_bytes(8, "little", signed=True)
+
+
+def string_key(text: str | bytes) -> bytes:
+    """The id of a sample that is called by a string, or by its UTF-8 bytes, at most MAX_ID_BYTES."""
+    return b"s" + (text.encode() if isinstance(text, str) else text)
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Stat:
-    """What a store holds; its largest size is whatever it is opened with."""
+    """What a store holds, and the largest size that it was ever opened with."""
 
     used_bytes: int
+    max_bytes: int
     references: list[Held]
 
 
@@ -151,9 +163,14 @@ def stat(folder: Path) -> Stat:
     if not (folder / "data.mdb").exists():
         raise SetupError("cache", folder, "must be a folder with a data.mdb")
     try:
-        with lmdb.open(str(folder), readonly=True, readahead=False) as store, store.begin() as transaction:
-            used = (store.info()["last_pgno"] + 1) * store.stat()["psize"]
-            return Stat(used, list(_references(transaction)))
+        # A map size of 0 is the one that the store was made with.
+        with (
+            lmdb.open(str(folder), map_size=0, readonly=True, readahead=False) as store,
+            store.begin() as transaction,
+        ):
+            info = store.info()
+            used = (info["last_pgno"] + 1) * store.stat()["psize"]
+            return Stat(used, info["map_size"], list(_references(transaction)))
     except lmdb.Error as error:
         raise SetupError("cache", folder, str(error)) from error
 

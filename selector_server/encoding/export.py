@@ -68,7 +68,7 @@ class _TextTower(nn.Module):
 def export_learner(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
     """A bundle whose weights a trainer can replace by publishing its state_dict. Raises BundleError."""
     weights = {name for name, value in source.state.items() if value.is_floating_point()}
-    with _folder(path) as folder:
+    with new_folder(path) as folder:
         used: set[str] = set()
         for tower, file, sample in _towers(source, precision):
             program = _trace(tower, sample, optimize=False)
@@ -86,7 +86,7 @@ def export_learner(source: Source, path: Path, *, precision: Precision = "fp32")
 
 def export_reference(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
     """A bundle whose weights are constants, optimised once. Raises BundleError."""
-    with _folder(path) as folder:
+    with new_folder(path) as folder:
         for tower, file, sample in _towers(source, precision):
             _trace(tower, sample, optimize=True).save(str(folder / file))
         names = {source.logit.scale_parameter, source.logit.bias_parameter} & source.state.keys()
@@ -182,8 +182,8 @@ def _views(state: Mapping[str, Tensor]) -> dict[str, TensorView]:
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """A folder to write in, next to `path`; what is left in it at the end is removed."""
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, next to `path`, to be renamed to it; what is left of it is removed. Raises BundleError."""
     if path.exists():
         raise BundleError("bundle", path, "exists already")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """How many samples are encoded at once: as many as memory holds, up to a limit."""
 
+# Samples encoded at once on a device unless somebody says it. More gains nothing on a CPU, and delays what runs beside.
+SIZES = {"cpu": 32, "cuda": 1024}
 # Runs that must fit before a larger micro-batch is tried again.
 PATIENCE = 64
 

@@ -149,7 +149,7 @@ class Preprocessor:
 
 
 def load_tokenizer(file: Path | None) -> Tokenizer | None:
-    """Reads a tokenizer.json; padding and truncation are ours."""
+    """Reads a tokenizer.json; padding and truncation are ours. Raises BundleError."""
     if file is None:
         return None
     try:

@@ -11,6 +11,7 @@ from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
+from selector_server.encoding.cache import MAX_ID_BYTES, integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
@@ -21,7 +22,6 @@ MAX_GAIN = 1e6
 # Steps are subtracted, in int64.
 MAX_STEP = 2**63 - 1
 MAX_REQUEST_ID = 128
-MAX_ID_BYTES = 240  # an LMDB key holds 511, of which the reference's fingerprint takes some
 
 CRITERIA: Mapping[int, Criterion] = {
     pb.CRITERION_UNSPECIFIED: Criterion.LEARNABILITY,
@@ -163,12 +163,12 @@ def _sample_ids(selection: pb.Selection, payload: memoryview, size: int) -> list
     match ids.WhichOneof("ids"):
         case "integers":
             numbers = read(ids.integers, payload, "sample_ids.integers", [pb.DATA_TYPE_I64], [size])
-            keys = [b"i" + number.tobytes() for number in numbers]
+            keys = [integer_key(number) for number in numbers.tolist()]
         case "strings":
             names = read_bytes(ids.strings, payload, "sample_ids.strings", size, MAX_ID_BYTES)
             if b"" in names:
                 raise InvalidRequest("sample_ids.strings", "''", f"must have 1 to {MAX_ID_BYTES} bytes")
-            keys = [b"s" + name for name in names]
+            keys = [string_key(name) for name in names]
         case _:
             return []
     first: dict[bytes, int] = {}

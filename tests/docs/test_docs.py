@@ -1,6 +1,7 @@
 """The code in README and docs, run as it stands against a real sidecar and a real Redis-protocol server."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,19 @@ def test_every_setting_named_in_the_docs_exists():
         for flag in re.findall(r"selector serve ([^`]*?)(?:\n|`|$)", page.read_text()):
             names = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", flag)} - {"help"}
             assert names <= Config.model_fields.keys(), f"{page.name}: {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_a_shell_block_is_one(page, monkeypatch):
+    """As far as its parser can tell: nothing runs."""
+    from selector_tools import cache, cli
+    from selector_tools.reference import fit, quantise, report, score
+
+    handlers = [(verb, "run") for verb in (fit, quantise, report, score)] + [(cache, "run_fill"), (cache, "run_stat")]
+    for module, handler in handlers:
+        monkeypatch.setattr(module, handler, lambda flags: 0)
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            program, *words = shlex.split(line, comments=True) or [""]
+            if program == "selector" and words[0] in ("cache", "reference"):
+                assert cli.main(words) == 0, line

@@ -190,7 +190,7 @@ def test_kept_patches_of_a_factory_that_must_be_told_its_sizes(tmp_path):
             (),
             "text tower of crashing is broken; it raises NameError: name 'images'",
         ),
-        ("own_models:untraceable", (), "own_models:untraceable cannot be traced by torch.export: "),
+        ("own_models:untraceable", (), "own_models:untraceable; cannot be traced by torch.export: "),
     ],
 )
 def test_what_is_wrong_with_a_module_is_one_line(module, more, said, tmp_path, capsys):

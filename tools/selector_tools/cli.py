@@ -7,10 +7,11 @@ from typing import NoReturn
 
 import selector_proto
 
-from selector_tools import info, serve
+from selector_tools import cache, info, serve
 from selector_tools.bench import command as bench
 from selector_tools.demo import command as demo
 from selector_tools.export import command as export
+from selector_tools.reference import command as reference
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_parser(verbs)
     info.add_parser(verbs)
     export.add_parser(verbs)
+    reference.add_parser(verbs)
+    cache.add_parser(verbs)
     demo.add_parser(verbs)
     bench.add_parser(verbs)
     arguments = parser.parse_args(argv)

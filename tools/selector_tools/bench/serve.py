@@ -57,7 +57,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_server.app import MICRO_BATCH  # noqa: PLC0415
+    from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
     from selector_tools.bench import served, towers  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
@@ -70,7 +70,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
         bare = towers.BareLoop(bundles.learner, bundles.reference)
         constants = towers.BareLoop(bundles.reference, bundles.reference)
-        micro_batch = MICRO_BATCH["cpu"]
+        micro_batch = SIZES["cpu"]
         best = _best_micro_batch(constants, samples)
         seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", "bare", "constants")}
         with served.Sidecar(bundles, folder / "sidecar.log") as sidecar:

@@ -6,16 +6,21 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.export import flags as flag_values
+from selector_tools.mistakes import exit_status
 
 if TYPE_CHECKING:
     from selector_server.encoding.export import Exported
     from selector_server.encoding.source import Source
     from selector_tools.export.building import Architecture
+
+COMMAND = "selector export"
 
 
 def add_parser(verbs: Any) -> None:
@@ -30,34 +35,45 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    if flag_values.any_wrong(flags):
+    if flag_values.any_wrong(flags, COMMAND):
         return 2
+    return exit_status(COMMAND, lambda: _run(flags))
+
+
+def _run(flags: argparse.Namespace) -> None:
     began = time.monotonic()
-    from pydantic import ValidationError  # noqa: PLC0415 - not installed on a trainer
-    from torch.onnx import OnnxExporterError  # noqa: PLC0415
-
-    from selector_server.errors import SelectorError  # noqa: PLC0415
-
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            architecture, source = _source(flags, Path(scratch))
-            exported = _export(source, flags)
-    except SelectorError as error:
-        return _failed(str(error))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return _failed(f"{'.'.join(map(str, first['loc'])) or 'input'} is {first.get('input')}; {first['msg']}")
-    except OnnxExporterError as error:
-        return _failed(f"{_chosen(flags)} cannot be traced by torch.export: {_cause(error)}")
+    with built(flags, COMMAND) as (architecture, source):
+        exported = _export(source, flags)
     _report(source, exported, time.monotonic() - began)
     for note in architecture.notes if flags.mean is None else ():
         print(f"note: {note}")
     if exported.bundle.tokenizer is None:
         print("note: the bundle has no tokenizer, so texts must come as tokens; --tokenizer gives it one")
-    return 0
 
 
-def _source(flags: argparse.Namespace, scratch: Path) -> "tuple[Architecture, Source]":
+@contextmanager
+def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, Source]]":
+    """The model that the flags of `flags.add_model` ask for; its files go at the end. Raises SelectorError, also for
+    a model in whose tracing, done inside, torch fails."""
+    from pydantic import ValidationError  # noqa: PLC0415 - not installed on a trainer
+    from torch.onnx import OnnxExporterError  # noqa: PLC0415
+
+    from selector_server.errors import SetupError  # noqa: PLC0415
+
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _source(flags, Path(scratch), lambda text: _say(command, text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "input"
+        raise SetupError(field, first.get("input"), first["msg"]) from error
+    except OnnxExporterError as error:
+        flag = next(name for name in ("open_clip", "transformers", "module") if getattr(flags, name) is not None)
+        limit = f"cannot be traced by torch.export: {_cause(error)}"
+        raise SetupError(f"--{flag.replace('_', '-')}", getattr(flags, flag), limit) from error
+
+
+def _source(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, Source]":
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
     from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
@@ -65,7 +81,7 @@ def _source(flags: argparse.Namespace, scratch: Path) -> "tuple[Architecture, So
     load_tokenizer(flags.tokenizer)  # a broken one is found before the work
     architecture = _architecture(flags, scratch)
     look = Look(flags.image_size, flags.patch_size, flags.keep_patches, flags.interpolation, flags.antialias)
-    source = prepared(architecture, look, flags.checkpoint, flags.seed, _say)
+    source = prepared(architecture, look, flags.checkpoint, flags.seed, say)
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
     text = {"pad_token": flags.pad_token, "end_token": flags.end_token}
     random = flags.checkpoint is None and not architecture.has_weights
@@ -108,7 +124,7 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
 def _export(source: "Source", flags: argparse.Namespace) -> "Exported":
     from selector_server.encoding.export import export_learner, export_reference  # noqa: PLC0415
 
-    _say("tracing both towers, then comparing them with torch")
+    _say(COMMAND, "tracing both towers, then comparing them with torch")
     export = export_learner if flags.role == "learner" else export_reference
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -154,10 +170,6 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _chosen(flags: argparse.Namespace) -> str:
-    return str(flags.open_clip or flags.transformers or flags.module)
-
-
 def _cause(error: BaseException) -> str:
     """The first line of the innermost error: torch wraps it in pages of advice."""
     while error.__cause__ is not None:
@@ -165,10 +177,5 @@ def _cause(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
-def _say(text: str) -> None:
-    print(f"selector export: {text}", file=sys.stderr, flush=True)
-
-
-def _failed(text: str) -> int:
-    print(f"selector export: {' '.join(text.split())}", file=sys.stderr)
-    return 2
+def _say(command: str, text: str) -> None:
+    print(f"{command}: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""The flags of `selector export`, and what their values alone show to be wrong."""
+"""The flags of `selector export`, most of them also of `selector reference fit`, and what their values alone show to
+be wrong."""
 
 import argparse
 import math
@@ -24,9 +25,15 @@ _MAX_PATCH = 64  # more pixels than the resize of kernels takes
 
 def add(parser: Any) -> None:
     """Adds the flags to an argparse parser."""
+    add_model(parser)
+    choices = ("learner", "reference")
+    parser.add_argument("--role", choices=choices, default="learner", help="(default %(default)s)")
+
+
+def add_model(parser: Any) -> None:
+    """Those of the model and its bundle, all but the role."""
     _add_sources(parser)
     add = parser.add_argument
-    add("--role", choices=("learner", "reference"), default="learner", help="(default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     add("--name", help="of the model, in the bundle (default: the architecture's)")
     add("--checkpoint", type=Path, metavar="FILE", help="weights at full resolution: .safetensors or a torch file")
@@ -66,7 +73,7 @@ def _add_sources(parser: Any) -> None:
     add("--tokens-at", metavar="SUBMODULE", help="whose output is [B, prefix + patches, W]; for --keep-patches")
 
 
-def any_wrong(flags: argparse.Namespace) -> bool:
+def any_wrong(flags: argparse.Namespace, command: str) -> bool:
     """Prints the first value that is wrong; needs no torch."""
     own = flags.module is not None
     checks: list[tuple[bool, str, object, str]] = [
@@ -98,7 +105,7 @@ def any_wrong(flags: argparse.Namespace) -> bool:
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
         checks.append((value is None, flag, "missing", "--module needs it"))
         checks.append(_within(flag, value, 1, 2**24))
-    return any_mistake("selector export", checks)
+    return any_mistake(command, checks)
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

@@ -1,0 +1,174 @@
+"""`selector reference fit`."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from selector_tools import cli
+from selector_tools.reference.training import CRITERIA, Recipe, _schedule, fit
+from support.model import TOKENS, WORDS, TwoTower, embed, source, write_tokenizer
+from support.pools import arrays, png, write_tar
+
+from selector_server.encoding import bundle
+from selector_server.errors import SetupError
+
+CODE = """
+from support.model import TwoTower
+
+
+def tiny():
+    return TwoTower(3)
+
+
+def frozen():
+    return TwoTower(3).requires_grad_(False)
+"""
+COMMON = ["--module", "fit_models:tiny", "--image-size", "8", "--max-tokens", str(TOKENS), "--vocabulary", "64"]
+COMMON += ["--threads", "1", "--batch", "32", "--learning-rate", "0.01"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "fit_models.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def task(count, seed):
+    """Pictures of 16 patterns under noise, each called by one word of its own."""
+    patterns = np.random.default_rng(99).integers(0, 200, (16, 8, 8, 3))
+    rng = np.random.default_rng(seed)
+    word = rng.integers(1, 17, count)
+    images = (patterns[word - 1] + rng.integers(0, 55, (count, 8, 8, 3))).astype(np.uint8)
+    tokens = np.zeros((count, TOKENS), np.int64)
+    tokens[:, 0] = word
+    return images, tokens
+
+
+def auc_of(capsys, reference, pool, out):
+    command = ["reference", "report", "--reference", reference, "--pool", pool, "--out", out, "--threads", "1"]
+    assert cli.main([str(part) for part in command]) == 0
+    return float(capsys.readouterr().out.split()[1])
+
+
+def test_a_learnable_task_is_learnt_and_seen_on_fresh_samples(capsys, place):
+    (images, tokens), (new, words) = task(400, 0), task(300, 1)
+    arrays(place / "curated.npz", 400, images=images, tokens=tokens)
+    arrays(place / "fresh.npz", 300, images=new, tokens=words)
+    aucs = []
+    for steps in (1, 150):
+        flags = [*COMMON, "--pool", "curated.npz", "--out", f"reference-{steps}", "--steps", str(steps)]
+        assert cli.main(["reference", "fit", *flags]) == 0
+        assert f"trained on 400 pairs, {steps} steps" in capsys.readouterr().out
+        aucs.append(auc_of(capsys, f"reference-{steps}", "fresh.npz", f"report-{steps}"))
+    assert aucs[0] < 0.7
+    assert aucs[1] > 0.9
+
+
+def test_shards_with_a_tokenizer_train_the_same_and_bad_images_are_named(capsys, place):
+    images, tokens = task(64, 0)
+    members = [("bad.png", b"not an image"), ("bad.txt", b"w1")]
+    for row in range(64):
+        members += [(f"{row}.png", png(images[row])), (f"{row}.txt", WORDS[tokens[row, 0]].encode())]
+    write_tar(place / "s.tar", members)
+    arrays(place / "p.npz", 64, images=images, tokens=tokens)
+    write_tokenizer(place / "tokenizer.json")
+    for pool, out in (("s.tar", "a"), ("p.npz", "b")):
+        flags = [*COMMON, "--pool", pool, "--out", out, "--steps", "5", "--tokenizer", "tokenizer.json", "--seed", "4"]
+        assert cli.main(["reference", "fit", *flags]) == 0
+        assert ("skipped s/bad: " in capsys.readouterr().err) == (pool == "s.tar")
+    fingerprints = [bundle.load(place / name, "reference").fingerprint for name in "ab"]
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_the_seed_decides_and_the_bundle_has_the_trained_scale(place):
+    images, tokens = task(64, 0)
+    recipe, trained = Recipe(20, 16, 1e-2), []
+    for seed in (0, 0, 1):
+        module = TwoTower(3)
+        fit(source("tiny", module), images, tokens, dataclasses.replace(recipe, seed=seed))
+        trained.append(module)
+    assert not trained[0].training
+    a, b, c = (embed(module, images, tokens).image for module in trained)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert trained[0].logit_bias.item() != -10.0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_losses_are_their_definitions(loss):
+    logits = torch.randn(6, 6, generator=torch.manual_seed(0))
+    rows = [[float(value) for value in row] for row in logits]
+    if loss == "sigmoid":
+        terms = [math.log1p(math.exp((-1 if i == j else 1) * rows[i][j])) for i in range(6) for j in range(6)]
+        expected = sum(terms) / 6
+    else:
+        down = [math.log(sum(math.exp(rows[i][j]) for i in range(6))) - rows[j][j] for j in range(6)]
+        across = [math.log(sum(map(math.exp, row))) - row[i] for i, row in enumerate(rows)]
+        expected = (sum(down) + sum(across)) / 12
+    assert float(CRITERIA[loss](logits, torch.arange(6))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_softmax_trains_without_a_bias():
+    images, tokens = task(64, 0)
+    module, seen = TwoTower(3), []
+    logit = source("x", module).logit.model_copy(update={"bias_parameter": None})
+    fit(source("x", module, loss="softmax", logit=logit), images, tokens, Recipe(40, 32, 1e-2), seen.append)
+    assert len(seen) == 40
+    assert seen[-1] < seen[0] / 2
+
+
+def test_the_rate_rises_then_falls_to_nearly_nothing():
+    recipe = Recipe(100, 2, 1.0)
+    rates = [_schedule(step, recipe) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[5:]))
+    assert 0 < rates[-1] < 0.001
+    assert _schedule(0, Recipe(1, 2, 1.0)) == 1.0
+
+
+def test_a_diverging_training_ends_at_once():
+    images, tokens = task(64, 0)
+    module = TwoTower(3)
+    module.words.weight.data[1] = float("nan")
+    with pytest.raises(SetupError, match="loss at step 1 is nan"):
+        fit(source("x", module), images, tokens, Recipe(5, 64, 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("more", "mistake"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--batch", "1"], "--batch"),
+        (["--batch", "65"], "--batch is 65; the pool holds 64"),
+        (["--learning-rate", "0"], "--learning-rate"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--weight-decay", "-1"], "--weight-decay"),
+        (["--memory-bytes", "1000"], "at most 1000"),
+        (["--device", "tpu"], "--device"),
+        (["--out", "p.npz"], "--out"),
+        (["--pool", "nowhere"], "--pool"),
+        (["--module", "fit_models"], "--module"),
+        (["--module", "fit_models:frozen"], "require a gradient"),
+        (["--logit-scale", "nothing"], "--logit-scale"),
+        (["--seed", "-1"], "--seed"),
+        (["--role", "learner"], "--role"),
+    ],
+)
+def test_mistakes_print_one_line_and_exit_2(capsys, place, more, mistake):
+    images, tokens = task(64, 0)
+    arrays(place / "p.npz", 64, images=images, tokens=tokens)
+    try:
+        status = cli.main(["reference", "fit", *COMMON, "--pool", "p.npz", "--out", "reference", *more])
+    except SystemExit as exit_:
+        status = exit_.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    *progress, line = err.splitlines()
+    assert all(each.startswith("selector reference fit: ") for each in progress)
+    assert mistake in line
+    assert not (place / "reference").exists()

@@ -1,0 +1,82 @@
+"""`selector cache`: fills the reference cache before a training run, and tells what is in one."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from selector_tools.mistakes import any_mistake, exit_status
+from selector_tools.reference import flags as shared
+
+FILL, STAT = "selector cache fill", "selector cache stat"
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("cache", help="fill the reference cache, or tell what is in it")
+    leaves = parser.add_subparsers(dest="cache_verb", required=True, metavar="VERB")
+    fill = leaves.add_parser(
+        "fill",
+        help="embed what the cache lacks",
+        description="Embeds the pairs of a pool with a reference and keeps the embeddings, so that a sidecar does not "
+        "have to. Pairs that are in the cache already are passed over: run it again after an interruption.",
+    )
+    fill.set_defaults(handler=run_fill, extra="server,reference")
+    fill.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the cache's folder")
+    shared.add_encoding(fill)
+    shared.add_cache_bytes(fill)
+    stat = leaves.add_parser("stat", help="references, entries and bytes of a cache")
+    stat.set_defaults(handler=run_stat, extra="server")
+    stat.add_argument("cache", type=Path, metavar="DIR", help="the cache's folder")
+    stat.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_fill(flags: argparse.Namespace) -> int:
+    if any_mistake(FILL, [*shared.encoding_checks(flags), shared.cache_bytes_check(flags)]):
+        return 2
+    return exit_status(FILL, lambda: _fill(flags))
+
+
+def _fill(flags: argparse.Namespace) -> None:
+    from selector_server.errors import SetupError  # noqa: PLC0415 - not on a trainer, as all that follows
+    from selector_tools.embedding import embedder  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
+
+    pool, began = open_pool(flags.pool), perf_counter()
+    fresh = known = 0
+    with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
+        with bar("embed", pool.size) as advance:
+            for seen in reference.run(pool, flags.pool, flags.batch):
+                if not seen.kept:
+                    limit = f"the cache at {flags.cache} takes no more after {fresh} new samples; raise it and go on"
+                    raise SetupError("--cache-bytes", flags.cache_bytes, limit)
+                fresh += seen.fresh
+                known += len(seen.batch) - seen.fresh
+                advance(len(seen.batch))
+        skipped = reference.skipped
+    seconds = perf_counter() - began
+    shared.tell_skipped(FILL, skipped)
+    print(
+        f"encoded {fresh:,}, known {known:,}, skipped {skipped.count:,} of {skipped.seen:,} "
+        f"in {seconds:.1f} s ({(fresh + known) / seconds:,.0f} samples/s)"
+    )
+
+
+def run_stat(flags: argparse.Namespace) -> int:
+    return exit_status(STAT, lambda: _stat(flags.cache, flags.json))
+
+
+def _stat(folder: Path, as_json: bool) -> None:
+    from selector_server.encoding.cache import stat  # noqa: PLC0415 - not on a trainer
+
+    found = stat(folder)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    print(f"{'entries':>12}{'width':>7}  {'fingerprint':<17} reference")
+    for held in found.references:
+        print(f"{held.entries:>12,}{held.width:>7}  {held.fingerprint[:16]:<17} {held.name}")
+    share = found.used_bytes / found.max_bytes
+    print(f"{found.used_bytes / 2**20:,.1f} MiB of {found.max_bytes / 2**20:,.1f} MiB ({share:.1%})")

@@ -1,0 +1,1 @@
+"""Pools of image-text pairs on disk, read in batches."""

@@ -1,0 +1,52 @@
+"""What a pool yields."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selector_server.encoding.cache import integer_key, string_key
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n pairs. `ids` int64 [n] or strings, as the trainer calls the samples; `images` uint8 [n, H, W, C] or encoded
+    files; `texts` token ids, int [n, T], or UTF-8; `captions` for people, None where there are only tokens."""
+
+    ids: NDArray[np.int64] | list[str]
+    images: NDArray[np.uint8] | list[bytes]
+    texts: NDArray[np.integer[Any]] | list[bytes]
+    captions: list[str] | None
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.ids)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The ids as the reference cache's keys."""
+        if isinstance(self.ids, np.ndarray):
+            return [integer_key(number) for number in self.ids.tolist()]
+        return [string_key(name) for name in self.ids]
+
+    def at(self, rows: NDArray[np.int64]) -> "Batch":
+        """The pairs of these rows, int64 [m]."""
+        captions = None if self.captions is None else _at(self.captions, rows)
+        return Batch(_at(self.ids, rows), _at(self.images, rows), _at(self.texts, rows), captions)
+
+
+def _at(part: Any, rows: NDArray[np.int64]) -> Any:
+    return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows.tolist()]
+
+
+class Pool(Protocol):
+    """Where pairs come from."""
+
+    @property
+    def size(self) -> int | None:
+        """How many there are, where it is known before they are read."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pairs in their order, `size` at a time. Raises SetupError."""

@@ -1,0 +1,63 @@
+"""`selector reference score`: what each pair of a pool costs the reference."""
+
+import argparse
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from selector_tools.mistakes import any_mistake, exit_status
+from selector_tools.reference import flags as shared
+
+COMMAND = "selector reference score"
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "score",
+        help="own-pair losses and cosines of a pool",
+        description="Writes an .npz with ids, loss (nats, the sigmoid loss of each image with its own text) and "
+        "cosine of every pair of the pool that can be read.",
+    )
+    parser.set_defaults(handler=run, extra="server,reference")
+    shared.add_encoding(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file; must not exist yet")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
+    shared.add_cache_bytes(parser)
+
+
+def run(flags: argparse.Namespace) -> int:
+    checks = [*shared.encoding_checks(flags), shared.cache_bytes_check(flags), shared.out_check(flags)]
+    checks.append((flags.out.suffix != ".npz", "--out", flags.out, "must end in .npz"))
+    if any_mistake(COMMAND, checks):
+        return 2
+    return exit_status(COMMAND, lambda: _score(flags))
+
+
+def _score(flags: argparse.Namespace) -> None:
+    import numpy as np  # noqa: PLC0415 - heavy, as are the others
+
+    from selector_tools.embedding import embedder  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
+    from selector_tools.reference.separation import losses  # noqa: PLC0415
+
+    pool, began, full = open_pool(flags.pool), perf_counter(), False
+    ids, loss, cosine = [], [], []
+    with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
+        with bar("score", pool.size) as advance:
+            for seen in reference.run(pool, flags.pool, flags.batch):
+                ids.append(np.asarray(seen.batch.ids))
+                loss.append(losses(seen.embedded).astype(np.float32))
+                cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
+                full = full or not seen.kept
+                advance(len(seen.batch))
+        fingerprint, skipped = reference.model.bundle.fingerprint, reference.skipped
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    names, values, cosines = (np.concatenate(column) for column in (ids, loss, cosine))
+    np.savez(flags.out, fingerprint=np.array(fingerprint), ids=names, loss=values, cosine=cosines)
+    shared.tell_skipped(COMMAND, skipped)
+    if full:
+        shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
+    count, seconds = len(names), perf_counter() - began
+    print(f"{count:,} pairs in {seconds:.1f} s ({count / seconds:,.0f} samples/s), mean loss {values.mean():.3f}")
+    print(f"scores: {flags.out}")
