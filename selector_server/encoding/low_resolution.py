@@ -90,7 +90,7 @@ def drop_patches(source: Source, keep: float) -> Source:
 
     def choose(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
         prefix = tokens.shape[1] - high * wide
-        return torch.cat([tokens[:, :prefix], tokens.index_select(1, kept + prefix)], dim=1)
+        return torch.cat([tokens[:, :prefix], tokens.index_select(1, kept.to(tokens.device) + prefix)], dim=1)
 
     source.module.get_submodule(source.tokens_at).register_forward_hook(choose)
     return replace(source, patches_kept=count / (high * wide))
