@@ -90,7 +90,7 @@ def export_reference(source: Source, path: Path, *, precision: Precision = "fp32
         for tower, file, sample in _towers(source, precision):
             _trace(tower, sample, optimize=True).save(str(folder / file))
         names = {source.logit.scale_parameter, source.logit.bias_parameter} & source.state.keys()
-        scale, bias = logit_of(source.logit, _views({str(name): source.state[str(name)] for name in names}))
+        scale, bias = logit_of(source.logit, tensor_views({str(name): source.state[str(name)] for name in names}))
         manifest = _manifest(source, "reference", precision, logit_scale=scale, logit_bias=bias)
         return _finish(source, folder, path, manifest, [])
 
@@ -170,10 +170,11 @@ def _finish(source: Source, folder: Path, path: Path, manifest: Manifest, names:
 
 def _write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
     with file.open("wb") as stream:
-        stream.writelines(safetensors.encode(_views(state)))
+        stream.writelines(safetensors.encode(tensor_views(state)))
 
 
-def _views(state: Mapping[str, Tensor]) -> dict[str, TensorView]:
+def tensor_views(state: Mapping[str, Tensor]) -> dict[str, TensorView]:
+    """Floating-point tensors as a trainer's publication brings them."""
     arrays = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     return {
         key: TensorView(_DTYPES[value.dtype], tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().data)

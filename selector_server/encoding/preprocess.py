@@ -57,7 +57,7 @@ class Preprocessor:
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
-                limit = f"must be [B, {', '.join(map(str, shape))}]"
+                limit = f"must be [B, {', '.join(map(str, shape))}], channels last"
                 raise InvalidRequest("samples.pixels.shape", list(images.shape), limit)
             return images
         size = len(images) * int(np.prod(shape))

@@ -11,7 +11,7 @@ from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Resize, TextInput, load
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import _views, export_learner, export_reference
+from selector_server.encoding.export import export_learner, export_reference, tensor_views
 from selector_server.encoding.model import Model
 from selector_server.encoding.resizing import resized, source_shape
 from selector_server.errors import BundleError
@@ -44,7 +44,7 @@ class Awkward(TwoTower):
 def served(model, path):
     """The learner's bundle with these weights published to it."""
     served = Model(load(path, "learner"), Device("cpu", 1), 5)
-    return served.encode(PIXELS, IDS, served.bind(_views(_floats(model.state_dict()))))
+    return served.encode(PIXELS, IDS, served.bind(tensor_views(_floats(model.state_dict()))))
 
 
 def _floats(state):

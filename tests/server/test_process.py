@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 import selector_proto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -394,6 +395,13 @@ def nan_weights(models, path):
     copy_of(models.learner_path, path, weights=weights_file(models.learner_path, change))
 
 
+def of_the_future(models, path):
+    graph = onnx.load(models.learner_path / "image.onnx")
+    for opset in graph.opset_import:
+        opset.version = 99
+    copy_of(models.learner_path, path, image=graph.SerializeToString())
+
+
 def changed(**files):
     return lambda models, path: copy_of(models.learner_path, path, **files)
 
@@ -414,6 +422,7 @@ def changed(**files):
         (changed(logit=None), "logit is missing"),
         (changed(parameters={}), "must name each weight input of the graphs once"),
         (changed(image=b"no graph"), "ONNX graph is "),
+        (of_the_future, "opset"),
         (changed(tokenizer=b"{}"), "tokenizer is "),
         (changed(weights=b"no safetensors"), "weights is "),
         (weights_without("image.weight"), "parameter image.weight is missing"),

@@ -8,7 +8,7 @@ from selector_tools.cli import main
 
 from selector_server.encoding.bundle import load
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import _views
+from selector_server.encoding.export import tensor_views
 from selector_server.encoding.model import Model
 
 COUNT = 5
@@ -26,7 +26,7 @@ def served(path: Path, state, pixels, tokens, role="learner"):
     """The sidecar's raw embeddings, image and text, with the trainer's `state` bound after the export."""
     model = Model(load(path, role), Device("cpu", 1), micro_batch=3)
     floats = {name: value for name, value in (state or {}).items() if value.is_floating_point()}
-    weights = model.bind(_views(floats)) if role == "learner" else model.constant_weights()
+    weights = model.bind(tensor_views(floats)) if role == "learner" else model.constant_weights()
     return model.raw(pixels, tokens, weights)
 
 

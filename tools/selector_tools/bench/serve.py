@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selector_tools.mistakes import any_mistake
 
 if TYPE_CHECKING:
-    from selector_tools.bench.towers import Bundles
+    from selector_tools.bench.towers import Bundles, Loop
 
 TRIFLES = 4096  # candidates of a request to towers of nearly no work
 
@@ -28,6 +29,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
     parser.add_argument("--candidates", type=int, default=64, help="of a request, B (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--compiled", action="store_true", help="also measure torch.compile of the same model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -36,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     mistakes = [
         (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
         (not 5 <= a.candidates <= 65536, "--candidates", a.candidates, "must be 5 to 65536"),
+        (re.fullmatch(r"cpu|cuda(:\d+)?", a.device) is None, "--device", a.device, "must be cpu, cuda or cuda:N"),
         (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
     ]
     if any_mistake("selector bench serve", mistakes):
@@ -54,26 +58,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
+    import torch  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
+    from selector_server.encoding.device import Device  # noqa: PLC0415
     from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
     from selector_tools.bench import served, towers  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
 
-    machine = describe("cpu")
+    machine, device = describe(a.device), Device(a.device, 0)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("export, warm up", total=None)
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         bundles = towers.exported(source, folder)
         samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
-        bare = towers.BareLoop(bundles.learner, bundles.reference)
-        constants = towers.BareLoop(bundles.reference, bundles.reference)
-        micro_batch = SIZES["cpu"]
-        best = _best_micro_batch(constants, samples)
-        seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", "bare", "constants")}
-        with served.Sidecar(bundles, folder / "sidecar.log") as sidecar:
+        micro_batch = SIZES[device.kind]
+        loops = {
+            "bare": (towers.bare(device, bundles.learner, bundles.reference), micro_batch),
+            "constants": _at_its_best(towers.bare(device, bundles.reference, bundles.reference), samples.inputs),
+        }
+        if a.compiled:
+            loops["compiled"] = _at_its_best(towers.compiled(device, source, torch.float32, 2), samples.inputs)
+        seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", *loops)}
+        with served.Sidecar(bundles, folder / "sidecar.log", "--device", a.device) as sidecar:
             for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
                 sidecar.select(request)
             replies = []
@@ -82,17 +91,19 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 took, reply = sidecar.select(samples.arrays)
                 seconds["sidecar"].append(took)
                 replies.append(reply)
-                seconds["bare"].append(bare.seconds(samples.pixels, samples.tokens, micro_batch))
                 seconds["files"].append(sidecar.select(samples.files)[0])
-                seconds["constants"].append(constants.seconds(samples.pixels, samples.tokens, best))
+                for name, (loop, size) in loops.items():
+                    seconds[name].append(loop.seconds(samples.inputs, size))
                 progress.advance(task)
         progress.update(task, description="towers of nearly no work", total=1, completed=0)
         trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
-        overhead, overhead_stages = _overhead(trifle, folder, source.image, a.repeats)
+        overhead, overhead_stages = _overhead(trifle, folder, a.device, a.repeats)
+    compiled = {"ratio_to_compiled": _ratio(seconds["compiled"], seconds["sidecar"])} if a.compiled else {}
     return {
         "throughput_ratio": _ratio(seconds["bare"], seconds["sidecar"]),
         "throughput_ratio_jpeg": _ratio(seconds["bare"], seconds["files"]),
         "ratio_to_constants": _ratio(seconds["constants"], seconds["sidecar"]),
+        **compiled,
         "overhead_us_per_sample": overhead,
         "samples_per_second": a.candidates / median(seconds["sidecar"]),
         "stage_seconds": served.median_stages(replies),
@@ -101,8 +112,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "setting": {
             "model": f"{a.open_clip} at {a.image_size} px, learner and reference",
             "candidates": a.candidates,
-            "micro_batch": micro_batch,
-            "best_micro_batch_of_constants": best,
+            "micro_batches": {name: size for name, (_, size) in loops.items()},
             "file": "JPEG, 224 px, quality 90",
             "overhead_candidates": TRIFLES,
         },
@@ -110,24 +120,28 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _best_micro_batch(loop: Any, samples: Any) -> int:
+def _at_its_best(loop: "Loop", inputs: dict[str, Any]) -> "tuple[Loop, int]":
+    """The loop, and the micro-batch at which it is fastest."""
+    from selector_server.encoding.bundle import PIXELS  # noqa: PLC0415
     from selector_tools.bench.towers import MICRO_BATCHES  # noqa: PLC0415
 
-    fitting = [size for size in MICRO_BATCHES if size <= len(samples.pixels)] or [len(samples.pixels)]
-    loop.seconds(samples.pixels, samples.tokens, fitting[0])
-    times = {size: loop.seconds(samples.pixels, samples.tokens, size) for size in fitting}
-    return min(times, key=lambda size: times[size])
+    count = len(inputs[PIXELS])
+    times = {}
+    for size in [size for size in MICRO_BATCHES if size <= count] or [count]:
+        loop.seconds(inputs, size)  # the first time pays for pages, and for compiling
+        times[size] = loop.seconds(inputs, size)
+    return loop, min(times, key=lambda size: times[size])
 
 
-def _overhead(bundles: "Bundles", folder: Path, image: Any, repeats: int) -> tuple[float, dict[str, float]]:
+def _overhead(bundles: "Bundles", folder: Path, device: str, repeats: int) -> tuple[float, dict[str, float]]:
     """Microseconds that a sample costs beside its encoding, and where a request's seconds go."""
     import numpy as np  # noqa: PLC0415
 
     from selector_tools.bench import served  # noqa: PLC0415
 
-    text = bundles.learner.manifest.text
-    samples = served.Samples.random(TRIFLES, image, text, np.random.default_rng(0), files=False)
-    with served.Sidecar(bundles, folder / "trifle.log") as sidecar:
+    manifest = bundles.learner.manifest
+    samples = served.Samples.random(TRIFLES, manifest.image, manifest.text, np.random.default_rng(0), files=False)
+    with served.Sidecar(bundles, folder / "trifle.log", "--device", device) as sidecar:
         sidecar.select(samples.arrays)
         seconds, replies = zip(*(sidecar.select(samples.arrays) for _ in range(max(3, repeats))), strict=True)
     return 1e6 * median(seconds) / TRIFLES, served.median_stages(replies)
@@ -139,7 +153,7 @@ def _ratio(floor: list[float], seconds: list[float]) -> float:
 
 
 def _table(result: dict[str, Any]) -> str:
-    names = ("throughput_ratio", "throughput_ratio_jpeg", "ratio_to_constants", "overhead_us_per_sample")
-    lines = [f"{name:>24} {result[name]:.3f}" for name in (*names, "samples_per_second")]
+    ratios = [name for name in result if "ratio" in name]
+    lines = [f"{name:>24} {result[name]:.3f}" for name in (*ratios, "overhead_us_per_sample", "samples_per_second")]
     lines += [f"{stage:>24} {seconds:.4f} s" for stage, seconds in result["stage_seconds"].items()]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from selector_client import Selection, Selector
 
-from selector_server.encoding.bundle import ImageInput, TextInput
+from selector_server.encoding.bundle import PIXELS, TOKENS, ImageInput, TextInput
 from selector_tools.bench.towers import Bundles
 from selector_tools.demo.services import sidecar
 
@@ -38,6 +38,11 @@ class Samples:
         pixels = rng.integers(0, 256, (count, image.height, image.width, image.channels), dtype=np.uint8)
         tokens = rng.integers(1, text.vocabulary, (count, text.max_tokens))
         return cls(pixels, tokens, [_jpeg(rng) for _ in range(count)] if files else [])
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """As the towers take them."""
+        return {PIXELS: self.pixels, TOKENS: self.tokens}
 
     @property
     def arrays(self) -> dict[str, Any]:

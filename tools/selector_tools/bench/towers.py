@@ -1,7 +1,8 @@
-"""Bundles to serve and to measure, and the bare loop that a served one is measured against."""
+"""Bundles to serve and to measure, and the loops that a served one is measured against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -73,45 +74,74 @@ def trifle(image: ImageInput, max_tokens: int) -> Source:
     )
 
 
-class BareLoop:
-    """Both towers of some bundles in plain ONNX Runtime sessions with their default options: all cores, spinning
-    threads, weights bound once. Nothing is normalised, joined or picked."""
+class Loop:
+    """Runs towers one after the other over B samples, in micro-batches."""
 
-    def __init__(self, *bundles: Bundle) -> None:
-        self._towers = [tower for bundle in bundles for tower in _bare_towers(bundle)]
+    def __init__(self, towers: list[tuple[str, Callable[[NDArray[Any]], None]]], finish: Callable[[], None]) -> None:
+        self._towers, self._finish = towers, finish
 
-    def seconds(self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], micro_batch: int) -> float:
-        """Time to encode B samples in micro-batches."""
-        samples: dict[str, NDArray[Any]] = {PIXELS: pixels, TOKENS: tokens}
+    def seconds(self, samples: dict[str, NDArray[Any]], micro_batch: int) -> float:
+        """Time that it takes; `samples` are those of the towers' inputs."""
         started = perf_counter()
         for data, run in self._towers:
-            for start in range(0, len(pixels), micro_batch):
+            for start in range(0, len(samples[data]), micro_batch):
                 run(samples[data][start : start + micro_batch])
+        self._finish()
         return perf_counter() - started
 
 
-def _bare_towers(bundle: Bundle) -> list[tuple[str, Callable[[NDArray[Any]], None]]]:
-    bound: dict[str, NDArray[Any]] = {}
+def bare(device: Device, *bundles: Bundle) -> Loop:
+    """Plain ONNX Runtime sessions with their default options: all cores, spinning threads, weights bound once.
+    Nothing is normalised, joined or picked."""
+    return Loop([tower for bundle in bundles for tower in _bare_towers(bundle, device)], lambda: None)
+
+
+def compiled(device: Device, source: Source, dtype: torch.dtype, times: int) -> Loop:
+    """torch.compile of the same model, run `times` over."""
+    model = source.frozen(dtype).to(device.torch)
+    image, text = (torch.compile(partial(encode, model)) for encode in (source.encode_image, source.encode_text))
+    (mean, std) = (
+        torch.tensor(v, device=device.torch).view(1, -1, 1, 1) for v in (source.image.mean, source.image.std)
+    )
+
+    @torch.inference_mode()
+    def run_image(batch: NDArray[Any]) -> None:
+        pixels = torch.from_numpy(batch).to(device.torch).permute(0, 3, 1, 2)
+        image(((pixels / 255.0 - mean) / std).to(dtype))
+
+    @torch.inference_mode()
+    def run_text(batch: NDArray[Any]) -> None:
+        text(torch.from_numpy(batch).to(device.torch))
+
+    finish = torch.cuda.synchronize if device.kind == "cuda" else lambda: None
+    return Loop([(PIXELS, run_image), (TOKENS, run_text)] * times, finish)
+
+
+def _bare_towers(bundle: Bundle, device: Device) -> list[tuple[str, Callable[[NDArray[Any]], None]]]:
+    bound: dict[str, Any] = {}
     if bundle.manifest.role == "learner":
         weights = Model(bundle, Device("cpu", 1), 1).bundled_weights()
-        bound = {name: tensor.numpy() for name, tensor in weights.bound.items()}
-    return [
-        (data, _bare(bundle.path / file, data, bound)) for file, data in ((IMAGE_TOWER, PIXELS), (TEXT_TOWER, TOKENS))
-    ]
+        bound = {name: _put(tensor.numpy(), device) for name, tensor in weights.bound.items()}
+    files = ((PIXELS, IMAGE_TOWER), (TOKENS, TEXT_TOWER))
+    return [(data, _bare(bundle.path / file, data, bound, device)) for data, file in files]
 
 
-def _bare(file: Path, data: str, weights: dict[str, NDArray[Any]]) -> Callable[[NDArray[Any]], None]:
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+def _bare(file: Path, data: str, weights: dict[str, Any], device: Device) -> Callable[[NDArray[Any]], None]:
+    provider = {"device_id": device.index} if device.kind == "cuda" else {}
+    session = ort.InferenceSession(str(file), providers=[(device.provider, provider)])
     binding = session.io_binding()
     for node in session.get_inputs():
         if node.name != data:
-            binding.bind_cpu_input(node.name, weights[node.name])
+            binding.bind_ortvalue_input(node.name, weights[node.name])
 
     def run(batch: NDArray[Any]) -> None:
-        binding.bind_cpu_input(data, np.ascontiguousarray(batch))
+        binding.bind_ortvalue_input(data, _put(batch, device))
         binding.clear_binding_outputs()
-        binding.bind_output(EMBEDDING)
+        binding.bind_output(EMBEDDING, device.kind, device.index)
         session.run_with_iobinding(binding)
-        binding.copy_outputs_to_cpu()
 
     return run
+
+
+def _put(array: NDArray[Any], device: Device) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device.kind, device.index)

@@ -1,0 +1,66 @@
+"""`selector bench serve` and `cache`, with a model too small to say anything."""
+
+import json
+
+import pytest
+from selector_tools import cli
+from selector_tools.export.torchvision import make_importable
+
+make_importable()
+import open_clip  # noqa: E402
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+SMALL = ["--open-clip", "tiny-served", "--image-size", "32", "--candidates", "40", "--json"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "tiny-served.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder)
+
+
+def test_serve_prints_one_json_object(capsys, monkeypatch):
+    monkeypatch.setattr("selector_tools.bench.serve.TRIFLES", 200)
+    assert cli.main(["bench", "serve", *SMALL, "--repeats", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    seconds = result["seconds"]
+    assert {name: len(runs) for name, runs in seconds.items()} == dict.fromkeys(
+        ("sidecar", "files", "bare", "constants"), 2
+    )
+    assert result["ratio_to_constants"] == pytest.approx(
+        sum(a / b for a, b in zip(seconds["constants"], seconds["sidecar"], strict=True)) / 2
+    )
+    assert result["throughput_ratio_jpeg"] > 0
+    assert {"encode_learner", "encode_reference", "receive", "sample"} <= result["stage_seconds"].keys()
+    assert result["overhead_us_per_sample"] > 0
+
+
+def test_cache_prints_one_json_object(capsys):
+    assert cli.main(["bench", "cache", *SMALL, "--requests", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["first_epoch"]["cached"] == 0
+    assert result["second_epoch"]["cached"] == 80
+    assert result["second_epoch"]["stage_seconds"].get("encode_reference", 0.0) == 0.0
+    assert result["second_epoch_ratio"] > 0
+    assert result["write_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--image-size", "40"], "--image-size is 40; must be a multiple of 16"),
+        (["serve", "--candidates", "4"], "--candidates is 4; must be 5 to 65536"),
+        (["serve", "--device", "tpu"], "--device is tpu; must be cpu, cuda or cuda:N"),
+        (["serve", "--open-clip", "ViT-B-17"], "ViT-B-17"),
+        (["cache", "--requests", "0"], "--requests is 0; must be at least 1"),
+    ],
+)
+def test_mistakes_take_one_line(arguments, message, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
