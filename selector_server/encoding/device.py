@@ -72,7 +72,8 @@ class Device:
                 str(model), options, providers=[(self.provider, provider)], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime raises several unrelated types
-            raise BundleError("ONNX graph", model, str(error).partition("\n")[0][:300]) from error
+            # Its messages begin with places in its source and end with what is wrong.
+            raise BundleError("ONNX graph", model, " ".join(str(error).split())[-300:]) from error
         session.disable_fallback()
         if session.get_providers()[0] != self.provider:
             raise SetupError("device", self.name, f"{model} would run on {session.get_providers()[0]}")
