@@ -41,7 +41,7 @@ def test_serve_prints_one_json_object(capsys, monkeypatch):
 
 
 def test_cache_prints_one_json_object(capsys):
-    assert cli.main(["bench", "cache", *SMALL, "--requests", "2"]) == 0
+    assert cli.main(["bench", "cache", *SMALL, "--repeats", "2"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["first_epoch"]["cached"] == 0
     assert result["second_epoch"]["cached"] == 80
@@ -57,7 +57,7 @@ def test_cache_prints_one_json_object(capsys):
         (["serve", "--candidates", "4"], "--candidates is 4; must be 5 to 65536"),
         (["serve", "--device", "tpu"], "--device is tpu; must be cpu, cuda or cuda:N"),
         (["serve", "--open-clip", "ViT-B-17"], "ViT-B-17"),
-        (["cache", "--requests", "0"], "--requests is 0; must be at least 1"),
+        (["cache", "--repeats", "0"], "--repeats is 0; must be at least 1"),
     ],
 )
 def test_mistakes_take_one_line(arguments, message, capsys):

@@ -1,15 +1,12 @@
 """`selector bench cache`: what a second epoch costs when the reference's embeddings are cached."""
 
 import argparse
-import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import model_flags
 
 if TYPE_CHECKING:
     from selector_client import Selection
@@ -23,32 +20,11 @@ def add_parser(verbs: Any) -> None:
         "time it need not. The second epoch runs one request behind the first, so that both meet the same machine.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
-    parser.add_argument("--candidates", type=int, default=64, help="of a request, B (default %(default)s)")
-    parser.add_argument("--requests", type=int, default=5, help="requests of an epoch (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    model_flags.add(parser, repeats="requests of an epoch")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    a = arguments
-    mistakes = [
-        (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
-        (not 5 <= a.candidates <= 65536, "--candidates", a.candidates, "must be 5 to 65536"),
-        (a.requests < 1, "--requests", a.requests, "must be at least 1"),
-    ]
-    if any_mistake("selector bench cache", mistakes):
-        return 2
-    from selector_server.errors import SelectorError  # noqa: PLC0415 - not installed on a trainer
-
-    try:
-        with TemporaryDirectory() as folder:
-            result = _measure(a, Path(folder))
-    except SelectorError as error:
-        print(f"selector bench cache: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if a.json else _table(result))
-    return 0
+    return model_flags.measured("selector bench cache", arguments, _measure, _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -68,14 +44,14 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         batches = [
             served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
             | {"ids": np.arange(a.candidates) + number * a.candidates}
-            for number in range(a.requests)
+            for number in range(a.repeats)
         ]
         warm = served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
         store = folder / "cache"
         first, second = _Epoch(), _Epoch()
         with served.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
             sidecar.select(warm)
-            progress.update(task, description="both epochs", total=a.requests, completed=0)
+            progress.update(task, description="both epochs", total=a.repeats, completed=0)
             for new, old in zip([*batches, None], [None, *batches], strict=True):
                 for epoch, batch in ((first, new), (second, old)):
                     if batch is not None:
@@ -89,7 +65,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "setting": {
             "model": f"{a.open_clip} at {a.image_size} px, learner and fp32 reference",
             "candidates": a.candidates,
-            "requests": a.requests,
+            "requests": a.repeats,
             "write_seconds": "of one request, on a thread of its own while the next request is under way",
         },
         **machine,

@@ -1,15 +1,12 @@
 """`selector bench serve`: raw samples through the whole sidecar against a bare ONNX Runtime loop."""
 
 import argparse
-import json
 import re
-import sys
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import model_flags
 
 if TYPE_CHECKING:
     from selector_tools.bench.towers import Bundles, Loop
@@ -25,35 +22,16 @@ def add_parser(verbs: Any) -> None:
         "bundles in a bare ONNX Runtime loop in turn with it.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
-    parser.add_argument("--candidates", type=int, default=64, help="of a request, B (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also measure torch.compile of the same model")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    model_flags.add(parser, repeats="interleaved runs of each")
 
 
 def run(arguments: argparse.Namespace) -> int:
     a = arguments
-    mistakes = [
-        (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
-        (not 5 <= a.candidates <= 65536, "--candidates", a.candidates, "must be 5 to 65536"),
-        (re.fullmatch(r"cpu|cuda(:\d+)?", a.device) is None, "--device", a.device, "must be cpu, cuda or cuda:N"),
-        (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
-    ]
-    if any_mistake("selector bench serve", mistakes):
-        return 2
-    from selector_server.errors import SelectorError  # noqa: PLC0415 - not installed on a trainer
-
-    try:
-        with TemporaryDirectory() as folder:
-            result = _measure(a, Path(folder))
-    except SelectorError as error:
-        print(f"selector bench serve: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if a.json else _table(result))
-    return 0
+    wrong = re.fullmatch(r"cpu|cuda(:\d+)?", a.device) is None
+    device = (wrong, "--device", a.device, "must be cpu, cuda or cuda:N")
+    return model_flags.measured("selector bench serve", arguments, _measure, _table, device)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
