@@ -38,11 +38,13 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.dev ## the sampler's speed and memory, chunks against Gibbs, shards, low resolution (about 15 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache (about 20 minutes)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
 	$(BIN)/selector bench resolution
+	$(BIN)/selector bench serve
+	$(BIN)/selector bench cache
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
