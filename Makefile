@@ -28,7 +28,7 @@ check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	cd proto && ../$(BIN)/buf lint
+	cd proto && $(abspath $(BIN))/buf lint
 	$(BIN)/python -m pytest -q tests/sampling tests/proto tests/test_imports.py tests/demo
 
 format: $(VENV)/.dev ## rewrite the code in the house's format
