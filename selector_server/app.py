@@ -4,7 +4,6 @@ import asyncio
 import logging
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Literal
 
@@ -15,6 +14,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
 from selector_server.encoding.cache import ReferenceCache
+from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
@@ -23,7 +23,7 @@ from selector_server.engine.admission import Admission
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
-from selector_server.errors import SetupError
+from selector_server.errors import BundleError, SelectorError, SetupError
 from selector_server.machine import usable_cpus
 from selector_server.rpc import reply
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
@@ -123,6 +123,7 @@ class App:
         self._worker.stop(timeout=0 if force.is_set() else 5)
         if self._subscriber is not None:
             await asyncio.to_thread(self._subscriber.stop)
+        self._decoder.close()
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
         if metrics_server is not None:
@@ -158,8 +159,14 @@ class App:
             return None
         micro_batch = self.config.micro_batch or SIZES[device.kind]
         model = Model(bundle.load(path, role), device, micro_batch, self.metrics.out_of_memory.inc)
-        if role == "reference":  # a learner is warmed up whenever weights are bound
-            model.warm_up(model.constant_weights())
+        try:
+            # The other way to find out is a request that fails.
+            model.warm_up(model.bundled_weights() if role == "learner" else model.constant_weights())
+        except SelectorError:
+            raise
+        except Exception as error:  # onnxruntime raises several unrelated types
+            reason = " ".join(str(error).split())[-300:]
+            raise BundleError(f"{path}: graphs", "unfit", f"must take what the manifest says: {reason}") from error
         return model
 
     def _open_cache(self) -> ReferenceCache | None:
@@ -178,10 +185,10 @@ class App:
     def _preparation(self) -> Preparation:
         """What happens beside the device's thread."""
         threads = self.config.preprocess_threads or usable_cpus()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="preprocess")
+        self._decoder = Decoder(threads)
         limits = Limits(self.config.max_image_pixels, self.config.max_payload_bytes)
         learner, reference = (
-            Preprocessor.of(model.bundle, limits, pool) if model is not None else None
+            Preprocessor.of(model.bundle, limits, self._decoder) if model is not None else None
             for model in (self._learner, self._reference)
         )
         return Preparation(learner, reference, self._cache)

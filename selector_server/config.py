@@ -39,7 +39,7 @@ class Config(BaseModel):
         0, description="threads that decode images beside the device, 0 for what the cgroup's quota allows"
     )
     cache: Path | None = Field(None, description="folder of the reference cache, for requests with sample ids")
-    cache_bytes: Annotated[int, Field(ge=1 << 20)] = Field(32 << 30, description="largest reference cache")
+    cache_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 46)] = Field(32 << 30, description="largest reference cache")
     sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
         0, description="logits the sampler holds at once; bounds its memory, 0 suits the device"
     )

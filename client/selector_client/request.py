@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, sub_batch_size
+from selector_proto.sizes import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 
@@ -180,17 +180,30 @@ def _array(values: Any, field: str, dtype: np.dtype[Any] | None, rank: int) -> N
 
 
 def _ids(ids: Any, size: int, payload: Payload) -> pb.SampleIds:
-    strings = _list_of(str, ids, "ids")
-    if strings:
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
+        ids = ids.tolist()
+    if strings := _list_of(str, ids, "ids"):
         _same_size("ids", len(strings), size)
-        return pb.SampleIds(strings=payload.add_bytes([text.encode() for text in strings]))
-    integers = np.asarray(ids)
-    if integers.dtype.kind not in "iu" or integers.ndim != 1:
-        raise TypeError(
-            f"ids has dtype {integers.dtype} and {integers.ndim} dimensions; must be integers or strings [B]"
-        )
-    _same_size("ids", len(integers), size)
-    return pb.SampleIds(integers=payload.add(integers.astype(np.int64)))
+        names = [name.encode() for name in strings]
+        for index, name in enumerate(names):
+            if not 1 <= len(name) <= MAX_ID_BYTES:
+                raise ValueError(f"ids[{index}] has {len(name)} bytes; must have 1 to {MAX_ID_BYTES}")
+        _all_different(np.asarray(strings))
+        return pb.SampleIds(strings=payload.add_bytes(names))
+    numbers = np.asarray(ids)
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise TypeError(f"ids has dtype {numbers.dtype} and {numbers.ndim} dimensions; must be integers or strings [B]")
+    _same_size("ids", len(numbers), size)
+    if numbers.max(initial=0) > np.iinfo(np.int64).max:
+        raise ValueError(f"ids has {numbers.max()}; must be below 2^63")
+    _all_different(numbers)
+    return pb.SampleIds(integers=payload.add(numbers.astype(np.int64)))
+
+
+def _all_different(ids: NDArray[Any]) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise ValueError(f"ids has {values[counts.argmax()]} more than once; every candidate needs one of its own")
 
 
 def _rows(tensor: pb.Tensor) -> int:

@@ -1,8 +1,10 @@
-"""How many candidates are picked: arithmetic that trainer and sidecar must agree on."""
+"""How many candidates are picked, and what they may be called: what trainer and sidecar must agree on."""
 
 import math
 
 DEFAULT_FILTER_RATIO = 0.8
+# Of a sample id that is a string: a key of the reference cache holds it beside the reference's fingerprint.
+MAX_ID_BYTES = 240
 
 
 def sub_batch_size(candidates: int, filter_ratio: float) -> int:

@@ -161,6 +161,8 @@ def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
             raise BundleError(f"{path}: files", name, "must be a plain file name")
         if (found := digest_of(path / name)) != digest:
             raise BundleError(f"{path / name}: SHA-256", found, f"the manifest says {digest}")
+    if unlisted := {file.name for file in path.glob("*.onnx*")} - manifest.files.keys():
+        raise BundleError(f"{path}: files", sorted(manifest.files), f"must list {', '.join(sorted(unlisted))}")
     return Bundle(path, manifest, _fingerprint(manifest))
 
 

@@ -8,7 +8,6 @@ request: what cannot be read is encoded again.
 import json
 import logging
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,13 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_server.encoding.store import DATA, Store, checked
 from selector_server.errors import SetupError
 
 log = logging.getLogger(__name__)
 
 # Batches of embeddings that wait to be written; one more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
-MAX_ID_BYTES = 240  # an LMDB key holds 511, of which the reference's fingerprint takes some
 _HEADER = b"h"  # + fingerprint -> JSON about the reference
 _RECORD = b"r"  # + fingerprint + id -> CRC-32, image, text
 _CRC = struct.Struct("<I")
@@ -86,29 +85,35 @@ class ReferenceCache:
         self._width, self._on_problem = width, on_problem
         tag = bytes.fromhex(fingerprint)[:16]
         self._prefix = _RECORD + tag
-        self._store = _open_or_renew(folder, max_bytes, on_problem)
+        self._store = Store(folder, max_bytes, lambda: on_problem("corrupt"))
         self._full = False
+        self.problem = ""  # the last one, in words
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._pending = BoundedSemaphore(PENDING_WRITES)
         about = {"name": name, "fingerprint": fingerprint, "width": width}
-        with self._store.begin(write=True) as transaction:
-            transaction.put(_HEADER + tag, json.dumps(about).encode())
+        try:
+            self._store.run(lambda transaction: transaction.put(_HEADER + tag, json.dumps(about).encode()), write=True)
+        except lmdb.Error as error:
+            raise SetupError("cache", folder, str(error)) from error
 
     def find(self, ids: Sequence[bytes]) -> Found:
         """Looks up B ids. Unreadable entries count as unknown."""
         size = 4 * self._width  # two vectors of float16
         rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
+
+        def look_up(transaction: lmdb.Transaction) -> None:
+            for index, key in enumerate(ids):
+                value = transaction.get(self._prefix + key)
+                if value is None:
+                    continue
+                if len(value) != _CRC.size + size or zlib.crc32(value[_CRC.size :]) != _CRC.unpack_from(value)[0]:
+                    self._problem("corrupt", f"entry of sample {key[:40]!r}")
+                    continue
+                rows[index] = np.frombuffer(value, np.uint8, offset=_CRC.size)
+                known[index] = True
+
         try:
-            with self._store.begin(buffers=True) as transaction:
-                for index, key in enumerate(ids):
-                    value = transaction.get(self._prefix + key)
-                    if value is None:
-                        continue
-                    if len(value) != _CRC.size + size or zlib.crc32(value[_CRC.size :]) != _CRC.unpack_from(value)[0]:
-                        self._problem("corrupt", f"entry of sample {key[:40]!r}")
-                        continue
-                    rows[index] = np.frombuffer(value, np.uint8, offset=_CRC.size)
-                    known[index] = True
+            self._store.run(look_up)
         except lmdb.Error as error:
             self._problem("corrupt" if isinstance(error, lmdb.CorruptedError) else "failed", str(error))
         both = rows[known].view(np.float16)
@@ -117,11 +122,14 @@ class ReferenceCache:
     def put(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> bool:
         """Writes normalised embeddings [B, D]; True once they are on disk."""
         rows = np.concatenate([image, text], axis=1)
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for key, row in zip(ids, rows, strict=True):
+                value = row.tobytes()
+                transaction.put(self._prefix + key, _CRC.pack(zlib.crc32(value)) + value)
+
         try:
-            with self._store.begin(write=True) as transaction:
-                for key, row in zip(ids, rows, strict=True):
-                    value = row.tobytes()
-                    transaction.put(self._prefix + key, _CRC.pack(zlib.crc32(value)) + value)
+            self._store.run(write, write=True)
         except lmdb.MapFullError:
             if not self._full:
                 self._problem("full", "no more samples are kept; raise --cache-bytes")
@@ -154,25 +162,27 @@ class ReferenceCache:
         self._store.close()
 
     def _problem(self, reason: str, what: str) -> None:
-        log.warning("reference cache: %s: %s", reason, what)
+        self.problem = f"{reason}: {what}"
+        log.warning("reference cache: %s", self.problem)
         self._on_problem(reason)
 
 
 def stat(folder: Path) -> Stat:
     """What the store at `folder` holds; reads every key. Raises SetupError."""
-    if not (folder / "data.mdb").exists():
-        raise SetupError("cache", folder, "must be a folder with a data.mdb")
+    if not (folder / DATA).exists():
+        raise SetupError("cache", folder, f"must be a folder with a {DATA}")
     try:
         # A map size of 0 is the one that the store was made with.
-        with (
-            lmdb.open(str(folder), map_size=0, readonly=True, readahead=False) as store,
-            store.begin() as transaction,
-        ):
-            info = store.info()
-            used = (info["last_pgno"] + 1) * store.stat()["psize"]
-            return Stat(used, info["map_size"], list(_references(transaction)))
-    except lmdb.Error as error:
+        with lmdb.open(str(folder), map_size=0, readonly=True, readahead=False) as store:
+            checked(store, folder)
+            with store.begin() as transaction:
+                info = store.info()
+                used = (info["last_pgno"] + 1) * store.stat()["psize"]
+                return Stat(used, info["map_size"], list(_references(transaction)))
+    except (lmdb.Error, OSError) as error:
         raise SetupError("cache", folder, str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SetupError("cache", folder, f"is a store of something else: {error!r}") from error
 
 
 def _references(transaction: lmdb.Transaction) -> Iterator[Held]:
@@ -191,29 +201,3 @@ def _references(transaction: lmdb.Transaction) -> Iterator[Held]:
                     break
                 entries += 1
         yield Held(about["name"], about["fingerprint"], about["width"], entries)
-
-
-def _open_or_renew(folder: Path, max_bytes: int, on_problem: Callable[[str], None]) -> lmdb.Environment:
-    """The store; one that cannot be used is moved aside, and a new one begun."""
-    try:
-        return _open(folder, max_bytes)
-    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
-        aside = folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}")
-        folder.rename(aside)
-        log.error("reference cache: %s is corrupt (%s); moved to %s, a new one is begun", folder, error, aside)
-        on_problem("corrupt")
-    except (lmdb.Error, OSError) as error:
-        raise SetupError("cache", folder, str(error)) from error
-    return _open(folder, max_bytes)
-
-
-def _open(folder: Path, max_bytes: int) -> lmdb.Environment:
-    folder.mkdir(parents=True, exist_ok=True)
-    # metasync=False: after a power cut the last writes may be missing, but the store is whole.
-    store = lmdb.open(str(folder), map_size=max_bytes, metasync=False, readahead=False, max_readers=512)
-    needed = (store.info()["last_pgno"] + 1) * store.stat()["psize"]
-    found = (folder / "data.mdb").stat().st_size
-    if found < needed and found > 0:  # a memory map past the end of its file kills the process that reads it
-        store.close()
-        raise lmdb.CorruptedError(f"{found} bytes of {needed}")
-    return store

@@ -80,16 +80,20 @@ class Device:
         return session
 
     def send(self, array: NDArray[Any]) -> Upload:
-        """Begins to copy `array` to the device, beside whatever computes there; a CPU takes it as it is."""
+        """Begins to copy `array` to the device, beside whatever computes there; a CPU takes it as it is. Raises
+        OutOfMemory."""
         # A request's arrays are views into a read-only payload, which torch must not share.
         tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
         if self._copies is None:
             return Upload(tensor)
-        pinned = tensor.pin_memory()
-        with torch.cuda.stream(self._copies):
-            copy = pinned.to(self.torch, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(self._copies)
+        try:
+            pinned = tensor.pin_memory()
+            with torch.cuda.stream(self._copies):
+                copy = pinned.to(self.torch, non_blocking=True)
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record(self._copies)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(str(error)) from error
         return Upload(copy, event, pinned)
 
     def run(self, session: ort.InferenceSession, inputs: dict[str, Tensor], output: tuple[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
 """From files and strings to what one model's towers take. Every size is checked before the work that it costs."""
 
 import io
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
 from selector_server.encoding.bundle import Bundle, ImageInput, TextInput
+from selector_server.encoding.decoder import Decoder
 from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, NotPossible
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Files that one thread decodes before it looks for more work.
-_STRIDE = 16
+# Of the texts that are tokenised at once.
+_TEXTS_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,41 @@ class Limits:
 @dataclass(frozen=True)
 class Preprocessor:
     """Fits raw samples to one model's input; `tokenizer` may be missing, then texts must come as tokens. Files are
-    decoded on `pool`."""
+    decoded by `decoder`."""
 
     image: ImageInput
     text: TextInput
     tokenizer: Tokenizer | None
     tokenizer_digest: str
     limits: Limits
-    pool: Executor
+    decoder: Decoder
 
     @classmethod
-    def of(cls, bundle: Bundle, limits: Limits, pool: Executor) -> "Preprocessor":
+    def of(cls, bundle: Bundle, limits: Limits, decoder: Decoder) -> "Preprocessor":
         """For the model of this bundle. Raises BundleError."""
         manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.tokenizer)
-        return cls(manifest.image, manifest.text, tokenizer, bundle.tokenizer_digest, limits, pool)
+        return cls(manifest.image, manifest.text, tokenizer, bundle.tokenizer_digest, limits, decoder)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample as the model takes it."""
+        return self.image.height * self.image.width * self.image.channels + 8 * self.text.max_tokens
 
     def same_input(self, other: "Preprocessor") -> bool:
-        """Whether both models take the same arrays."""
-        mine, theirs = ((p.image, p.text, p.tokenizer_digest) for p in (self, other))
-        return mine == theirs
+        """Whether both models take the same arrays; their normalisation happens in the graphs."""
+        neutral = {"mean": (0.0,), "std": (1.0,)}
+        mine, theirs = (p.image.model_copy(update=neutral) for p in (self, other))
+        return mine == theirs and self.text == other.text and self.tokenizer_digest == other.tokenizer_digest
 
-    def pixels(self, images: NDArray[np.uint8] | Sequence[bytes]) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, C] of the model's size as it is; JPEG, PNG or WebP files decoded and resized to it."""
+    def same_tokens(self, other: "Preprocessor") -> bool:
+        """Whether one id means the same to both models, as far as their bundles tell."""
+        digests = {self.tokenizer_digest, other.tokenizer_digest} - {""}
+        special = {(p.text.pad_token, p.text.end_token) for p in (self, other)}
+        return len(digests) < 2 and len(special) == 1
+
+    def pixels(self, images: NDArray[np.uint8] | Sequence[bytes], abandoned: Event | None = None) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, C] of the model's size as it is; JPEG, PNG or WebP files decoded and resized to it. Raises
+        Unavailable soon after `abandoned` is set."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
@@ -67,17 +81,10 @@ class Preprocessor:
             )
         out = np.empty((len(images), *shape), np.uint8)
 
-        def decode(start: int) -> None:
-            for index in range(start, min(start + _STRIDE, len(images))):
-                out[index] = self._decode(index, images[index])
+        def decode(index: int) -> None:
+            out[index] = self._decode(index, images[index])
 
-        jobs = [self.pool.submit(decode, start) for start in range(0, len(images), _STRIDE)]
-        try:
-            for job in jobs:
-                job.result()
-        finally:
-            for job in jobs:  # after one bad file the rest need not be decoded
-                job.cancel()
+        self.decoder.run(decode, len(images), abandoned)
         return out
 
     def tokens(self, texts: NDArray[np.integer[Any]] | Sequence[bytes]) -> NDArray[np.int64]:
@@ -105,17 +112,28 @@ class Preprocessor:
                 raise InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error)) from error
         most, end = self.text.max_tokens, self.text.end_token
         out = np.full((len(texts), most), self.text.pad_token, np.int64)
-        for index, (row, encoding) in enumerate(zip(out, self.tokenizer.encode_batch_fast(strings), strict=True)):
-            ids = encoding.ids
-            if len(ids) > most:
-                if self.text.too_long == "refuse":
-                    raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
-                ids = ids[:most] if end is None else [*ids[: most - 1], end]
-            row[: len(ids)] = ids
+        for index, (row, ids) in enumerate(zip(out, self._ids(strings), strict=True)):
+            if len(ids) > most and self.text.too_long == "refuse":
+                raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
+            row[: len(ids)] = ids[:most]
+            if len(ids) > most and end is not None:
+                row[-1] = end
         if out.max(initial=0) >= self.text.vocabulary:
             limit = f"its model knows 0 to {self.text.vocabulary - 1}; the bundle's tokenizer is another model's"
             raise NotPossible("token id", int(out.max()), limit)
         return out
+
+    def _ids(self, strings: Sequence[str]) -> Iterator[list[int]]:
+        """Token ids of each text. A few texts at a time: what the library keeps of them is many times their size."""
+        assert self.tokenizer is not None
+        start = 0
+        while start < len(strings):
+            stop, size = start, 0
+            while stop < len(strings) and size < _TEXTS_CHARACTERS:
+                size += len(strings[stop]) + 1
+                stop += 1
+            yield from (encoding.ids for encoding in self.tokenizer.encode_batch_fast(strings[start:stop]))
+            start = stop
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:
         field = f"samples.encoded_images[{index}]"
@@ -125,6 +143,10 @@ class Preprocessor:
                 if image.width * image.height > self.limits.image_pixels:
                     size = f"{image.height} x {image.width} pixels"
                     raise LimitExceeded(field, size, f"at most {self.limits.image_pixels} pixels")
+                across, down = self._scaled(*image.size)
+                if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
+                    limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
+                    raise LimitExceeded(field, f"{image.height} x {image.width} pixels", limit)
                 return self._fit(image.convert("L" if self.image.channels == 1 else "RGB"))
         except Image.DecompressionBombError as error:  # Pillow's own limit, which ours cannot raise
             limit = f"at most {self.limits.image_pixels} pixels"
@@ -136,16 +158,21 @@ class Preprocessor:
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         """To the model's size, as torchvision's Resize and CenterCrop come to it."""
         wide, high = self.image.width, self.image.height
-        left = top = 0
-        size = (wide, high)
-        if self.image.fit == "crop":
-            short, side = min(image.size), max(wide, high)
-            across, down = (side if length == short else int(side * length / short) for length in image.size)
-            left, top, size = round((across - wide) / 2), round((down - high) / 2), (across, down)
+        size = across, down = self._scaled(*image.size)
+        left, top = round((across - wide) / 2), round((down - high) / 2)
         if image.size != size:
             image = image.resize(size, _RESAMPLING[self.image.interpolation])
         pixels = np.asarray(image, dtype=np.uint8)[top : top + high, left : left + wide]
         return pixels.reshape(high, wide, self.image.channels)
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the centre is cropped out."""
+        wide, high = self.image.width, self.image.height
+        if self.image.fit == "squash":
+            return wide, high
+        short, side = min(width, height), max(wide, high)
+        across, down = (side if length == short else int(side * length / short) for length in (width, height))
+        return across, down
 
 
 def load_tokenizer(file: Path | None) -> Tokenizer | None:

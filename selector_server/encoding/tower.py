@@ -53,20 +53,21 @@ class Tower:
         not fit."""
         out = torch.empty((len(batch), self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
-        start, upload = 0, self._device.send(batch[: self._micro_batch.size])
+        start, upload = 0, None
         while start < len(batch):
-            data = upload.wait()
-            stop = start + len(data)
-            # The next samples travel while these are computed.
-            upload = self._device.send(batch[stop : stop + self._micro_batch.size])
+            stop = min(len(batch), start + self._micro_batch.size)
             try:
+                data = (upload or self._device.send(batch[start:stop])).wait()
+                stop = start + len(data)
+                # The next samples travel while these are computed.
+                upload = self._device.send(batch[stop : stop + self._micro_batch.size])
                 self._device.run(self._session, {self._data: data, **bound}, (EMBEDDING, out[start:stop]))
             except OutOfMemory as error:
-                if len(data) == 1:
+                if stop - start == 1:
                     raise NotPossible("micro-batch", 1, "the device's memory does not hold one sample") from error
-                self._micro_batch.halve(len(data))
+                upload = None
+                self._micro_batch.halve(stop - start)
                 self._on_out_of_memory()
-                upload = self._device.send(batch[start : start + self._micro_batch.size])
                 continue
             self._micro_batch.fitted()
             start = stop

@@ -45,6 +45,17 @@ class Admission:
         finally:
             self._count(-1, -payload_bytes)
 
+    @contextmanager
+    def enlarge(self, more_bytes: int) -> Iterator[None]:
+        """Counts what an admitted request takes beside its payload. Raises Overloaded."""
+        if (total := self._bytes + more_bytes) > self._max_bytes:
+            raise Overloaded("bytes of all requests, decoded", total, f"at most {self._max_bytes}")
+        self._count(0, more_bytes)
+        try:
+            yield
+        finally:
+            self._count(0, -more_bytes)
+
     def _count(self, requests: int, payload_bytes: int) -> None:
         self._requests += requests
         self._bytes += payload_bytes

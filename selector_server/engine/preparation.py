@@ -1,7 +1,8 @@
 """What a selection needs before the device does: known reference embeddings, decoded images, tokens. Runs beside the
-device's thread, on as many threads as requests are under way; files are decoded on a bounded pool."""
+device's thread, one thread a request; files are decoded on a bounded pool."""
 
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from selector_server.engine.stopwatch import timed
 from selector_server.engine.task import Samples, Stages, Task
 from selector_server.errors import InvalidRequest, NotPossible
 from selector_server.sampling import Needs
+
+_FITS_BOTH = "send files and strings, which fit both, or fill its cache"
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ class Preparation:
     ) -> None:
         self._learner, self._reference, self._cache = learner, reference, cache
 
-    def run(self, task: Task) -> Prepared:
-        """Raises InvalidRequest, LimitExceeded or NotPossible."""
+    def extra_bytes(self, task: Task) -> int:
+        """Most bytes that `run` makes of a task, beside its payload."""
+        samples = task.candidates
+        if not isinstance(samples, Samples) or not isinstance(samples.images, list):
+            return 0
+        return task.size * sum(p.sample_bytes for p in (self._learner, self._reference) if p is not None)
+
+    def run(self, task: Task, abandoned: Event | None = None) -> Prepared:
+        """Raises InvalidRequest, LimitExceeded or NotPossible, and Unavailable soon after `abandoned` is set."""
         samples, stages = task.candidates, Stages()
-        if not isinstance(samples, Samples):
-            return Prepared(task, stages=stages)
-        if task.policy.needs is Needs.NOTHING:
+        if not isinstance(samples, Samples) or task.policy.needs is Needs.NOTHING:
             return Prepared(task, stages=stages)
         learner = reference = found = None
         if task.criterion.needs_reference and self._cache is not None and samples.ids:
@@ -60,26 +68,34 @@ class Preparation:
                 found = self._cache.find(samples.ids)
         with timed(stages, "preprocess"):
             if task.criterion.needs_learner and self._learner is not None:
-                learner = _input(self._learner, samples.images, samples.texts)
+                learner = _input(self._learner, samples.images, samples.texts, abandoned)
             if task.criterion.needs_reference and self._reference is not None:
-                reference = self._reference_input(samples, learner, found)
+                reference = self._reference_input(samples, learner, found, abandoned)
         return Prepared(task, learner, reference, found, stages)
 
-    def _reference_input(self, samples: Samples, learner: ModelInput | None, found: Found | None) -> ModelInput | None:
+    def _reference_input(
+        self, samples: Samples, learner: ModelInput | None, found: Found | None, abandoned: Event | None
+    ) -> ModelInput | None:
         assert self._reference is not None
         rows = np.arange(len(samples.images)) if found is None else np.flatnonzero(~found.known)
         if not len(rows):
             return None
         if learner is not None and self._learner is not None and self._learner.same_input(self._reference):
             return learner.at(rows)
+        if (
+            isinstance(samples.texts, np.ndarray)
+            and self._learner is not None
+            and not self._learner.same_tokens(self._reference)
+        ):
+            raise NotPossible("samples.tokens", "set", f"the reference has a tokenizer of its own; {_FITS_BOTH}")
         images, texts = (_at(part, rows) for part in (samples.images, samples.texts))
         try:
-            return _input(self._reference, images, texts)
+            return _input(self._reference, images, texts, abandoned)
         except InvalidRequest as error:
             if learner is None:
                 raise
-            limit = "the reference takes other inputs than the learner: send files and strings, or fill its cache"
-            raise NotPossible(f"reference, {error.field}", error.value, f"{error.limit}; {limit}") from error
+            limit = f"{error.limit}; the reference takes other inputs than the learner: {_FITS_BOTH}"
+            raise NotPossible(f"reference, {error.field}", error.value, limit) from error
 
 
 def _at(part: NDArray[Any] | list[bytes], rows: NDArray[np.int64]) -> Any:
@@ -88,5 +104,5 @@ def _at(part: NDArray[Any] | list[bytes], rows: NDArray[np.int64]) -> Any:
     return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows]
 
 
-def _input(preprocessor: Preprocessor, images: Any, texts: Any) -> ModelInput:
-    return ModelInput(preprocessor.pixels(images), preprocessor.tokens(texts))
+def _input(preprocessor: Preprocessor, images: Any, texts: Any, abandoned: Event | None) -> ModelInput:
+    return ModelInput(preprocessor.pixels(images, abandoned), preprocessor.tokens(texts))

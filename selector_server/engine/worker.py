@@ -88,6 +88,7 @@ class Worker:
             else:
                 job.settle(self._attempt(job, now - job.queued))
             self._busy_since = None
+            del job  # or an idle worker would hold the last request's arrays
 
     def _attempt(self, job: _Job, waited: float) -> Result | BaseException:
         try:

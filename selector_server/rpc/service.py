@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeAlias
+from threading import Event
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from selector_proto.v1 import selector_pb2 as pb
@@ -21,6 +22,7 @@ from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
 
+T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 
 
@@ -55,10 +57,12 @@ class SelectorService(rpc.SelectorServiceServicer):
             payload = await receiver.payload()
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
-            task = await asyncio.to_thread(to_task, header, payload, self._config, self._policies, self._default_loss)
+            parts = (header, payload, self._config, self._policies, self._default_loss)
+            task = await _in_thread(lambda _: to_task(*parts))
             self._selection.check(task)
-            prepared = await asyncio.to_thread(self._preparation.run, task)
-            result = await self._worker.submit(prepared, context.time_remaining())
+            with self._admission.enlarge(self._preparation.extra_bytes(task)):
+                prepared = await _in_thread(lambda abandoned: self._preparation.run(task, abandoned))
+                result = await self._worker.submit(prepared, context.time_remaining())
             result.stages.receive = received
         self._count(task, result)
         return reply.selected(task, result)
@@ -88,3 +92,18 @@ class SelectorService(rpc.SelectorServiceServicer):
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)
+
+
+async def _in_thread(work: Callable[[Event], T]) -> T:
+    """What `work` returns, called off the event loop. It is told when nobody waits for it any more, and holds its
+    request's permit until it has ended."""
+    abandoned = Event()
+    running = asyncio.ensure_future(asyncio.to_thread(work, abandoned))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        abandoned.set()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # looked at, for nobody else will
+        raise

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, sub_batch_size
+from selector_proto.sizes import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
 from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
-from selector_server.encoding.cache import MAX_ID_BYTES, integer_key, string_key
+from selector_server.encoding.cache import integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes

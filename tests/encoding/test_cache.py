@@ -111,7 +111,52 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_begun(tmp_path, opened, how
     assert problems == ["corrupt"]
     assert not again.find(keys(200)).known.any()
     assert again.put(keys(2), *vectors(2))
-    assert len(list(tmp_path.glob("cache.corrupt-*"))) == 1, "nothing was deleted"
+    assert len(list((tmp_path / "cache").glob("data.mdb.corrupt-*"))) == 1, "nothing was deleted"
+
+
+def test_a_truncated_store_is_not_read_for_its_statistics(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    store.put(keys(200), *vectors(200))
+    store.close()
+    with (tmp_path / "cache" / "data.mdb").open("r+b") as stream:
+        stream.truncate(16384)
+    with pytest.raises(SetupError, match="16384 bytes of"):
+        stat(tmp_path / "cache")
+
+
+def test_a_store_of_something_else(tmp_path):
+    with lmdb.open(str(tmp_path), map_size=MIB) as other, other.begin(write=True) as transaction:
+        transaction.put(b"hello", b"world")
+    with pytest.raises(SetupError, match="a store of something else"):
+        stat(tmp_path)
+
+
+def _outgrow(folder):
+    larger = ReferenceCache(folder, "tiny", FINGERPRINT, WIDTH, 64 * MIB)
+    for first in range(10_000, 70_000, 5_000):
+        larger.put(keys(5_000, first), *vectors(5_000))
+    larger.close()
+
+
+def test_another_process_that_makes_the_store_larger(tmp_path, opened):
+    store, problems = opened(tmp_path / "cache", max_bytes=2 * MIB)
+    store.put(keys(5), *vectors(5))
+    writer = multiprocessing.get_context("spawn").Process(target=_outgrow, args=(tmp_path / "cache",))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == 0
+    assert store.find([*keys(5), *keys(5, 60_000)]).known.all()
+    assert store.put(keys(5, 5), *vectors(5))
+    assert store.find(keys(10)).known.all()
+    assert not problems
+
+
+def test_a_closed_store_knows_nothing_and_harms_nobody(tmp_path, opened):
+    store, problems = opened(tmp_path / "cache")
+    store.put(keys(5), *vectors(5))
+    store.close()
+    assert not store.find(keys(5)).known.any()
+    assert problems == ["failed"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

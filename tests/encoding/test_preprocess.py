@@ -1,7 +1,8 @@
 """Files and texts to a model's input, as its trainer brings them there."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from support.model import TEXT, write_tokenizer
 from tokenizers import Tokenizer
 
 from selector_server.encoding.bundle import ImageInput, TextInput
+from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.preprocess import Limits, Preprocessor
-from selector_server.errors import InvalidRequest, LimitExceeded
+from selector_server.errors import InvalidRequest, LimitExceeded, Unavailable
 
 
 @pytest.fixture(scope="module")
 def pool():
-    with ThreadPoolExecutor(2) as pool:
+    with Decoder(2) as pool:
         yield pool
 
 
@@ -98,3 +100,53 @@ def test_long_texts_are_refused_where_the_bundle_says_so(preprocessor):
     spec = TextInput(max_tokens=4, vocabulary=64, too_long="refuse")
     with pytest.raises(InvalidRequest, match=r"samples\.strings\[1\] is 5 tokens; at most 4 tokens"):
         preprocessor(text=spec).tokens([words(4), words(5)])
+
+
+@pytest.mark.parametrize("size", [(1, 65535), (65535, 1), (1, 3000)])
+def test_a_hair_of_a_picture_does_not_unroll(preprocessor, size):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    with pytest.raises(LimitExceeded, match="at most 1048576 pixels once its shorter side is the model's"):
+        preprocessor(height=224, width=224, fit="crop").pixels([file.getvalue()])
+    assert preprocessor(height=224, width=224).pixels([file.getvalue()]).shape == (1, 224, 224, 3)
+
+
+def test_work_that_nobody_waits_for_ends(preprocessor):
+    abandoned = threading.Event()
+    threading.Timer(0.05, abandoned.set).start()
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="nobody waits"):
+        preprocessor().pixels([photo(500, 500)[0]] * 5000, abandoned)
+    assert time.monotonic() - started < 10
+
+
+def test_a_closed_decoder_stops_at_once(preprocessor):
+    decoder = Decoder(1)
+    running = threading.Event()
+
+    def slow(index):
+        running.set()
+        time.sleep(0.05)
+
+    caught = []
+
+    def work():
+        try:
+            decoder.run(slow, 1000)
+        except Unavailable as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    running.wait(5)
+    decoder.close()
+    thread.join(5)
+    assert len(caught) == 1
+    with pytest.raises(Unavailable, match="stopping"):
+        decoder.run(slow, 3)
+
+
+def test_many_long_texts_are_tokenised_in_parts(preprocessor):
+    spec = TextInput(max_tokens=4, vocabulary=64)
+    texts = [b"w5 " * 10_000, b"w6"] * 60
+    assert preprocessor(text=spec).tokens(texts).tolist() == [[5, 5, 5, 5], [6, 0, 0, 0]] * 60

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from selector_tools.export.torchvision import make_importable
 from support.exports import assert_close, export, inputs, kept_patches, randomise, served
@@ -177,3 +178,15 @@ def test_a_bad_config_is_refused_in_one_line(content, limit, tmp_path, capsys):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selector export: --transformers is ")
     assert limit in last
+
+
+def test_a_folder_whose_weights_are_another_models(tmp_path, capsys):
+    """transformers only warns of these, and leaves random weights where some are missing."""
+    folder = tmp_path / "siglip"
+    siglip().save_pretrained(folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    renamed = {name.replace("vision_model.encoder", "vision_model.other"): value for name, value in state.items()}
+    safetensors.torch.save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    assert export("--transformers", folder, "--out", tmp_path / "B") == 2
+    assert "missing keys is " in capsys.readouterr().err
+    assert not (tmp_path / "B").exists()

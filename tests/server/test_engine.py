@@ -10,6 +10,7 @@ from selector_server.engine.admission import Admission
 from selector_server.engine.task import Stages
 from selector_server.engine.worker import Worker
 from selector_server.errors import NotPossible, Overloaded, TooLate, Unavailable
+from selector_server.rpc.service import _in_thread
 from selector_server.telemetry.metrics import Metrics
 
 
@@ -180,3 +181,22 @@ def test_admission_counts_exactly_and_closes():
         assert time.monotonic() - started >= 0.2, "one is still running"
     asyncio.run(admission.wait_idle(60))
     assert metrics.registry.get_sample_value("selector_inflight_bytes") == 0
+
+
+def test_a_request_that_is_given_up_holds_its_permit_until_its_thread_has_ended():
+    ended = []
+
+    def work(abandoned):
+        assert abandoned.wait(5), "it is told"
+        time.sleep(0.1)
+        ended.append(time.monotonic())
+
+    async def main():
+        waiting = asyncio.create_task(_in_thread(work))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert ended, "not before"
+
+    asyncio.run(main())

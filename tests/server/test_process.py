@@ -210,7 +210,7 @@ def copy_of(source: Path, target: Path, **changed) -> Path:
     manifest = json.loads((target / "manifest.json").read_text())
     for name, value in changed.items():
         file = next((f for f in manifest["files"] if Path(f).stem == name), None)
-        if file is None:
+        if file is None or not isinstance(value, bytes):
             manifest[name] = value
         else:
             (target / file).write_bytes(value)
@@ -395,6 +395,10 @@ def nan_weights(models, path):
     copy_of(models.learner_path, path, weights=weights_file(models.learner_path, change))
 
 
+def unlisted_file(models, path):
+    (copy_of(models.learner_path, path) / "image.onnx.data").write_bytes(b"weights from nowhere")
+
+
 def of_the_future(models, path):
     graph = onnx.load(models.learner_path / "image.onnx")
     for opset in graph.opset_import:
@@ -419,6 +423,10 @@ def changed(**files):
         (changed(role="reference", logit_scale=1.0), "role is reference; must be learner"),
         (changed(unheard_of=1), "unheard_of is 1"),
         (changed(width=0), "width is 0"),
+        (changed(width=17), "must take what the manifest says"),
+        (changed(image={"height": 9, "width": 8, "channels": 3}), "must take what the manifest says"),
+        (changed(text={"max_tokens": 6, "vocabulary": 6400}), "must take what the manifest says"),
+        (unlisted_file, "must list image.onnx.data"),
         (changed(logit=None), "logit is missing"),
         (changed(parameters={}), "must name each weight input of the graphs once"),
         (changed(image=b"no graph"), "ONNX graph is "),

@@ -109,8 +109,18 @@ def test_the_client_sends_ids(cached):
         assert selector.select(PIXELS, IDS, ids=np.arange(40, dtype=np.uint16)).cached_references == 40
         with pytest.raises(ValueError, match="ids has 39 entries"):
             selector.select(PIXELS, IDS, ids=NAMES[:39])
+        assert selector.select(PIXELS, IDS, ids=np.array(NAMES)).cached_references == 40
         with pytest.raises(TypeError, match="must be integers or strings"):
             selector.select(PIXELS, IDS, ids=np.zeros(40))
+        for ids, message in (
+            ([7, *range(39)], "7 more than once"),
+            ([*NAMES[:39], NAMES[0]], "shard-1/0 more than once"),
+            (["", *NAMES[:39]], r"ids\[0\] has 0 bytes"),
+            ([*NAMES[:39], "é" * 121], r"ids\[39\] has 242 bytes; must have 1 to 240"),
+            (np.arange(2**63, 2**63 + 40, dtype=np.uint64), "must be below 2\\^63"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                selector.select(PIXELS, IDS, ids=ids)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +181,25 @@ def bundles_text(max_tokens):
     from support.model import TEXT
 
     return TEXT.model_copy(update={"max_tokens": max_tokens})
+
+
+def test_tokens_mean_nothing_to_a_reference_with_another_tokenizer(sidecar, bundles, tmp_path):
+    other = tmp_path / "tokenizer.json"
+    other.write_text(bundles.tokenizer.read_text().replace('"w1"', '"x1"'))
+    export_reference(source("other", TwoTower(5), other), tmp_path / "other")
+    server = sidecar(bundles.flags | {"reference": tmp_path / "other", "cache": tmp_path / "cache"})
+    error = server.refuse(with_ids(NAMES))
+    assert error.code().name == "FAILED_PRECONDITION"
+    assert "the reference has a tokenizer of its own" in error.details()
+    assert stat(tmp_path / "cache").references[0].entries == 0
+
+
+def test_room_for_decoded_files_is_admitted(sidecar, bundles):
+    server = sidecar(bundles.flags | {"max_inflight_bytes": 20_000})
+    request = Request()
+    request.selection.samples.encoded_images.CopyFrom(request.pack([b""] * 60))
+    request.selection.samples.tokens.CopyFrom(request.add(np.ones((60, 2), np.int32)))
+    error = server.refuse(request)
+    assert error.code().name == "RESOURCE_EXHAUSTED"
+    assert "bytes of all requests, decoded is " in error.details()
+    assert server.select(some_losses()).indices

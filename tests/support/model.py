@@ -54,7 +54,7 @@ class Models:
         with torch.no_grad():
             self.reference.logit_scale.fill_(math.log(20.0))
             self.reference.logit_bias.fill_(-9.0)
-        tokenizer = write_tokenizer(folder / "tokenizer.json")
+        self.tokenizer = tokenizer = write_tokenizer(folder / "tokenizer.json")
         self.learner_path, self.reference_path = folder / "learner", folder / "reference"
         export_learner(source("tiny", self.learner, tokenizer), self.learner_path)
         export_reference(source("tiny-ref", self.reference, tokenizer), self.reference_path)

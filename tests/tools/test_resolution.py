@@ -9,7 +9,7 @@ import torch
 from selector_proto.resize import patch_matrix, resize_matrix
 from selector_tools import cli
 from selector_tools.bench.flexi import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
-from selector_tools.bench.ranks import compare, spearman
+from selector_tools.bench.ranks import compare
 from selector_tools.bench.synthetic import candidates
 from selector_tools.demo import pool
 from torch.nn.functional import interpolate
@@ -28,17 +28,6 @@ def learner() -> FlexiSigLip:
 
 def pictures(count: int) -> torch.Tensor:
     return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def test_spearman_of_a_known_example_with_ties() -> None:
-    # Ranks 1, 2.5, 2.5, 4, 5 and 2, 1, 3.5, 3.5, 5: covariance 7.25, variances 9.5.
-    assert spearman(np.array([10, 20, 20, 30, 40]), np.array([2, 1, 7, 7, 9])) == pytest.approx(7.25 / 9.5)
-
-
-def test_spearman_sees_only_the_order() -> None:
-    values = np.random.default_rng(0).normal(size=100)
-    assert spearman(values, np.exp(values)) == pytest.approx(1)
-    assert spearman(values, -(values**3)) == pytest.approx(-1)
 
 
 def test_the_same_scores_compare_as_the_same() -> None:

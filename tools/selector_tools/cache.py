@@ -50,8 +50,8 @@ def _fill(flags: argparse.Namespace) -> None:
         with bar("embed", pool.size) as advance:
             for seen in reference.run(pool, flags.pool, flags.batch):
                 if not seen.kept:
-                    limit = f"the cache at {flags.cache} takes no more after {fresh} new samples; raise it and go on"
-                    raise SetupError("--cache-bytes", flags.cache_bytes, limit)
+                    problem = "" if reference.cache is None else reference.cache.problem
+                    raise SetupError("--cache", flags.cache, f"takes no more after {fresh} new samples: {problem}")
                 fresh += seen.fresh
                 known += len(seen.batch) - seen.fresh
                 advance(len(seen.batch))

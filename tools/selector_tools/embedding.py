@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selector_server.encoding import bundle as bundles
 from selector_server.encoding.cache import Found, ReferenceCache
+from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
@@ -105,8 +106,8 @@ def embedder(
         bundle, place = bundles.load(reference, "reference"), Device(device, threads)
         model = Model(bundle, place, SIZES[place.kind])
         model.warm_up(model.constant_weights())
-        executor = stack.enter_context(ThreadPoolExecutor(threads))
-        preprocessor = Preprocessor.of(bundle, Limits(MAX_IMAGE_PIXELS, MAX_DECODED_BYTES), executor)
+        decoder = stack.enter_context(Decoder(threads))
+        preprocessor = Preprocessor.of(bundle, Limits(MAX_IMAGE_PIXELS, MAX_DECODED_BYTES), decoder)
         store = None
         if cache is not None:
             manifest = bundle.manifest

@@ -1,19 +1,13 @@
 """How alike two ways to score the same candidates are."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selector_server.encoding.ranks import rank_correlation
 from selector_server.sampling import PairScores, Plan
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.running import Chunk
-
-
-def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Rank correlation of two arrays of numbers [n]; equal numbers share the mean of their ranks."""
-    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
 
 
 def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]:
@@ -30,11 +24,11 @@ def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]
     uniform = true.uniform_total(plan.picks)
     loss = {}
     if true.learner is not None and other.learner is not None:  # a loss falls with its logit
-        loss["loss"] = spearman(true.learner.own_logits().numpy(), other.learner.own_logits().numpy())
+        loss["loss"] = rank_correlation(true.learner.own_logits().numpy(), other.learner.own_logits().numpy())
     return {
         **loss,
-        "own": spearman(true.own().numpy(), other.own().numpy()),
-        "joint": spearman(_given(true, half), _given(other, half)),
+        "own": rank_correlation(true.own().numpy(), other.own().numpy()),
+        "joint": rank_correlation(_given(true, half), _given(other, half)),
         "overlap": overlap(picks, others),
         "kept": (true.total(others) - uniform) / (true.total(picks) - uniform),
     }
@@ -52,9 +46,3 @@ def _given(scores: PairScores, picked: torch.Tensor) -> NDArray[np.float64]:
     left = torch.ones(scores.size, dtype=torch.bool)
     left[picked] = False
     return np.asarray(running.scores()[left].numpy(), np.float64)
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group]

@@ -90,6 +90,8 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
         views = safetensors.decode(memoryview(file.read_bytes()))
     except safetensors.LayoutError as error:
         raise SetupError("--checkpoint", file, str(error)) from error
+    if odd := sorted({view.dtype for view in views.values()} - _DTYPES.keys()):
+        raise SetupError("--checkpoint", file, f"has tensors of {', '.join(odd)}; must be {', '.join(_DTYPES)}")
     return {
         name: torch.from_numpy(np.frombuffer(view.data, np.uint8).copy()).view(_DTYPES[view.dtype]).reshape(view.shape)
         for name, view in views.items()

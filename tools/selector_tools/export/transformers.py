@@ -49,13 +49,21 @@ def architecture(place: Path) -> Architecture:
 
     def build(image_size: int | None, patch_size: int | None) -> Source:
         sized = _resized(copy.deepcopy(config), kind, image_size, patch_size)
+        loaded: dict[str, Any] = {}
         try:
             if has_weights and image_size is None and patch_size is None:
-                model = model_class.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+                how = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
+                model, loaded = model_class.from_pretrained(str(folder), **how)
             else:
                 model = model_class(sized)
         except Exception as error:
             raise SetupError("--transformers", place, f"cannot be built: {_line(error)}") from error
+        for what, names in loaded.items():  # it only warns, and leaves random weights where some are missing
+            if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+                shown = ", ".join(sorted(map(str, names))[:5])
+                raise SetupError(
+                    f"--transformers {place}: {what.replace('_', ' ')}", len(names), f"must be none: {shown}"
+                )
         name = str(settings.get("_name_or_path") or folder.resolve().name or kind)[:128]
         return _source(name, kind, model.eval(), sized, folder)
 
@@ -136,7 +144,10 @@ def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
     from tokenizers import Tokenizer  # noqa: PLC0415
 
     settings = _optional(folder / "tokenizer_config.json")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception
+        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {_line(error)}") from error
     words = [settings.get(role) for role in roles]
     words = [word.get("content") if isinstance(word, dict) else word for word in words]
     return [None if word is None else tokenizer.token_to_id(word) for word in words]

@@ -60,7 +60,10 @@ class ArrayPool:
                 texts = self._tokens[part]
             else:
                 assert self._texts is not None
-                texts = [text.encode() for text in self._texts[part].tolist()]
+                try:
+                    texts = [text.encode() for text in self._texts[part].tolist()]
+                except UnicodeEncodeError as error:
+                    raise SetupError("--pool: texts", f"of rows {start} and on", f"must be text: {error}") from error
             captions = None if self._captions is None else self._captions[part].tolist()
             yield Batch(self._ids[part], self._images[part], texts, captions)
 

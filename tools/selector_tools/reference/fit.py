@@ -3,7 +3,6 @@
 import argparse
 import warnings
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -63,6 +62,7 @@ def _run(flags: argparse.Namespace) -> None:
 def _fit(flags: argparse.Namespace, source: "Source") -> None:
     import torch  # noqa: PLC0415 - heavy, as are the others
 
+    from selector_server.encoding.decoder import Decoder  # noqa: PLC0415
     from selector_server.encoding.device import Device  # noqa: PLC0415
     from selector_server.encoding.export import export_reference  # noqa: PLC0415
     from selector_server.encoding.preprocess import Limits, Preprocessor, load_tokenizer  # noqa: PLC0415
@@ -76,9 +76,9 @@ def _fit(flags: argparse.Namespace, source: "Source") -> None:
     torch.set_num_threads(threads)
     Device(flags.device, threads)  # fails now if it is not there
     pool, limits = open_pool(flags.pool), Limits(reading.MAX_IMAGE_PIXELS, reading.MAX_DECODED_BYTES)
-    with ThreadPoolExecutor(threads) as executor:
+    with Decoder(threads) as decoder:
         tokenizer = load_tokenizer(source.tokenizer)
-        preprocessor = Preprocessor(source.image, source.text, tokenizer, "", limits, executor)
+        preprocessor = Preprocessor(source.image, source.text, tokenizer, "", limits, decoder)
         pixels, tokens, skipped = reading.read_pool(preprocessor, pool, flags.pool, flags.memory_bytes)
     shared.tell_skipped(COMMAND, skipped)
     rates = flags.learning_rate, flags.weight_decay

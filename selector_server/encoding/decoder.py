@@ -1,0 +1,56 @@
+"""A bounded pool of threads for work on many files, which ends soon when nobody wants it any more."""
+
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+from selector_server.errors import Unavailable
+
+# Files that one thread works on before it looks for more.
+_STRIDE = 16
+
+
+class Decoder:
+    """`threads` of them, shared by all requests."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
+        self._closed = Event()
+
+    def run(self, work: Callable[[int], None], count: int, abandoned: Event | None = None) -> None:
+        """Calls work(0) to work(count - 1), in any order. Raises what one of them raised, or Unavailable if this
+        decoder was closed or `abandoned` set meanwhile."""
+
+        def stride(start: int) -> None:
+            for index in range(start, min(start + _STRIDE, count)):
+                if self._closed.is_set() or (abandoned is not None and abandoned.is_set()):
+                    raise Unavailable("request", "abandoned", "nobody waits for it any more")
+                work(index)
+
+        jobs = []
+        try:
+            jobs += [self._pool.submit(stride, start) for start in range(0, count, _STRIDE)]
+            for job in jobs:
+                job.result()
+        except (CancelledError, RuntimeError) as error:
+            if not self._closed.is_set():
+                raise
+            raise Unavailable("server", "stopping", "send the request to another one, or again later") from error
+        finally:
+            for job in jobs:  # after one bad file the rest need not be decoded
+                job.cancel()
+
+    def close(self) -> None:
+        """Ends all work within a file's time."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
