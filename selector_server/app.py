@@ -31,7 +31,7 @@ from selector_server.rpc.service import SelectorService
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
-from selector_server.weights.source import RedisSource
+from selector_server.weights.source import News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
 
@@ -64,7 +64,8 @@ class App:
                 raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
             source = RedisSource(config.redis, config.run, config.max_weights_bytes)
             poll = config.weights_poll_seconds
-            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll)
+            news = News(config.redis, config.run)
+            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll, news)
         tile_bytes = config.sampler_tile_bytes or None
         if config.sampler_fused and not kernel_available(device.torch):
             raise SetupError("sampler_fused", True, "needs triton and a CUDA device of capability 9.0 or newer")

@@ -9,12 +9,13 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
-from selector_client.publisher import WeightPublisher
+from selector_client.publisher import Canary, WeightPublisher
 from selector_client.request import ModelEmbeddings, Settings
 from selector_client.selection import Selection, Statistics
 from selector_client.selector import Selector
 
 __all__ = [
+    "Canary",
     "ModelEmbeddings",
     "RemoteError",
     "SelectingLoader",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import redis
 from numpy.typing import ArrayLike
-from selector_proto.weights import CANARY, Keys
+from selector_proto.weights import CANARY, MAX_CANARY, Keys
 
 from selector_client.shipping import Fenced, Shipper, Unsafe
 from selector_client.snapshot import Precision, Snapshot
@@ -41,8 +41,10 @@ class Canary:
     def tensors(self) -> dict[str, Any]:
         """As they travel beside the weights."""
         arrays = {name: np.asarray(value) for name, value in vars(self).items()}
-        if not 1 <= len(arrays["pixels"]) <= 16 or len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError(f"canary has {[len(a) for a in arrays.values()]} samples; must be 1 to 16, all the same")
+        if not 1 <= len(arrays["pixels"]) <= MAX_CANARY or len({len(array) for array in arrays.values()}) != 1:
+            raise ValueError(
+                f"canary has {[len(a) for a in arrays.values()]} samples; must be 1 to {MAX_CANARY}, all the same"
+            )
         dtypes = {"pixels": np.uint8, "tokens": np.int64, "image": np.float32, "text": np.float32}
         return {CANARY + name: array.astype(dtypes[name]) for name, array in arrays.items()}
 
@@ -148,7 +150,7 @@ class WeightPublisher:
             try:
                 if snapshot is not None:
                     self._ship(snapshot)
-                elif not self._shipper.refresh() and self._shipped is not None:
+                elif not self._closed and not self._shipper.refresh() and self._shipped is not None:
                     log.warning("Redis lost version %d of the weights; it is published again", self.last_version)
                     self._ship(self._shipped)
                 backoff = 0.1

@@ -22,6 +22,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 DIGEST_BYTES = 32
 # Tensors of these names in a payload are no parameters: samples, and the embeddings that the trainer computed of them.
 CANARY = "__canary__/"
+MAX_CANARY = 16
 _RUN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # A publisher owns its run from its start until another one starts; what a former owner still tries comes to nothing.

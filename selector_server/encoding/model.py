@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
+from selector_proto.weights import CANARY, MAX_CANARY
 from torch import Tensor
 
 from selector_server.encoding.bundle import IMAGE_TOWER, PIXELS, TEXT_TOWER, TOKENS, WEIGHTS, Bundle, Logit, Parameter
@@ -19,6 +20,8 @@ from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
 
+# Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
+CANARY_COSINE = 0.99
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -80,8 +83,9 @@ class Model:
     def bind(self, tensors: Mapping[str, TensorView]) -> Weights:
         """A new set from the trainer's tensors, by their state_dict names. The old set is not touched.
 
-        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, and if a probe
-        batch encoded with the new set does not come out finite. Tensors the graphs do not use are ignored.
+        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
+        encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
+        are not encoded as the trainer did. Tensors the graphs do not use are ignored.
         """
         manifest = self.bundle.manifest
         assert manifest.logit is not None
@@ -95,6 +99,7 @@ class Model:
         scale, bias = logit_of(manifest.logit, tensors)
         weights = Weights(bound, scale, bias)
         self.warm_up(weights)
+        self._check_canary(tensors, weights)
         return weights
 
     def warm_up(self, weights: Weights) -> None:
@@ -104,6 +109,31 @@ class Model:
         pixels = rng.integers(0, 256, (2, image.height, image.width, image.channels), dtype=np.uint8)
         self.encode(pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens)), weights)
 
+    def _check_canary(self, tensors: Mapping[str, TensorView], weights: Weights) -> None:
+        """Compares embeddings of the trainer's samples with the trainer's own, if it sent any."""
+        if CANARY + "pixels" not in tensors:
+            return
+        manifest = self.bundle.manifest
+        image, text, count = manifest.image, manifest.text, tensors[CANARY + "pixels"].shape[:1]
+        if not count or not 1 <= count[0] <= MAX_CANARY:
+            raise NotPossible("canary", f"{list(count)} samples", f"must be 1 to {MAX_CANARY}")
+        shapes = {
+            "pixels": ("U8", (*count, image.height, image.width, image.channels)),
+            "tokens": ("I64", (*count, text.max_tokens)),
+            "image": ("F32", (*count, manifest.width)),
+            "text": ("F32", (*count, manifest.width)),
+        }
+        found = {name: _canary_part(tensors.get(CANARY + name), name, *shape) for name, shape in shapes.items()}
+        if not 0 <= found["tokens"].min() <= found["tokens"].max() < text.vocabulary:
+            raise NotPossible("canary tokens", int(found["tokens"].max()), f"ids must be 0 to {text.vocabulary - 1}")
+        ours = self.encode(found["pixels"], found["tokens"], weights)
+        for name, mine in (("image", ours.image), ("text", ours.text)):
+            theirs = torch.from_numpy(found[name])
+            cosine = torch.nn.functional.cosine_similarity(mine.cpu(), theirs).min().item()
+            if not cosine >= CANARY_COSINE:
+                limit = f"at least {CANARY_COSINE}: these are not the weights, or not the model, that the trainer used"
+                raise NotPossible(f"canary: cosine to the trainer's {name} embedding", f"{cosine:.4f}", limit)
+
     def _source_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:
         shape, _ = self._inputs[parameter.input]
         if parameter.resize is None:
@@ -112,6 +142,14 @@ class Model:
             return source_shape(parameter.resize, shape)
         except ValueError as error:
             raise BundleError(f"{self.bundle.path}: parameters.{name}", parameter.resize.kind, str(error)) from error
+
+
+def _canary_part(view: TensorView | None, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if view is None or (view.dtype, view.shape) != (dtype, shape):
+        shown = "missing" if view is None else f"{view.dtype} {list(view.shape)}"
+        raise NotPossible(f"canary {name}", shown, f"must be {dtype} {list(shape)}")
+    kind = {"U8": np.uint8, "I64": np.int64, "F32": np.float32}[dtype]
+    return np.frombuffer(view.data, kind).reshape(shape).copy()
 
 
 def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> Tensor:

@@ -1,14 +1,28 @@
 """Fetches whole, verified versions of a run's weights from Redis."""
 
 import hashlib
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from threading import Event
+from typing import Any, cast
 
 import redis
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import MAX_MANIFEST_BYTES, Keys, ManifestError, chunk_count, decode_manifest
+from selector_proto.weights import (
+    DIGEST_BYTES,
+    MAX_MANIFEST_BYTES,
+    Keys,
+    ManifestError,
+    chunk_count,
+    decode_manifest,
+)
+
+MAX_POINTER_BYTES = 19
+# How long a stop may go unnoticed.
+TICK_SECONDS = 0.2
 
 
 class Incomplete(Exception):
@@ -30,25 +44,26 @@ class RedisSource:
         self.keys = Keys(run)
         self._max_bytes = max_bytes
         self._redis = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
         """Newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
-        text = cast("bytes | None", self._redis.get(self.keys.pointer))
-        if text is None:
+        text = self._read(self.keys.pointer, MAX_POINTER_BYTES)
+        if not text:
             return 0
-        if not text.isdigit() or len(text) > 18:
+        if not text.isdigit() or len(text) >= MAX_POINTER_BYTES:
             raise Incomplete(f"pointer {self.keys.pointer} holds {text[:40]!r}, not a version")
         return int(text)
 
     def manifest(self, version: int) -> bytes:
         """Text of a version's manifest, empty if there is none: it tells two versions of one number apart."""
-        size = self._redis.strlen(self.keys.manifest(version))
-        if size > MAX_MANIFEST_BYTES:
-            raise Incomplete(f"manifest of version {version} has {size} bytes; at most {MAX_MANIFEST_BYTES}")
-        return cast("bytes | None", self._redis.get(self.keys.manifest(version))) or b""
+        text = self._read(self.keys.manifest(version), MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise Incomplete(f"manifest of version {version} is too long; at most {MAX_MANIFEST_BYTES} bytes")
+        return text
 
     def fetch(self, version: int, text: bytes) -> Fetched:
-        """The whole version that the manifest `text` describes, verified against its digest. Raises Incomplete."""
+        """The whole version that the manifest `text` describes, every chunk verified. Raises Incomplete."""
         if not text:
             raise Incomplete(f"manifest of version {version} is missing")
         try:
@@ -58,21 +73,65 @@ class RedisSource:
             raise Incomplete(f"version {version}: {error}") from error
 
     def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        payload = bytearray(manifest.payload_bytes)
-        digest = hashlib.sha256()
-        for index in range(chunk_count(manifest)):
+        """All chunks in one buffer. Each is hashed and put in its place while the next one travels."""
+        payload, last = bytearray(manifest.payload_bytes), chunk_count(manifest) - 1
+        placed: Future[None] | None = None
+
+        def place(index: int, chunk: bytes) -> None:
             start = index * manifest.chunk_bytes
             wanted = min(manifest.chunk_bytes, manifest.payload_bytes - start)
-            key = self.keys.chunk(manifest.version, index)
-            # A range, so that a key larger than promised cannot fill this process's memory.
-            chunk = cast(bytes, self._redis.getrange(key, 0, wanted))
             if len(chunk) != wanted:
                 raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
-            digest.update(chunk)
+            digest = manifest.chunk_sha256[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+            if hashlib.sha256(chunk).digest() != digest:
+                raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
             payload[start : start + wanted] = chunk
-        if digest.digest() != manifest.payload_sha256:
-            raise Incomplete(f"version {manifest.version}: SHA-256 of the payload does not match its manifest")
+
+        for index in range(last + 1):
+            # A range, so that a key larger than promised cannot fill this process's memory.
+            chunk = self._read(self.keys.chunk(manifest.version, index), manifest.chunk_bytes)
+            if placed is not None:
+                placed.result()
+            placed = self._hasher.submit(place, index, chunk)
+        if placed is not None:
+            placed.result()
         return memoryview(payload).toreadonly()
 
+    def _read(self, key: str, most: int) -> bytes:
+        """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
+        try:
+            return cast(bytes, self._redis.getrange(key, 0, most - 1))
+        except redis.ResponseError as error:
+            raise Incomplete(f"{key}: {error}") from error
+
     def close(self) -> None:
+        self._hasher.shutdown()
         self._redis.close()
+
+
+class News:
+    """Waits for the announcement of a new version. Announcements get lost, so that nobody may rely on one."""
+
+    def __init__(self, url: str, run: str) -> None:
+        self._url, self._channel = url, Keys(run).news
+        self._subscription: Any = None
+
+    def wait(self, seconds: float, stop: Event) -> None:
+        """Returns at the next announcement, after `seconds`, or soon after `stop` is set."""
+        try:
+            if self._subscription is None:
+                self._subscription = redis.Redis.from_url(self._url, socket_connect_timeout=5.0).pubsub()  # type: ignore[no-untyped-call]
+                self._subscription.subscribe(self._channel)
+            until = time.monotonic() + seconds
+            while not stop.is_set() and (left := until - time.monotonic()) > 0:
+                message = self._subscription.get_message(timeout=min(left, TICK_SECONDS))
+                if message is not None and message["type"] == "message":
+                    return
+        except (redis.RedisError, OSError):
+            self.close()
+            stop.wait(seconds)
+
+    def close(self) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None

@@ -15,7 +15,7 @@ from selector_proto.safetensors import TensorView
 
 from selector_server.errors import SelectorError
 from selector_server.telemetry.metrics import Metrics
-from selector_server.weights.source import Fetched, Incomplete, RedisSource
+from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 
 W = TypeVar("W")
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Pause after the source failed: doubled each time, up to this.
 MAX_BACKOFF_SECONDS = 5.0
+# The same while the newest version cannot be read whole: each try may fetch all of it. News end the pause.
+MAX_INCOMPLETE_SECONDS = 60.0
 
 
 class Subscriber(Generic[W]):
@@ -36,9 +38,10 @@ class Subscriber(Generic[W]):
         bind: Callable[[Mapping[str, TensorView]], W],
         metrics: Metrics,
         poll_seconds: float,
+        news: News,
     ) -> None:
         self._source, self._store, self._bind, self._metrics = source, store, bind, metrics
-        self._poll_seconds = poll_seconds
+        self._poll_seconds, self._news = poll_seconds, news
         self._stop = Event()
         self._refused = 0
         # Manifests of the versions served and refused, by number: a source restarted empty counts from one again.
@@ -55,6 +58,7 @@ class Subscriber(Generic[W]):
         if self._thread.ident is not None:
             self._thread.join(timeout=10)
         self._source.close()
+        self._news.close()
 
     def _run(self) -> None:
         pause = self._poll_seconds
@@ -62,7 +66,7 @@ class Subscriber(Generic[W]):
             try:
                 settled = self.poll()
                 self._metrics.weights_connected.set(1)
-                pause = self._poll_seconds if settled else min(pause * 2, MAX_BACKOFF_SECONDS)
+                pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
             except redis.RedisError as error:
                 self._metrics.weights_connected.set(0)
                 self._report(SyncState.DISCONNECTED, None, f"{type(error).__name__}: {error}")
@@ -71,7 +75,7 @@ class Subscriber(Generic[W]):
                 log.exception("weights: unexpected failure")
                 self._report(SyncState.REJECTED, None, f"{type(error).__name__}: {error}")
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
-            self._stop.wait(pause)
+            self._news.wait(pause, self._stop)
 
     def poll(self) -> bool:
         """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
