@@ -11,15 +11,18 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
-from selector_server.engine.preparation import Preparation
+from selector_server.engine.preparation import Preparation, Prepared
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
+from selector_server.engine.waiting import Waiting
 from selector_server.engine.worker import Worker
+from selector_server.errors import StaleWeights
 from selector_server.rpc import reply
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.freshness import WhenStale
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 
@@ -44,6 +47,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
+        self._waiting = Waiting(selection, admission, metrics)
 
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
@@ -56,9 +60,13 @@ class SelectorService(rpc.SelectorServiceServicer):
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
             task = await asyncio.to_thread(to_task, header, payload, self._config, self._policies, self._default_loss)
-            self._selection.check(task)
-            prepared = await asyncio.to_thread(self._preparation.run, task)
-            result = await self._worker.submit(prepared, context.time_remaining())
+            try:
+                self._selection.check(task)
+                prepared = await asyncio.to_thread(self._preparation.run, task)
+                result = await self._run(prepared, context)
+            except StaleWeights:
+                self._metrics.stale.labels("refuse").inc()
+                raise
             result.stages.receive = received
         self._count(task, result)
         return reply.selected(task, result)
@@ -77,6 +85,20 @@ class SelectorService(rpc.SelectorServiceServicer):
     ) -> pb.GetWeightsStatusResponse:
         return self._status()
 
+    async def _run(self, prepared: Prepared, context: Context) -> Result:
+        waited = 0.0
+        while True:
+            waited += await self._waiting.until_fresh(prepared.task, context.time_remaining())
+            try:
+                result = await self._worker.submit(prepared, context.time_remaining())
+            except StaleWeights:
+                # They aged in the queue. A task that waits goes back to waiting, others are refused.
+                if prepared.task.freshness.when_stale is not WhenStale.WAIT:
+                    raise
+            else:
+                result.stages.wait = waited
+                return result
+
     def _count(self, task: Task, result: Result) -> None:
         metrics = self._metrics
         for stage, seconds in vars(result.stages).items():
@@ -85,6 +107,8 @@ class SelectorService(rpc.SelectorServiceServicer):
         metrics.picks.inc(len(result.indices))
         metrics.super_batch.observe(task.size)
         metrics.cached.inc(result.cached)
+        if result.weights is not None and result.weights.stale:
+            metrics.stale.labels("serve").inc()
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SERVICE = "selector.v1.SelectorService"
+ADMIN_SERVICE = "selector.v1.AdminService"
 # Most specific first.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
@@ -49,7 +50,7 @@ def to_status(error: Exception) -> status_pb2.Status:
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
-    """Wraps every method of our service: errors become status, and each request is counted and timed."""
+    """Wraps every method of our services: errors become status, and each request is counted and timed."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -61,7 +62,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
     ) -> Handler:
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
-        if handler is None or service != SERVICE:
+        if handler is None or service not in (SERVICE, ADMIN_SERVICE):
             return handler
         streamed = handler.request_streaming
         make = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
