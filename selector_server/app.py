@@ -110,6 +110,8 @@ class App:
         for one in servers:
             await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
+        for one in others:
+            log.info("the admin service is on %s, port %d", self.config.admin_listen, one.port)
         while not stop.is_set() and self._worker.alive:
             await self._follow(server)
             await _wait(stop, TICK_SECONDS)
