@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from selector_server.engine.admission import Admission
+from selector_server.engine.preparation import Prepared
 from selector_server.engine.selection import Selection
-from selector_server.engine.task import Task
-from selector_server.errors import Unavailable
+from selector_server.engine.task import Result, Task
+from selector_server.engine.worker import Worker
+from selector_server.errors import StaleWeights, Unavailable
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.freshness import WhenStale
 
 # How often the store is looked at: a look is a few comparisons.
 TICK_SECONDS = 0.02
@@ -18,16 +22,31 @@ LONGEST_SECONDS = 600.0
 
 
 class Waiting:
-    """`selection` knows whether the served weights are new enough; a drain ends every wait."""
+    """Between preparation and worker. `selection` knows whether the served weights are new enough; a drain ends every
+    wait."""
 
-    def __init__(self, selection: Selection, admission: Admission, metrics: Metrics) -> None:
-        self._selection, self._admission, self._metrics = selection, admission, metrics
+    def __init__(self, selection: Selection, worker: Worker, admission: Admission, metrics: Metrics) -> None:
+        self._selection, self._worker = selection, worker
+        self._admission, self._metrics = admission, metrics
 
-    async def until_fresh(self, task: Task, remaining: float | None) -> float:
-        """Returns the seconds waited, 0 if the task need not wait. `remaining` seconds are left of its deadline.
+    async def run(self, prepared: Prepared, remaining: Callable[[], float | None]) -> Result:
+        """The task's result, once the weights are as new as it accepts. `remaining` seconds are left of its deadline,
+        None without one. Raises StaleWeights when that comes within reach, Unavailable when the server drains."""
+        task, waited = prepared.task, 0.0
+        while True:
+            waited += await self._until_fresh(task, remaining())
+            try:
+                result = await self._worker.submit(prepared, remaining())
+            except StaleWeights:
+                # They aged in the queue, or an older version was pinned. A task that waits goes back to waiting.
+                if task.freshness.when_stale is not WhenStale.WAIT:
+                    raise
+            else:
+                result.stages.wait = waited
+                return result
 
-        Raises StaleWeights when that comes within reach, Unavailable when the server drains.
-        """
+    async def _until_fresh(self, task: Task, remaining: float | None) -> float:
+        """Returns the seconds waited, 0 if the task need not wait."""
         if self._selection.awaited(task, 0.0) is None:
             return 0.0
         self._metrics.stale.labels("wait").inc()

@@ -11,7 +11,7 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
-from selector_server.engine.preparation import Preparation, Prepared
+from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
 from selector_server.engine.waiting import Waiting
@@ -22,7 +22,6 @@ from selector_server.rpc.receive import Receiver
 from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
-from selector_server.weights.freshness import WhenStale
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 
@@ -43,11 +42,11 @@ class SelectorService(rpc.SelectorServiceServicer):
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
     ) -> None:
-        self._config, self._admission, self._worker = config, admission, worker
+        self._config, self._admission = config, admission
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
-        self._waiting = Waiting(selection, admission, metrics)
+        self._waiting = Waiting(selection, worker, admission, metrics)
 
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
@@ -63,7 +62,7 @@ class SelectorService(rpc.SelectorServiceServicer):
             try:
                 self._selection.check(task)
                 prepared = await asyncio.to_thread(self._preparation.run, task)
-                result = await self._run(prepared, context)
+                result = await self._waiting.run(prepared, context.time_remaining)
             except StaleWeights:
                 self._metrics.stale.labels("refuse").inc()
                 raise
@@ -84,20 +83,6 @@ class SelectorService(rpc.SelectorServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.GetWeightsStatusResponse:
         return self._status()
-
-    async def _run(self, prepared: Prepared, context: Context) -> Result:
-        waited = 0.0
-        while True:
-            waited += await self._waiting.until_fresh(prepared.task, context.time_remaining())
-            try:
-                result = await self._worker.submit(prepared, context.time_remaining())
-            except StaleWeights:
-                # They aged in the queue. A task that waits goes back to waiting, others are refused.
-                if prepared.task.freshness.when_stale is not WhenStale.WAIT:
-                    raise
-            else:
-                result.stages.wait = waited
-                return result
 
     def _count(self, task: Task, result: Result) -> None:
         metrics = self._metrics

@@ -11,29 +11,13 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import Keys
 from selector_tools import cli
 from support.model import TwoTower
-from support.processes import Sidecar, eventually, free_port
-from support.trainers import Trainer, request
+from support.processes import eventually, free_port
+from support.trainers import request
 from support.wire import error_info
 
 from selector_server.weights.history import KEPT, Event, History, Outcome
 
 SERVED, REFUSED, INCOMPLETE = 1, 2, 3
-
-
-@pytest.fixture(scope="module")
-def shared(start_sidecars, bundles, redis_url):
-    with start_sidecars() as start:
-        flags = {"redis": redis_url, "run": "admin", "weights_poll_seconds": 0.05}
-        trainer = Trainer(start(bundles.flags | flags), bundles, redis_url, "admin")
-        yield trainer
-        trainer.publisher.close()
-
-
-@pytest.fixture
-def trainer(shared):
-    """Without a pin, before and after."""
-    yield shared
-    shared.unpin()
 
 
 def command(capsys, *arguments) -> tuple[int, str, str]:
@@ -140,7 +124,7 @@ def test_the_history_tells_what_was_served_refused_and_incomplete(trainer, redis
     assert events(trainer)[-2:] == [(good, SERVED), (refused, REFUSED)]
     # A pointer to a version that is not there is tried again and again: one event.
     missing = refused + 1
-    redis.Redis.from_url(redis_url).set(Keys("admin").pointer, missing)
+    redis.Redis.from_url(redis_url).set(Keys("shared").pointer, missing)
     event = eventually(lambda: (e := trainer.history().events[-1]).times > 1 and e)
     assert (event.version, event.outcome, event.HasField("trainer_step")) == (missing, INCOMPLETE, False)
     assert "missing" in event.reason
@@ -165,15 +149,8 @@ def test_the_history_is_bounded_and_counts_what_happens_again_at_once():
 # Its own address
 
 
-@pytest.fixture(scope="module")
-def apart(start_sidecars, bundles) -> tuple[Sidecar, str]:
-    address = f"127.0.0.1:{free_port()}"
-    with start_sidecars() as start:
-        yield start(bundles.flags | {"admin_listen": address}), address
-
-
-def test_an_admin_address_serves_the_admin_service_alone_and_the_other_one_the_rest(apart):
-    server, address = apart
+def test_an_admin_address_serves_the_admin_service_alone_and_the_other_one_the_rest(strict, admin_address):
+    server, address = strict, admin_address
     ask = admin_pb2.ListWeightsHistoryRequest()
     with pytest.raises(grpc.RpcError) as raised:
         admin_pb2_grpc.AdminServiceStub(server.channel).ListWeightsHistory(ask, timeout=10)
@@ -217,13 +194,13 @@ def test_the_command_shows_pins_and_unpins(trainer, capsys):
     assert json.loads(command(capsys, "history", address, "--json")[1])["pinned_version"] == "0"
 
 
-def test_the_commands_mistakes_are_one_line(trainer, apart, capsys):
-    address, (server, admin) = trainer.server.address, apart
+def test_the_commands_mistakes_are_one_line(trainer, strict, admin_address, capsys):
+    address = trainer.server.address
     for arguments, status, named in (
         (["pin", 10**6, address], 1, "FAILED_PRECONDITION: version is 1000000; only versions in memory"),
         (["status", f"127.0.0.1:{free_port()}"], 1, "UNAVAILABLE: "),
-        (["unpin", server.address], 1, "UNIMPLEMENTED: not served at this address; the admin service may have its own"),
-        (["status", admin], 1, "UNIMPLEMENTED: "),
+        (["unpin", strict.address], 1, "UNIMPLEMENTED: not served at this address; the admin service may have its own"),
+        (["status", admin_address], 1, "UNIMPLEMENTED: "),
         (["pin", "newest", address], 2, "'newest' is not a version"),
         (["pin", "-1", address], 2, "-1"),
         (["pin", address], 2, "is not a version"),

@@ -1,8 +1,10 @@
 """Requests that accept new enough weights only: served and flagged, waiting, or refused."""
 
+import asyncio
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -10,27 +12,17 @@ from selector_client import Selector
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import TwoTower
 from support.processes import eventually
-from support.trainers import IDS, PIXELS, Trainer, request
+from support.trainers import IDS, PIXELS, request
 from support.wire import embeddings, error_info, some_embeddings
+
+from selector_server.engine.task import Stages
+from selector_server.engine.waiting import Waiting
+from selector_server.errors import StaleWeights
+from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.freshness import Freshness, WhenStale
 
 SERVE, WAIT, REFUSE = pb.STALENESS_POLICY_SERVE, pb.STALENESS_POLICY_WAIT, pb.STALENESS_POLICY_REFUSE
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
-
-
-@pytest.fixture(scope="module")
-def trainer(start_sidecars, bundles, redis_url):
-    with start_sidecars() as start:
-        flags = {"redis": redis_url, "run": "stale", "weights_poll_seconds": 0.05}
-        trainer = Trainer(start(bundles.flags | flags), bundles, redis_url, "stale")
-        yield trainer
-        trainer.publisher.close()
-
-
-@pytest.fixture(scope="module")
-def strict(start_sidecars, bundles):
-    """A sidecar without a source of weights whose own settings refuse."""
-    with start_sidecars() as start:
-        yield start(bundles.flags | {"when_stale": "refuse", "max_weights_lag_steps": 3})
 
 
 def counted(trainer, action) -> float:
@@ -99,6 +91,36 @@ def test_a_wait_ends_shortly_before_the_deadline_and_says_why_nothing_newer_came
     assert "parameter logit_scale is missing" in error.details()
     assert "; waited 1." in error.details()
     assert (counted(trainer, "wait"), counted(trainer, "refuse")) == (before[0] + 1, before[1] + 1)
+
+
+class Aged:
+    """A worker's queue in which the weights age once."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    async def submit(self, prepared, timeout):
+        self.runs += 1
+        if self.runs == 1:
+            raise StaleWeights("max_age_seconds", 1.0, "version 1 is served, 2 s old")
+        return SimpleNamespace(stages=prepared.stages)
+
+    def awaited(self, task, waited):
+        return None
+
+
+@pytest.mark.parametrize(("when_stale", "runs"), [(WhenStale.WAIT, 2), (WhenStale.REFUSE, 1)])
+def test_weights_that_age_in_the_queue_are_waited_for_again_or_refused(when_stale, runs):
+    aged = Aged()
+    task = SimpleNamespace(freshness=Freshness(max_age_seconds=1.0, when_stale=when_stale))
+    waiting = Waiting(aged, aged, None, Metrics())
+    running = waiting.run(SimpleNamespace(task=task, stages=Stages()), lambda: 5.0)
+    if when_stale is WhenStale.WAIT:
+        assert asyncio.run(running).stages.wait == 0
+    else:
+        with pytest.raises(StaleWeights):
+            asyncio.run(running)
+    assert aged.runs == runs
 
 
 def test_a_client_that_leaves_ends_its_wait(trainer):

@@ -71,8 +71,11 @@ def _run(arguments: argparse.Namespace, ask: Ask) -> int:
         return 1
     if arguments.json:
         # Zeros too: version 0 is one.
-        options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-        print(json_format.MessageToJson(answer, **options))
+        print(
+            json_format.MessageToJson(
+                answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+        )
     else:
         print(_SHOWN[type(answer)](answer))
     return 0
