@@ -102,12 +102,12 @@ class App:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
         metrics_server = self._serve_metrics()
-        server, *others = servers = self._servers()
+        server, *others = self._servers()
         self._worker.start()
         if self._subscriber is not None:
             self._subscriber.start()
         await self._follow(server)
-        for one in servers:
+        for one in (server, *others):
             await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
         for one in others:
