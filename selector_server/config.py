@@ -23,6 +23,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: str = Field("127.0.0.1:50051", description="address of the gRPC server: host:port or unix:/path")
+    admin_listen: str = Field(
+        "", description="address of the admin service alone: host:port or unix:/path; empty to serve it on listen"
+    )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
     learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
     reference: Path | None = Field(None, description="reference's bundle")
@@ -46,6 +49,15 @@ class Config(BaseModel):
     sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
+    when_stale: Literal["serve", "wait", "refuse"] = Field(
+        "serve", description="what happens to a request that accepts newer weights only: serve, wait or refuse"
+    )
+    max_weights_lag_steps: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+        0, description="steps that weights may lie behind a request that names its step and no lag, 0 for any"
+    )
+    max_weights_age_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
+        0.0, description="age of weights that requests accept unless they name one, 0 for any"
+    )
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")
     max_payload_bytes: Positive = Field(2 << 30, description="largest request taken")
     max_inflight_bytes: Positive = Field(4 << 30, description="payload bytes of all requests under way")
