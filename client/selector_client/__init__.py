@@ -7,6 +7,8 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
     publisher.publish(step, model)
 """
 
+from selector_proto.redis_link import LinkOptions
+
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
 from selector_client.publisher import WeightPublisher
@@ -15,6 +17,7 @@ from selector_client.selection import Selection, Statistics
 from selector_client.selector import Selector
 
 __all__ = [
+    "LinkOptions",
     "ModelEmbeddings",
     "RemoteError",
     "SelectingLoader",

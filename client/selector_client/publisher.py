@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-import redis
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.chunks import cut
+from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
+from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, MOVE_POINTER, Keys, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, encode_manifest
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +54,26 @@ class WeightPublisher:
     """Publishes versions of one run.
 
     `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
-    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis.
+    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis,
+    or in the folder of a file:// URL; `link` has the certificates and the password's file.
     """
 
     def __init__(
-        self, url: str, run: str, *, every: int = 1, dtype: Literal["bf16", "fp16", "fp32"] = "bf16", keep: int = 2
+        self,
+        url: str,
+        run: str,
+        *,
+        every: int = 1,
+        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+        keep: int = 2,
+        link: LinkOptions | None = None,
     ) -> None:
         if every < 1 or keep < 2:
             raise ValueError(f"every is {every}, keep is {keep}; must be at least 1 and 2")
         if dtype not in ("bf16", "fp16", "fp32"):
             raise ValueError(f"dtype is {dtype!r}; must be 'bf16', 'fp16' or 'fp32'")
         self._keys, self._every, self._dtype, self._keep = Keys(run), every, dtype, keep
-        self._redis = redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
+        self._redis = open_store(url, link, write=True)
         self._calls = 0
         self._changed = threading.Condition()
         self._next: _Snapshot | None = None
@@ -165,7 +174,7 @@ class WeightPublisher:
             chunk_bytes=CHUNK_BYTES,
         )
         self._redis.set(self._keys.manifest(version), encode_manifest(manifest))
-        self._redis.eval(MOVE_POINTER, 1, self._keys.pointer, str(version))
+        self._redis.move_pointer(self._keys, version)
         self.published += 1
         self.last_version, self.last_error = version, ""
         while len(self._live) > self._keep:

@@ -1,12 +1,12 @@
-"""Fetches whole, verified versions of a run's weights from Redis."""
+"""Fetches whole, verified versions of a run's weights from Redis or a folder."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import cast
 
-import redis
 from selector_proto import safetensors
+from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
+from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights import MAX_MANIFEST_BYTES, Keys, ManifestError, chunk_count, decode_manifest
 
@@ -24,16 +24,16 @@ class Fetched:
 
 
 class RedisSource:
-    """Reads one run. Methods raise redis.RedisError when the server cannot be reached."""
+    """Reads one run. Methods raise redis.RedisError when the server or folder cannot be reached."""
 
-    def __init__(self, url: str, run: str, max_bytes: int, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None) -> None:
         self.keys = Keys(run)
         self._max_bytes = max_bytes
-        self._redis = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._redis = open_store(url, link)
 
     def newest(self) -> int:
         """Newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
-        text = cast("bytes | None", self._redis.get(self.keys.pointer))
+        text = self._redis.get(self.keys.pointer)
         if text is None:
             return 0
         if not text.isdigit() or len(text) > 18:
@@ -45,7 +45,7 @@ class RedisSource:
         size = self._redis.strlen(self.keys.manifest(version))
         if size > MAX_MANIFEST_BYTES:
             raise Incomplete(f"manifest of version {version} has {size} bytes; at most {MAX_MANIFEST_BYTES}")
-        return cast("bytes | None", self._redis.get(self.keys.manifest(version))) or b""
+        return self._redis.get(self.keys.manifest(version)) or b""
 
     def fetch(self, version: int, text: bytes) -> Fetched:
         """The whole version that the manifest `text` describes, verified against its digest. Raises Incomplete."""
@@ -65,7 +65,7 @@ class RedisSource:
             wanted = min(manifest.chunk_bytes, manifest.payload_bytes - start)
             key = self.keys.chunk(manifest.version, index)
             # A range, so that a key larger than promised cannot fill this process's memory.
-            chunk = cast(bytes, self._redis.getrange(key, 0, wanted))
+            chunk = self._redis.getrange(key, 0, wanted)
             if len(chunk) != wanted:
                 raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
             digest.update(chunk)
