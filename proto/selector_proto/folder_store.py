@@ -34,8 +34,6 @@ class FolderStore:
     def __init__(self, folder: str | Path, *, write: bool = False) -> None:
         """`write` tries at once whether the folder can be written. Raises LinkError."""
         self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise LinkError(self._folder, "must be a folder that exists")
         if write:
             try:
                 self._sweep()

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.credentials import CredentialProvider
+from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -69,6 +69,8 @@ def check(url: str, options: LinkOptions | None = None) -> Address:
     """What the URL says, if it and the options can be; connects to nothing. Raises LinkError."""
     options = options or LinkOptions()
     address, shown = parse(url), masked(url)
+    if address.kind == "folder" and not Path(address.path).is_dir():
+        raise LinkError(shown, "must be a folder that exists")
     for name in ("ca_file", "certificate_file", "key_file"):
         if getattr(options, name) is not None and not address.tls:
             raise LinkError(getattr(options, name), f"needs rediss://, not {shown}", name)
@@ -99,13 +101,13 @@ def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | Redis
     if address.kind == "folder":
         raise LinkError(masked(url), "is a folder, no Redis")
     settings = _shared(options, address.tls) | address.settings
-    settings |= _credentials(options, settings.pop("username", None))
+    settings |= _credentials(options, settings.pop("username", None), settings.pop("password", None))
+    # Few and short: who uses this waits and tries again by itself, and says so.
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
-        # It retries by itself, on whichever node answers.
-        return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=3, **settings)
-    # Few and short: who uses this waits and tries again by itself, and says so.
-    settings["retry"] = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)
+        return RedisCluster(startup_nodes=nodes, retry=retry, **settings)
+    settings["retry"] = retry
     if address.kind == "single":
         if address.path:
             return redis.Redis(unix_socket_path=address.path, **settings)
@@ -133,11 +135,15 @@ def _shared(options: LinkOptions, tls: bool) -> dict[str, Any]:
     return settings
 
 
-def _credentials(options: LinkOptions, url_username: str | None) -> dict[str, Any]:
+def _credentials(options: LinkOptions, url_username: str | None, url_password: str | None) -> dict[str, Any]:
     username = options.username or url_username
     if options.password_file is not None:
         return {"credential_provider": PasswordFile(options.password_file, username)}
-    return {} if username is None else {"username": username}
+    if username is None and url_password is None:
+        return {}
+    # As a provider too: some versions of redis-py show a pool's passwords, and none shows a provider's.
+    provider = UsernamePasswordCredentialProvider(username, url_password)
+    return {"credential_provider": provider}
 
 
 def _check_certificates(options: LinkOptions) -> None:

@@ -6,10 +6,11 @@ from typing import Protocol, TypeVar, cast
 import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
+from redis.sentinel import MasterNotFoundError
 
 from selector_proto.folder_store import FolderStore
 from selector_proto.link_url import LinkError
-from selector_proto.redis_link import LinkOptions, check, connect
+from selector_proto.redis_link import LinkOptions, check, connect, masked
 from selector_proto.weights import MOVE_POINTER, Keys
 
 R = TypeVar("R")
@@ -82,5 +83,8 @@ class RedisStore:
             if self._client is None:
                 self._client = connect(self._url, self._options)
             return command(self._client)
+        except MasterNotFoundError as error:  # its text has every setting of every Sentinel
+            message = f"no Sentinel names a master: each is down, refuses us, or knows none at {masked(self._url)}"
+            raise redis.ConnectionError(message) from error
         except (RedisClusterException, LinkError) as error:  # no RedisErrors: no node answers, a file is gone since
             raise redis.ConnectionError(str(error)) from error
