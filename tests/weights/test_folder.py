@@ -188,8 +188,14 @@ def test_a_folder_that_goes_away_is_waited_for(folder, url):
         folder.rename(folder.with_name("away"))
         assert publisher.publish(2, tensors(2))
         eventually(lambda: "No such file or directory" in publisher.last_error)
+        source = RedisSource(f"{url.rpartition('/')[0]}/away", "run", 1 << 30)
+        assert source.newest() == 1
         folder.with_name("away").rename(folder)
         assert publisher.flush(20)
+        with pytest.raises(FolderError, match="it is gone"):  # not: nothing was published
+            source.newest()
+        with pytest.raises(FolderError, match="it is gone"):
+            source.manifest(1)
     assert read(url).manifest.trainer_step == 2
 
 

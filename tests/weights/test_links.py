@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import redis
 from selector_client import LinkOptions, WeightPublisher
+from selector_proto.link_url import parse
 from selector_proto.redis_link import LinkError, check, connect, masked
 from selector_proto.stores import open_store
 from support.processes import eventually, free_port
@@ -286,7 +287,7 @@ def test_what_urls_say():
     assert address.settings == {"username": "me", "password": "p@w", "db": 4, "socket_timeout": 9.0}
     assert "p@w" not in repr(address)
     assert check("rediss+cluster://a,b:7").hosts == (("a", 6379), ("b", 7))
-    assert check("file:///shared%20volume").path == "/shared volume"
+    assert parse("file:///shared%20volume").path == "/shared volume"
     assert masked(f"redis+sentinel://me:{SECRET}@a:1,b/weights/4?x=y") == "redis+sentinel://a:1,b/weights/4"
     kwargs = connect("redis://host?socket_timeout=9").connection_pool.connection_kwargs
     assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (9, 5)
