@@ -63,9 +63,9 @@ class App:
         if config.redis is not None:
             if self._learner is None or self._store is None:
                 raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
-            source = RedisSource(config.redis, config.run, config.max_weights_bytes)
+            source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link())
             poll = config.weights_poll_seconds
-            news = News(config.redis, config.run)
+            news = News(config.redis, config.run, config.link())
             self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll, news)
         tile_bytes = config.sampler_tile_bytes or None
         if config.sampler_fused and not kernel_available(device.torch):

@@ -4,15 +4,15 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from redis.connection import parse_url
+from selector_proto.redis_link import LinkError, LinkOptions, check, masked
 from selector_proto.weights import Keys
 
 from selector_server.errors import SetupError
 
 ENV_PREFIX = "SELECTOR_"
+mask_url = masked
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
@@ -29,7 +29,15 @@ class Config(BaseModel):
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
     learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
     reference: Path | None = Field(None, description="reference's bundle")
-    redis: str | None = Field(None, description="where the trainer publishes weights: redis://…, unix://…")
+    redis: str | None = Field(
+        None, description="where the trainer publishes weights: redis[s]://, unix://, redis+sentinel://… or file://"
+    )
+    redis_ca_file: Path | None = Field(None, description="who may sign Redis's certificate, for rediss://")
+    redis_certificate_file: Path | None = Field(None, description="this side's certificate, for rediss://")
+    redis_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
+    redis_username: str | None = Field(None, description="user of Redis")
+    redis_password_file: Path | None = Field(None, description="file with its password, read at each connection")
+    redis_sentinel_password_file: Path | None = Field(None, description="file with the password of the Sentinels")
     run: str = Field("default", description="training run whose weights are served")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
     threads: Annotated[int, Field(ge=0)] = Field(
@@ -78,7 +86,20 @@ class Config(BaseModel):
         values = {name: "" if value is None else str(value) for name, value in self}
         if self.redis is not None:
             values["redis"] = mask_url(self.redis)
+        if self.redis_username is not None:
+            values["redis_username"] = "***"
         return values
+
+    def link(self) -> LinkOptions:
+        """How Redis is reached, besides its URL."""
+        return LinkOptions(
+            ca_file=self.redis_ca_file,
+            certificate_file=self.redis_certificate_file,
+            key_file=self.redis_key_file,
+            username=self.redis_username,
+            password_file=self.redis_password_file,
+            sentinel_password_file=self.redis_sentinel_password_file,
+        )
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | None) -> Config:
@@ -106,19 +127,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
     try:
         if config.redis is not None:
-            parse_url(config.redis)  # type: ignore[no-untyped-call]
-    except ValueError as error:  # its message may quote a part of the password
-        limit = "must be redis://host:port/0, rediss://host:port/0 or unix:///path"
-        raise SetupError("redis", mask_url(config.redis or ""), limit) from error
+            check(config.redis, config.link())
+    except LinkError as error:
+        raise SetupError(f"redis_{error.option}" if error.option else "redis", error.value, error.limit) from error
     return config
-
-
-def mask_url(url: str) -> str:
-    """The URL without user, password and query; of one that cannot be parsed, nothing is shown."""
-    try:
-        parts = urlsplit(url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-        port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
-        return "***"
-    return f"{parts.scheme}://{host}{port}{parts.path}"

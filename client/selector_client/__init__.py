@@ -7,6 +7,8 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
     publisher.publish(step, model)
 """
 
+from selector_proto.redis_link import LinkOptions
+
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
 from selector_client.publisher import Canary, WeightPublisher
@@ -16,6 +18,7 @@ from selector_client.selector import Selector
 
 __all__ = [
     "Canary",
+    "LinkOptions",
     "ModelEmbeddings",
     "RemoteError",
     "SelectingLoader",

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import redis
 from numpy.typing import ArrayLike
+from selector_proto.redis_link import LinkOptions
+from selector_proto.stores import open_store
 from selector_proto.weights import CANARY, MAX_CANARY, Keys
 
 from selector_client.shipping import Fenced, Shipper, Unsafe
@@ -53,8 +54,9 @@ class WeightPublisher:
     """Publishes versions of one run; the publisher of a run that was started last is the only one that may.
 
     `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
-    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, and all
-    of the run's keys die `ttl` seconds after this process. `rank`: only 0 publishes; others take part in gathering
+    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
+    folder of a file:// URL, and in Redis all of the run's keys die `ttl` seconds after this process. `link` has the
+    certificates and the password's file. `rank`: only 0 publishes; others take part in gathering
     sharded tensors (default: torch.distributed's, 0 without it).
 
     `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
@@ -70,6 +72,7 @@ class WeightPublisher:
         keep: int = 2,
         ttl: float = 3600.0,
         rank: int | None = None,
+        link: LinkOptions | None = None,
     ) -> None:
         if every < 1 or keep < 2:
             raise ValueError(f"every is {every}, keep is {keep}; must be at least 1 and 2")
@@ -78,8 +81,8 @@ class WeightPublisher:
         if not 1 <= ttl <= 30 * 86400:
             raise ValueError(f"ttl is {ttl}; must be 1 second to 30 days")
         self._every, self._rank = every, rank
-        client = redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
-        self._shipper = Shipper(client, Keys(run), dtype, keep, max(1, round(ttl)))
+        keys = Keys(run)
+        self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
         self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
         self._calls = 0
         self._changed = threading.Condition()

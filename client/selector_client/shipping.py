@@ -6,12 +6,12 @@ import secrets
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import redis
 from selector_proto.chunks import cut
+from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, MOVE_POINTER, NEXT_VERSION, Keys, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, encode_manifest
 
 from selector_client.snapshot import Precision, Snapshot, payload
 
@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 # Chunks that may be cast and hashed ahead of the one that travels.
 _AHEAD = 4
-# Keys whose time to live is renewed in one round trip.
-_PIPELINE = 1000
 
 
 class Fenced(Exception):
@@ -37,8 +35,8 @@ class Shipper:
     `keep` versions stay in Redis, and all keys die `ttl` seconds after the last `ship` or `refresh`.
     """
 
-    def __init__(self, client: Any, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
-        self._redis, self._keys, self._precision, self._keep, self._ttl = client, keys, precision, keep, ttl
+    def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
+        self._store, self._keys, self._precision, self._keep, self._ttl = store, keys, precision, keep, ttl
         self.token = secrets.token_hex(8)
         self._claimed = False
         self._last = 0
@@ -68,16 +66,15 @@ class Shipper:
                 chunk_sha256=digests,
                 publisher=self.token,
             )
-            self._redis.set(self._keys.manifest(version), encode_manifest(manifest), ex=self._ttl)
-            arguments = (self.token, version, self._ttl, self._keys.news)
-            if self._redis.eval(MOVE_POINTER, 2, self._keys.owner, self._keys.pointer, *arguments) == -1:
+            self._store.set(self._keys.manifest(version), encode_manifest(manifest), ex=self._ttl)
+            if self._store.move_pointer(self._keys, self.token, version, self._ttl) == -1:
                 raise Fenced
         except BaseException:
             self._drop_quietly()
             raise
         self._last = version
         while len(self._live) > self._keep:
-            self._redis.unlink(*self._keys_of(*self._live.popleft()))
+            self._store.unlink(*self._keys_of(*self._live.popleft()))
         return version
 
     def refresh(self) -> bool:
@@ -88,37 +85,29 @@ class Shipper:
         self._check_owner()
         names = [self._keys.owner, self._keys.counter, self._keys.pointer]
         names += [key for version in self._live for key in self._keys_of(*version)]
-        alive = True
-        for start in range(0, len(names), _PIPELINE):
-            pipeline = self._redis.pipeline(transaction=False)
-            for name in names[start : start + _PIPELINE]:
-                pipeline.expire(name, self._ttl)
-            alive &= all(pipeline.execute())
-        return alive
+        return self._store.renew(names, self._ttl)
 
     def close(self) -> None:
         self._pool.shutdown()
-        self._redis.close()
+        self._store.close()
 
     def _claim(self) -> None:
         """The last publisher to start owns the run."""
         if self._claimed:
             return
-        if danger := eviction_danger(self._redis):
+        if danger := self._store.danger():
             raise Unsafe(danger)
-        self._redis.set(self._keys.owner, self.token, ex=self._ttl)
+        self._store.set(self._keys.owner, self.token, ex=self._ttl)
         self._claimed = True
 
     def _next_version(self) -> int:
-        version = self._redis.eval(
-            NEXT_VERSION, 2, self._keys.owner, self._keys.counter, self.token, self._last, self._ttl
-        )
+        version = self._store.next_version(self._keys, self.token, self._last, self._ttl)
         if version == -1:
             raise Fenced
-        return int(version)
+        return version
 
     def _check_owner(self) -> None:
-        owner = self._redis.get(self._keys.owner)
+        owner = self._store.get(self._keys.owner)
         if owner is not None and owner != self.token.encode():
             raise Fenced
 
@@ -135,29 +124,16 @@ class Shipper:
         while (prepared := ahead.popleft().result()) is not None:
             ahead.append(self._pool.submit(prepare))
             chunk, digest = prepared
-            self._redis.set(self._keys.chunk(version, index), chunk, ex=self._ttl)
+            self._store.set(self._keys.chunk(version, index), chunk, ex=self._ttl)
             yield digest
             index += 1
 
     def _drop_quietly(self) -> None:
         """Takes back a version that failed; what cannot be reached dies by itself."""
         try:
-            self._redis.unlink(*self._keys_of(*self._live.pop()))
+            self._store.unlink(*self._keys_of(*self._live.pop()))
         except (redis.RedisError, OSError):
             log.debug("a failed version stays until its time to live ends", exc_info=True)
 
     def _keys_of(self, version: int, chunks: int) -> list[str]:
         return [self._keys.manifest(version), *(self._keys.chunk(version, index) for index in range(chunks))]
-
-
-def eviction_danger(client: Any) -> str:
-    """Why this Redis may throw away chunks that are in use, or an empty text."""
-    try:
-        memory = client.info("memory")
-    except redis.ResponseError as error:  # not allowed to ask
-        log.warning("weights: cannot tell whether Redis evicts keys: %s", error)
-        return ""
-    policy, most = memory.get("maxmemory_policy", "noeviction"), memory.get("maxmemory", 0)
-    if most and policy != "noeviction":
-        return f"maxmemory-policy is {policy}; must be noeviction, or chunks of live weights vanish without an error"
-    return ""

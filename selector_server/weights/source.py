@@ -1,15 +1,17 @@
-"""Fetches whole, verified versions of a run's weights from Redis."""
+"""Fetches whole, verified versions of a run's weights from Redis or a folder."""
 
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, cast
 
 import redis
 from selector_proto import safetensors
+from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
+from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights import (
     DIGEST_BYTES,
@@ -38,12 +40,12 @@ class Fetched:
 
 
 class RedisSource:
-    """Reads one run. Methods raise redis.RedisError when the server cannot be reached."""
+    """Reads one run. Methods raise redis.RedisError when the server or folder cannot be reached."""
 
-    def __init__(self, url: str, run: str, max_bytes: int, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None) -> None:
         self.keys = Keys(run)
         self._max_bytes = max_bytes
-        self._redis = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._store = open_store(url, link)
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
@@ -100,38 +102,35 @@ class RedisSource:
     def _read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
         try:
-            return cast(bytes, self._redis.getrange(key, 0, most - 1))
+            return self._store.getrange(key, 0, most - 1)
         except redis.ResponseError as error:
             raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:
         self._hasher.shutdown()
-        self._redis.close()
+        self._store.close()
 
 
 class News:
     """Waits for the announcement of a new version. Announcements get lost, so that nobody may rely on one."""
 
-    def __init__(self, url: str, run: str) -> None:
-        self._url, self._channel = url, Keys(run).news
-        self._subscription: Any = None
+    def __init__(self, url: str, run: str, link: LinkOptions | None = None) -> None:
+        self._store, self._channel = open_store(url, link), Keys(run).news
+        self._heard: Callable[[float], bool] | None = None
 
     def wait(self, seconds: float, stop: Event) -> None:
         """Returns at the next announcement, after `seconds`, or soon after `stop` is set."""
         try:
-            if self._subscription is None:
-                self._subscription = redis.Redis.from_url(self._url, socket_connect_timeout=5.0).pubsub()  # type: ignore[no-untyped-call]
-                self._subscription.subscribe(self._channel)
+            self._heard = self._heard or self._store.listen(self._channel)
             until = time.monotonic() + seconds
             while not stop.is_set() and (left := until - time.monotonic()) > 0:
-                message = self._subscription.get_message(timeout=min(left, TICK_SECONDS))
-                if message is not None and message["type"] == "message":
+                if self._heard is None:
+                    stop.wait(left)
+                elif self._heard(min(left, TICK_SECONDS)):
                     return
         except (redis.RedisError, OSError):
-            self.close()
+            self._heard = None
             stop.wait(seconds)
 
     def close(self) -> None:
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
+        self._store.close()
