@@ -70,8 +70,13 @@ class RedisStore:
 
     def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int:
         """Moves the pointer forward only, and announces it; returns the version that it points to, -1 as above."""
-        arguments = (keys.owner, keys.pointer, token, version, ttl, keys.news)
-        return int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 2, *arguments))))
+        arguments = (keys.owner, keys.pointer, token, version, ttl)
+        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 2, *arguments))))
+        try:
+            self._do(lambda client: client.publish(keys.news, version))
+        except redis.ResponseError:  # not allowed to announce anything: readers look by themselves
+            log.debug("no announcement of version %d", version, exc_info=True)
+        return now
 
     def renew(self, names: Sequence[str], ttl: int) -> bool:
         """Lets keys live for `ttl` seconds from now; False if any of them is gone."""

@@ -37,13 +37,12 @@ local new = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[
 redis.call('SET', KEYS[2], string.format('%.0f', new), 'EX', ARGV[3])
 return new
 """
-# Moves the pointer forward only, and tells who listens; returns the version that it points to, -1 as above.
+# Moves the pointer forward only; returns the version that it points to, -1 as above.
 MOVE_POINTER = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
 local now = tonumber(redis.call('GET', KEYS[2]) or '0')
 if tonumber(ARGV[2]) <= now then return now end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
-redis.call('PUBLISH', ARGV[4], ARGV[2])
 return tonumber(ARGV[2])
 """
 

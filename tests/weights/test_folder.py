@@ -23,6 +23,8 @@ from selector_server.config import load
 from selector_server.errors import SetupError
 from selector_server.weights.source import Incomplete, RedisSource
 
+KEYS = Keys("run")
+
 
 def tensors(value, rows=600):
     return {"w": np.full((rows, 1000), value, np.float32)}
@@ -67,7 +69,7 @@ def test_what_is_published_is_read_and_only_the_last_versions_stay(folder, url):
     with pytest.raises(Incomplete, match="manifest of version 3 is missing"):
         read(url, version=3)
     files = [file for file in folder.iterdir() if file.name != ".lock"]
-    assert len(files) == 2 + 3 * (1 + 3), "counter, pointer, and three versions of a manifest and three chunks"
+    assert len(files) == 3 + 3 * (1 + 3), "owner, counter, pointer, and three versions of a manifest and three chunks"
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
     assert not [file for file in files if file.name.endswith(".unfinished")]
     with WeightPublisher(url, "run") as publisher:
@@ -104,25 +106,28 @@ def test_a_torn_payload_is_refused(folder, url, spoil):
     assert values(read(url, version=1)) == {1}
 
 
-def test_two_publishers_share_a_run(url):
-    with WeightPublisher(url, "run", keep=50, dtype="fp32") as one, WeightPublisher(url, "run", keep=50) as two:
-        with ThreadPoolExecutor(2) as pool:
-            versions = pool.map(lambda p: [publish(p, value, rows=1) for value in range(20)], (one, two))
-        taken = [version for each in versions for version in each]
-    assert sorted(taken) == list(range(1, 41)), "each number once"
-    assert RedisSource(url, "run", 1 << 30).newest() == 40, "the pointer never goes back"
+def test_the_second_publisher_fences_off_the_first(url):
+    with WeightPublisher(url, "run", dtype="fp32") as one, WeightPublisher(url, "run", dtype="fp32") as two:
+        publish(one, 1)
+        publish(two, 2)
+        one.publish(3, {"w": np.float32(3)})
+        eventually(lambda: one.fenced)
+        publish(two, 4)
+    assert values(read(url)) == {4}
 
 
 def test_numbers_are_given_once_across_processes(folder):
     code = (
         "import sys, threading; from selector_proto.folder_store import FolderStore\n"
         "store = FolderStore(sys.argv[1])\n"
-        "threads = [threading.Thread(target=lambda: [store.incr('n') for _ in range(50)]) for _ in range(2)]\n"
+        "from selector_proto.weights import Keys\n"
+        "more = lambda: [store.next_version(Keys('run'), 'token', 0, 60) for _ in range(50)]\n"
+        "threads = [threading.Thread(target=more) for _ in range(2)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"
     )
     processes = [spawn("-c", code, folder) for _ in range(3)]
     assert [process.wait(30) for process in processes] == [0, 0, 0]
-    assert FolderStore(folder).get("n") == b"300"
+    assert FolderStore(folder).get(Keys("run").counter) == b"300"
 
 
 def test_readers_see_whole_versions_only(url):
@@ -211,15 +216,15 @@ def test_mistakes(tmp_path, folder, monkeypatch):
         WeightPublisher("file:///sys/kernel", "run")
     assert open_store("file:///sys/kernel").get("x") is None, "but it may be read"
     store = FolderStore(folder)
-    store.set("n", "five")
-    with pytest.raises(FolderError, match="n holds b'five', not a number"):
-        store.incr("n")
+    store.set(KEYS.counter, "five")
+    with pytest.raises(FolderError, match="counter holds b'five', not a number"):
+        store.next_version(KEYS, "token", 0, 60)
     with pytest.raises(redis.RedisError, match="File name too long"):
         store.set("n" * 300, b"")
     monkeypatch.setattr(folder_store, "LOCK_SECONDS", 0.1)
     with store.locked(), pytest.raises(FolderError, match=r"locked by another for 0\.1 s"):
-        FolderStore(folder).incr("m")
-    assert store.incr("m") == 1, "a lock ends with its holder"
+        FolderStore(folder).next_version(Keys("other"), "token", 0, 60)
+    assert store.next_version(Keys("other"), "token", 0, 60) == 1, "a lock ends with its holder"
 
 
 @pytest.mark.parametrize(
@@ -228,16 +233,11 @@ def test_mistakes(tmp_path, folder, monkeypatch):
 def test_no_key_leads_out_of_the_folder(folder, key):
     store = FolderStore(folder)
     store.set(key, b"value")
-    assert (store.get(key), store.strlen(key), store.getrange(key, 1, 2)) == (b"value", 5, b"al")
+    assert (store.get(key), store.getrange(key, 1, 2)) == (b"value", b"al")
     [file] = folder.iterdir()
     assert file.name.endswith(".value")
     assert os.listdir(folder.parent) == [folder.name]
-    assert (store.unlink(key, "other"), store.get(key), store.strlen(key), store.getrange(key, 0, 9)) == (
-        1,
-        None,
-        0,
-        b"",
-    )
+    assert (store.unlink(key, "other"), store.get(key), store.getrange(key, 0, 9)) == (1, None, b"")
 
 
 def test_it_does_what_redis_does(folder, redis_url, run_name):
@@ -245,19 +245,23 @@ def test_it_does_what_redis_does(folder, redis_url, run_name):
     keys, results = Keys(run_name), []
     for store in (FolderStore(folder), open_store(redis_url)):
         key = keys.chunk(1, 0)
-        before = store.get(key), store.strlen(key), store.getrange(key, 0, 3), store.unlink(key)
+        before = store.get(key), store.getrange(key, 0, 3), store.unlink(key)
         store.set(key, memoryview(b"0123456789"))
         store.set(keys.manifest(1), "text", ex=60)
         store.set(keys.manifest(2), 7)
-        after = store.get(key), store.strlen(key), store.getrange(key, 2, 4), store.getrange(key, 8, 99)
+        after = store.get(key), store.getrange(key, 2, 4), store.getrange(key, 8, 99)
         texts = store.get(keys.manifest(1)), store.get(keys.manifest(2))
-        counted = [store.incr(keys.counter) for _ in range(3)]
-        moved = [store.move_pointer(keys, version) for version in (3, 2, 3, 12, 9)]
+        counted = [
+            store.next_version(keys, token, above, 60) for token, above in (("a", 0), ("a", 7), ("b", 0), ("a", 2))
+        ]
+        moved = [store.move_pointer(keys, "a", version, 60) for version in (3, 2, 3, 12, 9)]
+        moved.append(store.move_pointer(keys, "b", 13, 60))
+        renewed = store.renew([keys.counter, keys.owner], 60), store.renew([keys.counter, keys.manifest(9)], 60)
         gone = store.unlink(key, keys.manifest(1), keys.manifest(3))
-        results.append((before, after, texts, counted, moved, store.get(keys.pointer), gone, store.get(key)))
+        results.append((before, after, texts, counted, renewed, moved, store.get(keys.pointer), gone, store.get(key)))
         store.close()
     assert results[0] == results[1]
-    assert results[0][4] == [3, 3, 3, 12, 12]
+    assert results[0][3:6] == ([1, 8, -1, 9], (True, False), [3, 3, 3, 12, 12, -1])
 
 
 def test_what_a_killed_publisher_left_half_written_is_swept(folder, url):
