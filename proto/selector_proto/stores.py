@@ -74,7 +74,7 @@ class RedisStore:
         now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 2, *arguments))))
         try:
             self._do(lambda client: client.publish(keys.news, version))
-        except redis.ResponseError:  # not allowed to announce anything: readers look by themselves
+        except redis.RedisError:  # perhaps not allowed to announce anything: readers look by themselves
             log.debug("no announcement of version %d", version, exc_info=True)
         return now
 
