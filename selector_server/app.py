@@ -32,6 +32,7 @@ from selector_server.rpc.service import SelectorService
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
+from selector_server.weights.host_share import HostShare
 from selector_server.weights.source import News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
@@ -63,7 +64,8 @@ class App:
         if config.redis is not None:
             if self._learner is None or self._store is None:
                 raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
-            source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link())
+            share = None if config.weights_share is None else HostShare(config.weights_share)
+            source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link(), share)
             poll = config.weights_poll_seconds
             news = News(config.redis, config.run, config.link())
             self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll, news)

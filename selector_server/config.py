@@ -56,6 +56,9 @@ class Config(BaseModel):
     )
     sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
+    weights_share: Path | None = Field(
+        None, description="folder in memory where the sidecars of a host share what one of them fetched"
+    )
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
     when_stale: Literal["serve", "wait", "refuse"] = Field(
         "serve", description="what happens to a request that accepts newer weights only: serve, wait or refuse"

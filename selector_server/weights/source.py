@@ -22,6 +22,8 @@ from selector_proto.weights import (
     decode_manifest,
 )
 
+from selector_server.weights.host_share import HostShare
+
 MAX_POINTER_BYTES = 19
 # How long a stop may go unnoticed.
 TICK_SECONDS = 0.2
@@ -42,9 +44,11 @@ class Fetched:
 class RedisSource:
     """Reads one run. Methods raise redis.RedisError when the server or folder cannot be reached."""
 
-    def __init__(self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None) -> None:
+    def __init__(
+        self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None, share: HostShare | None = None
+    ) -> None:
         self.keys = Keys(run)
-        self._max_bytes = max_bytes
+        self._max_bytes, self._share = max_bytes, share
         self._store = open_store(url, link)
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="weights-hash")
 
@@ -70,9 +74,24 @@ class RedisSource:
             raise Incomplete(f"manifest of version {version} is missing")
         try:
             manifest = decode_manifest(text, self.keys, version, self._max_bytes)
-            return Fetched(manifest, safetensors.decode(self._payload(manifest)))
+            return Fetched(manifest, safetensors.decode(self._shared(manifest)))
         except (ManifestError, safetensors.LayoutError) as error:
             raise Incomplete(f"version {version}: {error}") from error
+
+    def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
+        """The payload, from another sidecar of this host if it has it already."""
+        if self._share is None:
+            return self._payload(manifest)
+        digest, size = manifest.payload_sha256, manifest.payload_bytes
+        payload, foreign = self._share.payload(digest, size, lambda: self._payload(manifest))
+        try:
+            for index in range(chunk_count(manifest) if foreign else 0):
+                start = index * manifest.chunk_bytes
+                _verify(manifest, index, payload[start : start + manifest.chunk_bytes])
+        except Incomplete:
+            self._share.drop(digest)
+            raise
+        return payload
 
     def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
         """All chunks in one buffer. Each is hashed and put in its place while the next one travels."""
@@ -80,14 +99,9 @@ class RedisSource:
         placed: Future[None] | None = None
 
         def place(index: int, chunk: bytes) -> None:
+            _verify(manifest, index, chunk)
             start = index * manifest.chunk_bytes
-            wanted = min(manifest.chunk_bytes, manifest.payload_bytes - start)
-            if len(chunk) != wanted:
-                raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
-            digest = manifest.chunk_sha256[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-            if hashlib.sha256(chunk).digest() != digest:
-                raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
-            payload[start : start + wanted] = chunk
+            payload[start : start + len(chunk)] = chunk
 
         for index in range(last + 1):
             # A range, so that a key larger than promised cannot fill this process's memory.
@@ -109,6 +123,15 @@ class RedisSource:
     def close(self) -> None:
         self._hasher.shutdown()
         self._store.close()
+
+
+def _verify(manifest: pb.WeightsManifest, index: int, chunk: bytes | memoryview) -> None:
+    wanted = min(manifest.chunk_bytes, manifest.payload_bytes - index * manifest.chunk_bytes)
+    if len(chunk) != wanted:
+        raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
+    digest = manifest.chunk_sha256[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+    if hashlib.sha256(chunk).digest() != digest:
+        raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
 
 
 class News:
