@@ -9,7 +9,7 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.redis_link import LinkOptions
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_client.errors import PublishError, RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
 from selector_client.publisher import Canary, WeightPublisher
 from selector_client.request import ModelEmbeddings, Settings
@@ -20,6 +20,7 @@ __all__ = [
     "Canary",
     "LinkOptions",
     "ModelEmbeddings",
+    "PublishError",
     "RemoteError",
     "SelectingLoader",
     "Selection",

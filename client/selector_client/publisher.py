@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ from selector_proto.redis_link import LinkOptions
 from selector_proto.stores import open_store
 from selector_proto.weights import CANARY, MAX_CANARY, Keys
 
+from selector_client.errors import PublishError
 from selector_client.shipping import Fenced, Shipper, Unsafe
 from selector_client.snapshot import Precision, Snapshot
 
@@ -57,7 +58,8 @@ class WeightPublisher:
     tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
     folder of a file:// URL, and in Redis all of the run's keys die `ttl` seconds after this process. `link` has the
     certificates and the password's file. `rank`: only 0 publishes; others take part in gathering
-    sharded tensors (default: torch.distributed's, 0 without it).
+    sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise PublishError
+    if what came before it could not be published; otherwise failures are logged, counted and tried again.
 
     `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
     """
@@ -73,14 +75,17 @@ class WeightPublisher:
         ttl: float = 3600.0,
         rank: int | None = None,
         link: LinkOptions | None = None,
+        on_error: Literal["count", "raise"] = "count",
     ) -> None:
         if every < 1 or keep < 2:
             raise ValueError(f"every is {every}, keep is {keep}; must be at least 1 and 2")
         if dtype not in ("bf16", "fp16", "fp32"):
             raise ValueError(f"dtype is {dtype!r}; must be 'bf16', 'fp16' or 'fp32'")
+        if on_error not in ("count", "raise"):
+            raise ValueError(f"on_error is {on_error!r}; must be 'count' or 'raise'")
         if not 1 <= ttl <= 30 * 86400:
             raise ValueError(f"ttl is {ttl}; must be 1 second to 30 days")
-        self._every, self._rank = every, rank
+        self._every, self._rank, self._on_error = every, rank, on_error
         keys = Keys(run)
         self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
         self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
@@ -112,6 +117,8 @@ class WeightPublisher:
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
+            if self._on_error == "raise" and self.last_error:
+                raise PublishError("publish", self.last_error)
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.step, snapshot.taken_at = step, time.time()
         snapshot.fill(state if canary is None else {**state, **canary.tensors()})

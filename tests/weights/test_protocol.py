@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import redis
 import torch
-from selector_client import Canary, WeightPublisher
+from selector_client import Canary, PublishError, WeightPublisher
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import Keys
 from support.model import TwoTower, as_published, embed, plan, samples
@@ -279,3 +279,14 @@ def test_ranks_that_do_not_publish(redis_url, run_name):
         assert publisher.flush()
     assert other.published == 0
     assert fetched(redis_url, run_name).manifest.publisher
+
+
+def test_a_trainer_that_asks_for_it_is_told(run_name):
+    publisher = WeightPublisher(f"redis://127.0.0.1:{free_port()}", run_name, on_error="raise")
+    assert publisher.publish(1, {"w": np.float32(1)})
+    eventually(lambda: publisher.failures)
+    with pytest.raises(PublishError, match="refused"):
+        publisher.publish(2, {"w": np.float32(2)})
+    publisher.close(timeout=0.1)
+    with pytest.raises(ValueError, match="on_error is 'shout'"):
+        WeightPublisher("redis://localhost", run_name, on_error="shout")
