@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.safetensors import header
+from selector_proto.weights import CANARY
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -82,7 +83,10 @@ def stripped(name: str) -> str:
 def payload(snapshot: Snapshot, precision: Precision) -> tuple[int, Iterator[memoryview]]:
     """The snapshot as one safetensors file: its length, and its bytes in order. Tensors are cast on the way, block by
     block, while earlier blocks travel."""
-    wire = {name: _wire(dtype, values, precision) for name, (dtype, values) in snapshot.tensors.items()}
+    wire = {
+        name: dtype if name.startswith(CANARY) else _wire(dtype, values, precision)
+        for name, (dtype, values) in snapshot.tensors.items()
+    }
     head, size = header((name, wire[name], values.shape) for name, (_, values) in snapshot.tensors.items())
 
     def parts() -> Iterator[memoryview]:
