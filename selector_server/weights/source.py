@@ -2,11 +2,13 @@
 
 import hashlib
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, cast
 
+import numpy as np
 import redis
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
@@ -23,6 +25,7 @@ from selector_proto.weights import (
 MAX_POINTER_BYTES = 19
 # How long a stop may go unnoticed.
 TICK_SECONDS = 0.2
+_HASHERS = 2
 
 
 class Incomplete(Exception):
@@ -44,7 +47,7 @@ class RedisSource:
         self.keys = Keys(run)
         self._max_bytes = max_bytes
         self._redis = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="weights-hash")
+        self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
         """Newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
@@ -73,9 +76,10 @@ class RedisSource:
             raise Incomplete(f"version {version}: {error}") from error
 
     def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        """All chunks in one buffer. Each is hashed and put in its place while the next one travels."""
-        payload, last = bytearray(manifest.payload_bytes), chunk_count(manifest) - 1
-        placed: Future[None] | None = None
+        """All chunks in one buffer. They are hashed and put in their places while the next ones travel."""
+        # Not a bytearray: filling it with zeros first takes as long as half of the fetch.
+        payload = memoryview(np.empty(manifest.payload_bytes, np.uint8))
+        placed: deque[Future[None]] = deque()
 
         def place(index: int, chunk: bytes) -> None:
             start = index * manifest.chunk_bytes
@@ -87,15 +91,15 @@ class RedisSource:
                 raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
             payload[start : start + wanted] = chunk
 
-        for index in range(last + 1):
+        for index in range(chunk_count(manifest)):
             # A range, so that a key larger than promised cannot fill this process's memory.
             chunk = self._read(self.keys.chunk(manifest.version, index), manifest.chunk_bytes)
-            if placed is not None:
-                placed.result()
-            placed = self._hasher.submit(place, index, chunk)
-        if placed is not None:
-            placed.result()
-        return memoryview(payload).toreadonly()
+            placed.append(self._hashers.submit(place, index, chunk))
+            if len(placed) > _HASHERS:
+                placed.popleft().result()
+        for one in placed:
+            one.result()
+        return payload.toreadonly()
 
     def _read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
@@ -105,7 +109,7 @@ class RedisSource:
             raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:
-        self._hasher.shutdown()
+        self._hashers.shutdown()
         self._redis.close()
 
 
