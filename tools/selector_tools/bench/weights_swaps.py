@@ -181,7 +181,7 @@ def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swap
             publisher.publish(number, module)
             publisher.flush(WAIT_SECONDS)
             sidecar.wait_for(publisher.last_version)
-            if number == settled or (number > settled and number % max(1, swaps // 10) == 0) or number == swaps:
+            if number in (settled, swaps) or (number > settled and number % max(1, swaps // 10) == 0):
                 resident.append([number, pinning.resident_bytes(sidecar.pid)])
         seconds = time.perf_counter() - started
         _settled(sidecar)
