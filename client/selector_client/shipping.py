@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import redis
 from selector_proto.chunks import cut
@@ -17,8 +17,9 @@ from selector_client.snapshot import Precision, Snapshot, payload
 
 log = logging.getLogger(__name__)
 
-# Chunks that may be cast and hashed ahead of the one that travels.
-_AHEAD = 4
+# Threads that hash, and chunks that may still be hashed when they have been sent.
+_HASHERS = 2
+_BEHIND = 4
 
 
 class Fenced(Exception):
@@ -41,7 +42,7 @@ class Shipper:
         self._claimed = False
         self._last = 0
         self._live: deque[tuple[int, int]] = deque()  # version, its chunks
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="weight-hasher")
+        self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weight-hasher")
 
     def ship(self, snapshot: Snapshot) -> int:
         """Chunks, then the manifest, then the pointer: a reader finds the whole version or none. Returns the
@@ -112,21 +113,14 @@ class Shipper:
             raise Fenced
 
     def _send(self, version: int, parts: Iterator[memoryview]) -> Iterator[bytes]:
-        """Sends the chunks and yields their digests. Casting and hashing run ahead on a thread."""
-        pieces = cut(parts, CHUNK_BYTES)
-
-        def prepare() -> tuple[memoryview, bytes] | None:
-            piece = next(pieces, None)
-            return None if piece is None else (piece, hashlib.sha256(piece).digest())
-
-        ahead = deque(self._pool.submit(prepare) for _ in range(_AHEAD))
-        index = 0
-        while (prepared := ahead.popleft().result()) is not None:
-            ahead.append(self._pool.submit(prepare))
-            chunk, digest = prepared
+        """Sends the chunks and yields their digests; they are hashed on threads while they travel."""
+        hashed: deque[Future[bytes]] = deque()
+        for index, chunk in enumerate(cut(parts, CHUNK_BYTES)):
+            hashed.append(self._pool.submit(lambda piece: hashlib.sha256(piece).digest(), chunk))
             self._store.set(self._keys.chunk(version, index), chunk, ex=self._ttl)
-            yield digest
-            index += 1
+            if len(hashed) > _BEHIND:
+                yield hashed.popleft().result()
+        yield from (digest.result() for digest in hashed)
 
     def _drop_quietly(self) -> None:
         """Takes back a version that failed; what cannot be reached dies by itself."""

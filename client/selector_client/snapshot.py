@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.safetensors import header
+from selector_proto.weights import CANARY
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -26,6 +27,8 @@ _NAMES = {
 }
 # Values cast at once: few enough to stay in a core's cache.
 _BLOCK = 1 << 18
+# The same for torch: it would spread more over all of the trainer's threads.
+_TORCH_BLOCK = 1 << 14
 
 
 @dataclass
@@ -82,7 +85,10 @@ def stripped(name: str) -> str:
 def payload(snapshot: Snapshot, precision: Precision) -> tuple[int, Iterator[memoryview]]:
     """The snapshot as one safetensors file: its length, and its bytes in order. Tensors are cast on the way, block by
     block, while earlier blocks travel."""
-    wire = {name: _wire(dtype, values, precision) for name, (dtype, values) in snapshot.tensors.items()}
+    wire = {
+        name: dtype if name.startswith(CANARY) else _wire(dtype, values, precision)
+        for name, (dtype, values) in snapshot.tensors.items()
+    }
     head, size = header((name, wire[name], values.shape) for name, (_, values) in snapshot.tensors.items())
 
     def parts() -> Iterator[memoryview]:
@@ -107,6 +113,12 @@ def _narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Rounded to nearest even; NaN stays NaN."""
+    if (torch := sys.modules.get("torch")) is not None:  # nine times as fast as numpy
+        narrow = np.empty(values.shape, np.uint16)
+        target, source = torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), torch.from_numpy(values)
+        for part, block in zip(target.split(_TORCH_BLOCK), source.split(_TORCH_BLOCK), strict=True):
+            part.copy_(block)
+        return narrow
     bits = values.view(np.uint32)
     rounded = bits >> 16
     rounded &= 1

@@ -22,6 +22,7 @@ from selector_server.sampling import MAX_LOGIT, Embedded
 
 # Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
 CANARY_COSINE = 0.99
+_BLOCK_BYTES = 1 << 18
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -160,12 +161,18 @@ def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, 
         raise NotPossible(f"parameter {name}", list(view.shape), f"the learner needs shape {list(shape)}")
     if view.dtype not in _TORCH:
         raise NotPossible(f"parameter {name}", view.dtype, f"must be one of {', '.join(_TORCH)}")
-    # A copy of our own: on a CPU the graph input aliases it. frombuffer wants a writable buffer; nothing writes.
-    raw = torch.from_numpy(np.frombuffer(view.data, dtype=np.uint8).copy())
-    values = raw.view(_TORCH[view.dtype]).to(torch.float32).reshape(shape)
-    if not bool(torch.isfinite(values).all()):
+    # A copy of our own: on a CPU the graph input aliases it. from_numpy wants a writable buffer: it gets copies of
+    # blocks that stay in a core's cache.
+    raw = np.frombuffer(view.data, dtype=np.uint8)
+    values = torch.empty(math.prod(shape), dtype=torch.float32)
+    count = _BLOCK_BYTES * values.numel() // max(1, len(raw))
+    for number, part in enumerate(values.split(max(1, count))):  # type: ignore[no-untyped-call]
+        block = raw[number * _BLOCK_BYTES : (number + 1) * _BLOCK_BYTES]
+        part.copy_(torch.from_numpy(block.copy()).view(_TORCH[view.dtype]))
+    # Either end is NaN where any value is; no mask of all values is made.
+    if values.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(values)).tolist())):
         raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
-    return values
+    return values.reshape(shape)
 
 
 def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:

@@ -257,6 +257,16 @@ def test_weights_that_encode_the_canary_otherwise_are_refused(served, redis_url,
             publisher.publish(3, model, Canary(PIXELS[:20], IDS[:20], np.ones((20, 16)), np.ones((20, 16))))
 
 
+def test_a_canary_travels_in_full_precision(redis_url, run_name):
+    embeddings = np.random.default_rng(0).standard_normal((16, 64), np.float32)  # 1024 values, as a large weight has
+    with WeightPublisher(redis_url, run_name) as publisher:
+        publisher.publish(1, {"w": embeddings}, Canary(PIXELS[:16], IDS[:16], embeddings, embeddings))
+        assert publisher.flush()
+    tensors = fetched(redis_url, run_name).tensors
+    assert (tensors["w"].dtype, tensors["__canary__/image"].dtype) == ("BF16", "F32")
+    np.testing.assert_array_equal(np.frombuffer(tensors["__canary__/text"].data, np.float32), embeddings.reshape(-1))
+
+
 def test_news_end_the_pause_between_two_looks(sidecar, bundles, redis_url, run_name):
     flags = {"weights_poll_seconds": 30, "redis": redis_url, "run": run_name}
     server = sidecar(bundles.flags | flags)
