@@ -38,13 +38,14 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache (about 20 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights (about 25 minutes)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
 	$(BIN)/selector bench resolution
 	$(BIN)/selector bench serve
 	$(BIN)/selector bench cache
+	$(BIN)/selector bench weights --soak 1000
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

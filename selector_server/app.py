@@ -26,12 +26,14 @@ from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
 from selector_server.machine import usable_cpus
 from selector_server.rpc import reply
+from selector_server.rpc.admin import AdminService
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
-from selector_server.weights.source import RedisSource
+from selector_server.weights.host_share import HostShare
+from selector_server.weights.source import News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
 
@@ -62,9 +64,11 @@ class App:
         if config.redis is not None:
             if self._learner is None or self._store is None:
                 raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
-            source = RedisSource(config.redis, config.run, config.max_weights_bytes)
+            share = None if config.weights_share is None else HostShare(config.weights_share)
+            source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link(), share)
             poll = config.weights_poll_seconds
-            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll)
+            news = News(config.redis, config.run, config.link())
+            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll, news)
         tile_bytes = config.sampler_tile_bytes or None
         if config.sampler_fused and not kernel_available(device.torch):
             raise SetupError("sampler_fused", True, "needs triton and a CUDA device of capability 9.0 or newer")
@@ -87,6 +91,7 @@ class App:
             lambda: info,
             self._status,
         )
+        self._admin_service = AdminService(self._store)
         build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}
         self.metrics.build.info(build)
 
@@ -100,14 +105,16 @@ class App:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
         metrics_server = self._serve_metrics()
-        server = RpcServer(self._service, self.metrics, self.config.listen, self.config.max_message_bytes)
+        server, *others = self._servers()
         self._worker.start()
         if self._subscriber is not None:
             self._subscriber.start()
-        await server.set_health("", True)
         await self._follow(server)
-        await server.start()
+        for one in (server, *others):
+            await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
+        for one in others:
+            log.info("the admin service is on %s, port %d", self.config.admin_listen, one.port)
         while not stop.is_set() and self._worker.alive:
             await self._follow(server)
             await _wait(stop, TICK_SECONDS)
@@ -118,6 +125,8 @@ class App:
         if not drained.done():
             log.warning("second signal: running requests are cut off")
             await server.stop(0)
+        for one in others:
+            await one.stop(0)
         forced.cancel()
         died = not self._worker.alive
         self._worker.stop(timeout=0 if force.is_set() else 5)
@@ -130,6 +139,16 @@ class App:
             await asyncio.to_thread(metrics_server.close)
         log.info("stopped")
         return 1 if died else 0
+
+    def _servers(self) -> list[RpcServer]:
+        """The one of trainers first; the admin service shares its address unless it has one of its own."""
+        service, admin, config, size = self._service, self._admin_service, self.config, self.config.max_message_bytes
+        if not config.admin_listen:
+            return [RpcServer(service, admin, self.metrics, "listen", config.listen, size)]
+        return [
+            RpcServer(service, None, self.metrics, "listen", config.listen, size),
+            RpcServer(None, admin, self.metrics, "admin_listen", config.admin_listen, size),
+        ]
 
     async def _drain(self, server: RpcServer) -> None:
         """Refuses new requests, waits for running ones, and then for nothing else: a client that watches health
@@ -148,8 +167,9 @@ class App:
             return
         current, state = self._store.current, self._store.status.state
         if self._subscriber is not None:
-            await server.set_health(WEIGHTS, state in (SyncState.CURRENT, SyncState.WAITING))
+            await server.set_health(WEIGHTS, state in (SyncState.CURRENT, SyncState.WAITING, SyncState.PINNED))
         self.metrics.weights_version.set(current.version)
+        self.metrics.weights_pinned.set(self._store.pinned is not None)
         self.metrics.weights_step.set(current.trainer_step)
         self.metrics.weights_age.set(current.age_seconds())
 

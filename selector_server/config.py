@@ -4,15 +4,15 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from redis.connection import parse_url
+from selector_proto.redis_link import LinkError, LinkOptions, check, masked
 from selector_proto.weights import Keys
 
 from selector_server.errors import SetupError
 
 ENV_PREFIX = "SELECTOR_"
+mask_url = masked
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
@@ -23,10 +23,21 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: str = Field("127.0.0.1:50051", description="address of the gRPC server: host:port or unix:/path")
+    admin_listen: str = Field(
+        "", description="address of the admin service alone: host:port or unix:/path; empty to serve it on listen"
+    )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
     learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
     reference: Path | None = Field(None, description="reference's bundle")
-    redis: str | None = Field(None, description="where the trainer publishes weights: redis://…, unix://…")
+    redis: str | None = Field(
+        None, description="where the trainer publishes weights: redis[s]://, unix://, redis+sentinel://… or file://"
+    )
+    redis_ca_file: Path | None = Field(None, description="who may sign Redis's certificate, for rediss://")
+    redis_certificate_file: Path | None = Field(None, description="this side's certificate, for rediss://")
+    redis_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
+    redis_username: str | None = Field(None, description="user of Redis")
+    redis_password_file: Path | None = Field(None, description="file with its password, read at each connection")
+    redis_sentinel_password_file: Path | None = Field(None, description="file with the password of the Sentinels")
     run: str = Field("default", description="training run whose weights are served")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
     threads: Annotated[int, Field(ge=0)] = Field(
@@ -45,7 +56,19 @@ class Config(BaseModel):
     )
     sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
+    weights_share: Path | None = Field(
+        None, description="folder in memory where the sidecars of a host share what one of them fetched"
+    )
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
+    when_stale: Literal["serve", "wait", "refuse"] = Field(
+        "serve", description="what happens to a request that accepts newer weights only: serve, wait or refuse"
+    )
+    max_weights_lag_steps: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+        0, description="steps that weights may lie behind a request that names its step and no lag, 0 for any"
+    )
+    max_weights_age_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
+        0.0, description="age of weights that requests accept unless they name one, 0 for any"
+    )
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")
     max_payload_bytes: Positive = Field(2 << 30, description="largest request taken")
     max_inflight_bytes: Positive = Field(4 << 30, description="payload bytes of all requests under way")
@@ -66,7 +89,20 @@ class Config(BaseModel):
         values = {name: "" if value is None else str(value) for name, value in self}
         if self.redis is not None:
             values["redis"] = mask_url(self.redis)
+        if self.redis_username is not None:
+            values["redis_username"] = "***"
         return values
+
+    def link(self) -> LinkOptions:
+        """How Redis is reached, besides its URL."""
+        return LinkOptions(
+            ca_file=self.redis_ca_file,
+            certificate_file=self.redis_certificate_file,
+            key_file=self.redis_key_file,
+            username=self.redis_username,
+            password_file=self.redis_password_file,
+            sentinel_password_file=self.redis_sentinel_password_file,
+        )
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | None) -> Config:
@@ -94,19 +130,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
     try:
         if config.redis is not None:
-            parse_url(config.redis)  # type: ignore[no-untyped-call]
-    except ValueError as error:  # its message may quote a part of the password
-        limit = "must be redis://host:port/0, rediss://host:port/0 or unix:///path"
-        raise SetupError("redis", mask_url(config.redis or ""), limit) from error
+            check(config.redis, config.link())
+    except LinkError as error:
+        raise SetupError(f"redis_{error.option}" if error.option else "redis", error.value, error.limit) from error
     return config
-
-
-def mask_url(url: str) -> str:
-    """The URL without user, password and query; of one that cannot be parsed, nothing is shown."""
-    try:
-        parts = urlsplit(url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-        port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
-        return "***"
-    return f"{parts.scheme}://{host}{port}{parts.path}"

@@ -4,7 +4,8 @@ SelectorError
 ├── InvalidRequest        the request contradicts the contract or the limits of a value
 ├── LimitExceeded         the request is larger than this server takes
 │   └── Overloaded        too much is under way; the same request may succeed later
-├── NotPossible           the request is fine, this server's state is not (no such model, weights too old)
+├── NotPossible           the request is fine, this server's state is not (no such model)
+│   └── StaleWeights      the served weights are older than the request accepts; newer ones may come
 ├── TooLate               the deadline passed, or the client stopped sending
 ├── Unavailable           the server is draining or its worker is gone
 └── SetupError            the server cannot start: configuration, bundle, device
@@ -36,6 +37,10 @@ class Overloaded(LimitExceeded):
 
 class NotPossible(SelectorError):
     """The server's state does not allow this request."""
+
+
+class StaleWeights(NotPossible):
+    """The served weights are older than the request accepts."""
 
 
 class TooLate(SelectorError):

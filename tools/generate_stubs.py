@@ -19,7 +19,7 @@ def generate(out: Path) -> None:
     names = [f"selector_proto/v1/{p.name}" for p in sorted(SOURCES.glob("*.proto"))]
     outputs = [f"--{kind}_out={out}" for kind in ("python", "mypy")]
     base = ["protoc", f"-Iselector_proto/v1={SOURCES}", f"-I{include}", *outputs]
-    services = ["selector_proto/v1/selector.proto"]
+    services = [f"selector_proto/v1/{name}.proto" for name in ("admin", "selector")]
     if protoc.main([*base, *names]) or protoc.main([*base, f"--grpc_python_out={out}", *services]):
         raise SystemExit("protoc failed")
 

@@ -7,15 +7,20 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
     publisher.publish(step, model)
 """
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_proto.redis_link import LinkOptions
+
+from selector_client.errors import PublishError, RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
-from selector_client.publisher import WeightPublisher
+from selector_client.publisher import Canary, WeightPublisher
 from selector_client.request import ModelEmbeddings, Settings
 from selector_client.selection import Selection, Statistics
 from selector_client.selector import Selector
 
 __all__ = [
+    "Canary",
+    "LinkOptions",
     "ModelEmbeddings",
+    "PublishError",
     "RemoteError",
     "SelectingLoader",
     "Selection",

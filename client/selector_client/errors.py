@@ -3,7 +3,8 @@ uniform one, counted and flagged.
 
 SelectorClientError
 ├── Unreachable     no answer in time: server absent, dead, hung or too slow
-└── RemoteError     the server refused the request; its message names field, value and limit
+├── RemoteError     the server refused the request; its message names field, value and limit
+└── PublishError    earlier weights could not be published
 """
 
 
@@ -21,3 +22,7 @@ class Unreachable(SelectorClientError):
 
 class RemoteError(SelectorClientError):
     """The server refused the request."""
+
+
+class PublishError(SelectorClientError):
+    """Earlier weights could not be published."""

@@ -5,89 +5,127 @@ if that takes longer than the next publication, the newest wins. Failures of Red
 raised into the training loop.
 """
 
-import hashlib
 import logging
-import sys
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-import redis
-from numpy.typing import NDArray
-from selector_proto import safetensors
-from selector_proto.chunks import cut
-from selector_proto.safetensors import TensorView
-from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, MOVE_POINTER, Keys, encode_manifest
+from numpy.typing import ArrayLike
+from selector_proto.redis_link import LinkOptions
+from selector_proto.stores import open_store
+from selector_proto.weights import CANARY, MAX_CANARY, Keys
+
+from selector_client.errors import PublishError
+from selector_client.shipping import Fenced, Shipper, Unsafe
+from selector_client.snapshot import Precision, Snapshot
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 5.0
-# Wrappers put these in front of parameter names; the sidecar's bundle does not know them.
-_PREFIXES = ("module.", "_orig_mod.")
-# Smaller tensors (norms, biases, logit scale) keep their precision: they weigh nothing.
-_SMALL = 1024
-_NAMES = {
-    "float32": "F32",
-    "float16": "F16",
-    "float64": "F64",
-    "int64": "I64",
-    "int32": "I32",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
+# How often live keys are looked after, at least; they live four times as long.
+HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class _Snapshot:
-    step: int
-    taken_at: float
-    tensors: dict[str, tuple[str, NDArray[Any]]]  # name -> safetensors dtype, raw values
+class Canary:
+    """Samples, and the embeddings that the trainer's model computed of them with the weights it publishes: the sidecar
+    serves them only if it comes to the same. `pixels` uint8 [n, H, W, C] of the bundle's size and `tokens` int [n, T]
+    as they are sent to be selected from; `image` and `text` float [n, D]; n is 1 to 16."""
+
+    pixels: ArrayLike
+    tokens: ArrayLike
+    image: ArrayLike
+    text: ArrayLike
+
+    def tensors(self) -> dict[str, Any]:
+        """As they travel beside the weights."""
+        arrays = {name: np.asarray(value) for name, value in vars(self).items()}
+        if not 1 <= len(arrays["pixels"]) <= MAX_CANARY or len({len(array) for array in arrays.values()}) != 1:
+            raise ValueError(
+                f"canary has {[len(a) for a in arrays.values()]} samples; must be 1 to {MAX_CANARY}, all the same"
+            )
+        dtypes = {"pixels": np.uint8, "tokens": np.int64, "image": np.float32, "text": np.float32}
+        return {CANARY + name: array.astype(dtypes[name]) for name, array in arrays.items()}
 
 
 class WeightPublisher:
-    """Publishes versions of one run.
+    """Publishes versions of one run; the publisher of a run that was started last is the only one that may.
 
     `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
-    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis.
+    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
+    folder of a file:// URL, and in Redis all of the run's keys die `ttl` seconds after this process. `link` has the
+    certificates and the password's file. `rank`: only 0 publishes; others take part in gathering
+    sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise PublishError
+    if what came before it could not be published; otherwise failures are logged, counted and tried again.
+
+    `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
     """
 
     def __init__(
-        self, url: str, run: str, *, every: int = 1, dtype: Literal["bf16", "fp16", "fp32"] = "bf16", keep: int = 2
+        self,
+        url: str,
+        run: str,
+        *,
+        every: int = 1,
+        dtype: Precision = "bf16",
+        keep: int = 2,
+        ttl: float = 3600.0,
+        rank: int | None = None,
+        link: LinkOptions | None = None,
+        on_error: Literal["count", "raise"] = "count",
     ) -> None:
         if every < 1 or keep < 2:
             raise ValueError(f"every is {every}, keep is {keep}; must be at least 1 and 2")
         if dtype not in ("bf16", "fp16", "fp32"):
             raise ValueError(f"dtype is {dtype!r}; must be 'bf16', 'fp16' or 'fp32'")
-        self._keys, self._every, self._dtype, self._keep = Keys(run), every, dtype, keep
-        self._redis = redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
+        if on_error not in ("count", "raise"):
+            raise ValueError(f"on_error is {on_error!r}; must be 'count' or 'raise'")
+        if not 1 <= ttl <= 30 * 86400:
+            raise ValueError(f"ttl is {ttl}; must be 1 second to 30 days")
+        self._every, self._rank, self._on_error = every, rank, on_error
+        keys = Keys(run)
+        self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
+        self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
         self._calls = 0
         self._changed = threading.Condition()
-        self._next: _Snapshot | None = None
+        self._next: Snapshot | None = None
+        # Not being filled, not waiting, not under way: their buffers are used again.
+        self._idle: list[Snapshot] = []
+        self._shipped: Snapshot | None = None  # to be shipped again if Redis loses it
         self._busy = self._closed = False
-        self._live: deque[tuple[int, int]] = deque()  # version, its chunks
         self.published = self.superseded = self.failures = 0
         self.last_version = 0
         self.last_error = ""
+        self.fenced = False
         self._thread = threading.Thread(target=self._run, name="weight-publisher", daemon=True)
         self._thread.start()
 
-    def publish(self, step: int, model: Any) -> bool:
+    def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
         """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
-        array) and returns; True if this call was one of each `every`."""
+        array) and returns; True if this call was one of each `every`, on the rank that publishes. With sharded tensors
+        (FSDP, DTensor), every rank must call it."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
         state = model.state_dict() if hasattr(model, "state_dict") else model
-        snapshot = _Snapshot(step, time.time(), {_strip(name): _copy(name, value) for name, value in state.items()})
+        state = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+        if (self._rank if self._rank is not None else _rank()) != 0:
+            return False
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
-            self.superseded += self._next is not None
+            if self._on_error == "raise" and self.last_error:
+                raise PublishError("publish", self.last_error)
+            snapshot = self._idle.pop() if self._idle else Snapshot()
+        snapshot.step, snapshot.taken_at = step, time.time()
+        snapshot.fill(state if canary is None else {**state, **canary.tensors()})
+        with self._changed:
+            if self._next is not None:
+                self.superseded += 1
+                self._idle.append(self._next)
             self._next = snapshot
             self._changed.notify_all()
         return True
@@ -104,7 +142,7 @@ class WeightPublisher:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout)
-        self._redis.close()
+        self._shipper.close()
         return flushed
 
     def __enter__(self) -> "WeightPublisher":
@@ -117,14 +155,21 @@ class WeightPublisher:
 
     def _run(self) -> None:
         backoff = 0.1
-        while (snapshot := self._take()) is not None:
+        while not self._closed:
+            snapshot = self._take()
             try:
-                self._ship(snapshot)
+                if snapshot is not None:
+                    self._ship(snapshot)
+                elif not self._closed and not self._shipper.refresh() and self._shipped is not None:
+                    log.warning("Redis lost version %d of the weights; it is published again", self.last_version)
+                    self._ship(self._shipped)
                 backoff = 0.1
+            except Fenced:
+                self._give_up()
             except Exception as error:  # not only RedisError: whatever it is, training must go on
                 self._failed(error)
                 with self._changed:
-                    if self._next is None and not self._closed:
+                    if snapshot is not None and self._next is None and not self._closed:
                         self._next = snapshot  # try again, unless a newer one comes
                     self._changed.wait_for(lambda: self._closed, backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
@@ -133,81 +178,47 @@ class WeightPublisher:
                     self._busy = False
                     self._changed.notify_all()
 
-    def _take(self) -> _Snapshot | None:
+    def _take(self) -> Snapshot | None:
+        """The snapshot to publish; None when it is time to look after those that are published."""
         with self._changed:
-            self._changed.wait_for(lambda: self._next is not None or self._closed)
+            ready = self._changed.wait_for(lambda: self._next is not None or self._closed, self._heartbeat)
+            if not ready or self._closed or self.fenced:
+                self._next = None if self.fenced else self._next
+                return None
             snapshot, self._next = self._next, None
-            self._busy = snapshot is not None
-            return None if self._closed else snapshot
+            self._busy = True
+            return snapshot
 
-    def _ship(self, snapshot: _Snapshot) -> None:
-        """Chunks, then the manifest, then the pointer: a reader finds the whole version or none."""
-        version = self._redis.incr(self._keys.counter)
-        views = {name: self._view(dtype, values) for name, (dtype, values) in snapshot.tensors.items()}
-        parts = list(safetensors.encode(views))
-        size = sum(map(len, parts))
-        if self._live and version <= self._live[-1][0]:
-            self._live.clear()  # Redis was emptied and counts anew: the old numbers may name new versions
-        # Noted before it is written: what a failure leaves half done is swept up with the rest.
-        self._live.append((version, -(-size // CHUNK_BYTES)))
-        digest = hashlib.sha256()
-        for index, chunk in enumerate(cut(parts, CHUNK_BYTES)):
-            digest.update(chunk)
-            self._redis.set(self._keys.chunk(version, index), chunk)
-        manifest = pb.WeightsManifest(
-            format=FORMAT,
-            run=self._keys.run,
-            version=version,
-            trainer_step=snapshot.step,
-            published_at=snapshot.taken_at,
-            payload_bytes=size,
-            payload_sha256=digest.digest(),
-            chunk_bytes=CHUNK_BYTES,
-        )
-        self._redis.set(self._keys.manifest(version), encode_manifest(manifest))
-        self._redis.eval(MOVE_POINTER, 1, self._keys.pointer, str(version))
-        self.published += 1
-        self.last_version, self.last_error = version, ""
-        while len(self._live) > self._keep:
-            old, chunks = self._live.popleft()
-            self._redis.unlink(self._keys.manifest(old), *(self._keys.chunk(old, i) for i in range(chunks)))
+    def _ship(self, snapshot: Snapshot) -> None:
+        version = self._shipper.ship(snapshot)
+        with self._changed:
+            if self._shipped is not None and self._shipped is not snapshot:
+                self._idle.append(self._shipped)
+            self._shipped = snapshot
+            self.published += 1
+            self.last_version, self.last_error = version, ""
 
-    def _view(self, dtype: str, values: NDArray[Any]) -> TensorView:
-        shape = values.shape
-        if dtype == "F32" and values.size >= _SMALL and self._dtype != "fp32":
-            dtype, values = ("BF16", _to_bf16(values)) if self._dtype == "bf16" else ("F16", values.astype(np.float16))
-        return TensorView(dtype, shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    def _give_up(self) -> None:
+        if not self.fenced:
+            log.error("another publisher of the same run was started; this one publishes nothing more")
+        self.fenced, self.last_error = True, "fenced: another publisher of the same run was started"
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
-        message = f"{type(error).__name__}: {error}"
+        # Errors of a pipeline quote the values that were sent.
+        message = f"{type(error).__name__}: {error}"[:300]
         if message != self.last_error:
-            log.warning("publishing weights failed, will try again: %s", message)
+            log.log(
+                logging.ERROR if isinstance(error, Unsafe) else logging.WARNING,
+                "publishing weights failed, will try again: %s",
+                message,
+            )
         self.last_error = message
 
 
-def _strip(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name
+def _rank() -> int:
+    """This process's place among those that train together, without importing torch."""
+    import sys  # noqa: PLC0415
 
-
-def _copy(name: str, value: Any) -> tuple[str, NDArray[Any]]:
-    """A host copy that later training steps cannot change."""
-    if hasattr(value, "detach"):  # a torch tensor, without importing torch
-        value = value.detach().cpu()
-        torch = sys.modules["torch"]
-        if value.dtype == torch.bfloat16:
-            return "BF16", value.contiguous().view(torch.int16).numpy().copy()
-        value = value.numpy()
-    array = np.array(value)
-    if array.dtype.name not in _NAMES:
-        raise TypeError(f"{name} has dtype {array.dtype}, which cannot be published")
-    return _NAMES[array.dtype.name], array
-
-
-def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Rounded to nearest even; NaN stays NaN."""
-    bits = values.view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    torch = sys.modules.get("torch.distributed")
+    return int(torch.get_rank()) if torch is not None and torch.is_available() and torch.is_initialized() else 0

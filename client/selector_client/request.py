@@ -32,6 +32,9 @@ class Settings:
     gain: float | None = None
     draw: str = "sample"
     min_weights_version: int = 0
+    max_lag_steps: int | None = None
+    max_age_seconds: float | None = None
+    when_stale: str | None = None
 
     def __post_init__(self) -> None:
         if self.sub_batch_size is not None and self.filter_ratio is not None:
@@ -42,6 +45,12 @@ class Settings:
         _enum(pb.Draw, "DRAW", self.draw)
         if self.loss is not None:
             _enum(pb.Loss, "LOSS", self.loss)
+        if self.max_lag_steps is not None and self.max_lag_steps < 0:
+            raise ValueError(f"max_lag_steps is {self.max_lag_steps}; must not be negative")
+        if self.max_age_seconds is not None and not 0 < self.max_age_seconds <= 1e9:
+            raise ValueError(f"max_age_seconds is {self.max_age_seconds}; must be positive and at most 1e9")
+        if self.when_stale is not None:
+            _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
 
     def picks(self, candidates: int) -> int:
         """b for a super-batch of that size. Raises ValueError if there is none."""
@@ -61,6 +70,11 @@ class Settings:
             "chunks": self.chunks,
             "gain": self.gain,
             "loss": None if self.loss is None else _enum(pb.Loss, "LOSS", self.loss),
+            "max_lag_steps": self.max_lag_steps,
+            "max_age_seconds": self.max_age_seconds,
+            "when_stale": None
+            if self.when_stale is None
+            else _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale"),
         }
         return pb.Selection(
             run=self.run,
@@ -215,9 +229,9 @@ def _same_size(field: str, size: int, wanted: int) -> None:
         raise ValueError(f"{field} has {size} entries, images has {wanted}")
 
 
-def _enum(enum: Any, prefix: str, name: str) -> Any:
+def _enum(enum: Any, prefix: str, name: str, field: str = "") -> Any:
     key = f"{prefix}_{name.upper().replace('-', '_')}"
     if key not in enum.keys() or key.endswith("UNSPECIFIED"):  # noqa: SIM118 - the enum wrapper is no dict
         known = [k.removeprefix(f"{prefix}_").lower().replace("_", "-") for k in enum.keys()[1:]]
-        raise ValueError(f"{prefix.lower()} is {name!r}; must be one of {', '.join(known)}")
+        raise ValueError(f"{field or prefix.lower()} is {name!r}; must be one of {', '.join(known)}")
     return enum.Value(key)

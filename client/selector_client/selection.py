@@ -15,8 +15,8 @@ class Selection:
 
     `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and
     `objective_uniform` are nats per example (learnability, unless another criterion was asked for).
-    `weights_version` etc. tell which learner scored; None if none did. `cached_references` of the candidates were
-    not embedded again by the reference.
+    `weights_version` etc. tell which learner scored; None if none did; `stale`: it is older than the settings (or the
+    sidecar's) accept. `cached_references` of the candidates were not embedded again by the reference.
     """
 
     indices: NDArray[np.int64]
@@ -29,6 +29,7 @@ class Selection:
     weights_step: int | None = None
     weights_age_seconds: float | None = None
     weights_lag_steps: int | None = None
+    stale: bool = False
     cached_references: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -50,6 +51,7 @@ class Selection:
             weights_step=weights and weights.trainer_step,
             weights_age_seconds=weights and weights.age_seconds,
             weights_lag_steps=weights.lag_steps if weights and weights.HasField("lag_steps") else None,
+            stale=response.stale,
             cached_references=response.cached_references,
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
@@ -57,12 +59,14 @@ class Selection:
 
 @dataclass
 class Statistics:
-    """Counts since the start. `seconds` is time spent in requests, `fallbacks` counts them by reason."""
+    """Counts since the start. `seconds` is time spent in requests, `fallbacks` counts them by reason, `stale` those
+    that older weights scored than the settings accept."""
 
     requests: int = 0
     candidates: int = 0
     picks: int = 0
     seconds: float = 0.0
+    stale: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
 
@@ -71,6 +75,7 @@ class Statistics:
         self.candidates += candidates
         self.picks += len(selection.indices)
         self.seconds += seconds
+        self.stale += selection.stale
         if selection.fallback:
             self.fallbacks[selection.fallback] += 1
         if selection.weights_version is not None:

@@ -118,6 +118,8 @@ class Selector:
 
     def _select(self, candidates: Candidates, step: int | None) -> Selection:
         picks = self.settings.picks(candidates.size)
+        if step is None and self.settings.max_lag_steps is not None:
+            raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
         with self._lock:
             seed = (self._seed + self._count) % (1 << 64)
             self._count += 1

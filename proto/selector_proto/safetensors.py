@@ -6,7 +6,7 @@ every tensor. Reading trusts nothing: every number is checked before it is used.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -29,17 +29,24 @@ class TensorView:
     data: memoryview
 
 
-def encode(tensors: Mapping[str, TensorView]) -> Iterator[memoryview]:
-    """Yields the file in pieces: the header, then each tensor's own buffer, in the mapping's order."""
+def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """What a file of these (name, dtype, shape) begins with, and how long the whole file is. Their bytes follow in
+    the same order, with nothing in between."""
     entries: dict[str, object] = {}
     start = 0
-    for name, tensor in tensors.items():
-        end = start + len(tensor.data)
-        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, dtype, shape in tensors:
+        end = start + prod(shape) * _ITEM_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start aligned
-    yield memoryview(len(text).to_bytes(8, "little") + text)
+    head = len(text).to_bytes(8, "little") + text
+    return head, len(head) + start
+
+
+def encode(tensors: Mapping[str, TensorView]) -> Iterator[memoryview]:
+    """Yields the file in pieces: the header, then each tensor's own buffer, in the mapping's order."""
+    yield memoryview(header((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())[0])
     for tensor in tensors.values():
         if len(tensor.data):
             yield tensor.data

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
+from selector_proto.weights import CANARY, MAX_CANARY
 from torch import Tensor
 
 from selector_server.encoding.bundle import IMAGE_TOWER, PIXELS, TEXT_TOWER, TOKENS, WEIGHTS, Bundle, Logit, Parameter
@@ -19,6 +20,9 @@ from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
 
+# Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
+CANARY_COSINE = 0.99
+_BLOCK_BYTES = 1 << 18
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -80,8 +84,9 @@ class Model:
     def bind(self, tensors: Mapping[str, TensorView]) -> Weights:
         """A new set from the trainer's tensors, by their state_dict names. The old set is not touched.
 
-        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, and if a probe
-        batch encoded with the new set does not come out finite. Tensors the graphs do not use are ignored.
+        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
+        encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
+        are not encoded as the trainer did. Tensors the graphs do not use are ignored.
         """
         manifest = self.bundle.manifest
         assert manifest.logit is not None
@@ -95,6 +100,7 @@ class Model:
         scale, bias = logit_of(manifest.logit, tensors)
         weights = Weights(bound, scale, bias)
         self.warm_up(weights)
+        self._check_canary(tensors, weights)
         return weights
 
     def warm_up(self, weights: Weights) -> None:
@@ -103,6 +109,31 @@ class Model:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (2, image.height, image.width, image.channels), dtype=np.uint8)
         self.encode(pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens)), weights)
+
+    def _check_canary(self, tensors: Mapping[str, TensorView], weights: Weights) -> None:
+        """Compares embeddings of the trainer's samples with the trainer's own, if it sent any."""
+        if CANARY + "pixels" not in tensors:
+            return
+        manifest = self.bundle.manifest
+        image, text, count = manifest.image, manifest.text, tensors[CANARY + "pixels"].shape[:1]
+        if not count or not 1 <= count[0] <= MAX_CANARY:
+            raise NotPossible("canary", f"{list(count)} samples", f"must be 1 to {MAX_CANARY}")
+        shapes = {
+            "pixels": ("U8", (*count, image.height, image.width, image.channels)),
+            "tokens": ("I64", (*count, text.max_tokens)),
+            "image": ("F32", (*count, manifest.width)),
+            "text": ("F32", (*count, manifest.width)),
+        }
+        found = {name: _canary_part(tensors.get(CANARY + name), name, *shape) for name, shape in shapes.items()}
+        if not 0 <= found["tokens"].min() <= found["tokens"].max() < text.vocabulary:
+            raise NotPossible("canary tokens", int(found["tokens"].max()), f"ids must be 0 to {text.vocabulary - 1}")
+        ours = self.encode(found["pixels"], found["tokens"], weights)
+        for name, mine in (("image", ours.image), ("text", ours.text)):
+            theirs = torch.from_numpy(found[name])
+            cosine = torch.nn.functional.cosine_similarity(mine.cpu(), theirs).min().item()
+            if not cosine >= CANARY_COSINE:
+                limit = f"at least {CANARY_COSINE}: these are not the weights, or not the model, that the trainer used"
+                raise NotPossible(f"canary: cosine to the trainer's {name} embedding", f"{cosine:.4f}", limit)
 
     def _source_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:
         shape, _ = self._inputs[parameter.input]
@@ -114,6 +145,14 @@ class Model:
             raise BundleError(f"{self.bundle.path}: parameters.{name}", parameter.resize.kind, str(error)) from error
 
 
+def _canary_part(view: TensorView | None, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if view is None or (view.dtype, view.shape) != (dtype, shape):
+        shown = "missing" if view is None else f"{view.dtype} {list(view.shape)}"
+        raise NotPossible(f"canary {name}", shown, f"must be {dtype} {list(shape)}")
+    kind = {"U8": np.uint8, "I64": np.int64, "F32": np.float32}[dtype]
+    return np.frombuffer(view.data, kind).reshape(shape).copy()
+
+
 def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> Tensor:
     view = tensors.get(name)
     if view is None:
@@ -122,12 +161,18 @@ def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, 
         raise NotPossible(f"parameter {name}", list(view.shape), f"the learner needs shape {list(shape)}")
     if view.dtype not in _TORCH:
         raise NotPossible(f"parameter {name}", view.dtype, f"must be one of {', '.join(_TORCH)}")
-    # A copy of our own: on a CPU the graph input aliases it. frombuffer wants a writable buffer; nothing writes.
-    raw = torch.from_numpy(np.frombuffer(view.data, dtype=np.uint8).copy())
-    values = raw.view(_TORCH[view.dtype]).to(torch.float32).reshape(shape)
-    if not bool(torch.isfinite(values).all()):
+    # A copy of our own: on a CPU the graph input aliases it. from_numpy wants a writable buffer: it gets copies of
+    # blocks that stay in a core's cache.
+    raw = np.frombuffer(view.data, dtype=np.uint8)
+    values = torch.empty(math.prod(shape), dtype=torch.float32)
+    count = _BLOCK_BYTES * values.numel() // max(1, len(raw))
+    for number, part in enumerate(values.split(max(1, count))):  # type: ignore[no-untyped-call]
+        block = raw[number * _BLOCK_BYTES : (number + 1) * _BLOCK_BYTES]
+        part.copy_(torch.from_numpy(block.copy()).view(_TORCH[view.dtype]))
+    # Either end is NaN where any value is; no mask of all values is made.
+    if values.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(values)).tolist())):
         raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
-    return values
+    return values.reshape(shape)
 
 
 def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:

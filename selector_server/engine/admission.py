@@ -17,11 +17,11 @@ class Admission:
     def __init__(self, max_requests: int, max_bytes: int, metrics: Metrics) -> None:
         self._max_requests, self._max_bytes, self._metrics = max_requests, max_bytes, metrics
         self._requests = self._bytes = 0
-        self._closed = False
+        self.closed = False
 
     def close(self) -> None:
         """From now on every request is refused: the server drains."""
-        self._closed = True
+        self.closed = True
 
     async def wait_idle(self, seconds: float) -> None:
         """Returns when no request holds a permit, or after `seconds`."""
@@ -32,7 +32,7 @@ class Admission:
     @contextmanager
     def admit(self, payload_bytes: int) -> Iterator[None]:
         """Holds a permit. Raises Overloaded or Unavailable before anything is allocated."""
-        if self._closed:
+        if self.closed:
             raise Unavailable("server", "draining", "send the request to another one, or again later")
         if self._requests >= self._max_requests:
             raise Overloaded("pending requests", self._requests, f"at most {self._max_requests}")

@@ -19,9 +19,10 @@ from selector_server.engine.task import (
     ServedWeights,
     Task,
 )
-from selector_server.errors import NotPossible
+from selector_server.errors import NotPossible, StaleWeights
 from selector_server.sampling import Criterion, Embedded, Needs, PairScores, ScalarScores, Scores
-from selector_server.weights.store import Store, Version
+from selector_server.weights.freshness import Breach, WhenStale
+from selector_server.weights.store import Store, SyncState, Version
 
 
 class Selection:
@@ -48,13 +49,25 @@ class Selection:
                 raise NotPossible("samples", task.criterion.name, "needs a learner; start the server with --learner")
             if task.criterion.needs_reference and self._reference is None:
                 raise NotPossible("samples", task.criterion.name, "needs a reference; start it with --reference")
-        self._version(task)
+        breach = self._breach(task, self._current())
+        if breach is None or breach.action is WhenStale.SERVE:
+            return
+        # Without a source nothing newer will ever come.
+        if breach.action is WhenStale.REFUSE or self._store is None or self._store.status.state is SyncState.OFF:
+            raise breach.error(self._why_not_newer())
+
+    def awaited(self, task: Task, waited: float) -> StaleWeights | None:
+        """None unless the task must wait for newer weights; then what to say if it cannot wait any longer."""
+        breach = self._breach(task, self._current())
+        if breach is None or breach.action is not WhenStale.WAIT:
+            return None
+        return breach.error(self._why_not_newer(), waited)
 
     def run(self, prepared: Prepared) -> Result:
         """Picks. Raises SelectorError."""
         task, stages = prepared.task, prepared.stages
         with torch.inference_mode():
-            scores, version = self._scores(prepared)
+            scores, weights = self._scores(prepared)
             with timed(stages, "sample"):
                 picks = task.policy.pick(scores, task.plan)
                 indices: NDArray[np.int64] = picks.indices.cpu().numpy()
@@ -68,12 +81,12 @@ class Selection:
                     scores=picks.scores.cpu().numpy() if scored else None,
                     objective=picks.total / count if scored else None,
                     objective_uniform=scores.uniform_total(count) / count if scored else None,
-                    weights=_served(version, task),
+                    weights=weights,
                     cached=0 if prepared.found is None else int(prepared.found.known.sum()),
                     stages=stages,
                 )
 
-    def _scores(self, prepared: Prepared) -> tuple[Scores, Version[Weights] | None]:
+    def _scores(self, prepared: Prepared) -> tuple[Scores, ServedWeights | None]:
         task, stages = prepared.task, prepared.stages
         criterion = task.criterion
         if task.policy.needs is Needs.NOTHING:
@@ -89,17 +102,21 @@ class Selection:
             case Samples() as samples:
                 return self._encode(prepared, samples.ids)
 
-    def _encode(self, prepared: Prepared, ids: list[bytes]) -> tuple[Scores, Version[Weights] | None]:
-        task, version, learner = prepared.task, None, None
+    def _encode(self, prepared: Prepared, ids: list[bytes]) -> tuple[Scores, ServedWeights | None]:
+        task, served, learner = prepared.task, None, None
         if prepared.learner is not None:
             assert self._learner is not None
             # Taken once: the whole request is scored by this version, whatever arrives meanwhile.
-            version = self._version(task)
+            version = self._current()
             assert version is not None
+            breach = self._breach(task, version)
+            if breach is not None and breach.action is not WhenStale.SERVE:  # it aged in the queue
+                raise breach.error(self._why_not_newer())
+            served = _served(version, task, stale=breach is not None)
             with timed(prepared.stages, "encode_learner"):
                 learner = self._learner.encode(prepared.learner.pixels, prepared.learner.tokens, version.weights)
         reference = self._reference_of(prepared, ids) if task.criterion.needs_reference else None
-        return self._pairs(task, learner, reference), version
+        return self._pairs(task, learner, reference), served
 
     def _reference_of(self, prepared: Prepared, ids: list[bytes]) -> Embedded:
         """The reference's embeddings of all candidates: known ones from the cache, the others computed and kept."""
@@ -124,15 +141,14 @@ class Selection:
                 self._cache.put_soon(new, image[~known].cpu().numpy(), text[~known].cpu().numpy())
             return Embedded(image.float(), text.float(), weights.scale, weights.bias)
 
-    def _version(self, task: Task) -> Version[Weights] | None:
-        """The version to score with; raises NotPossible if it is older than the request accepts."""
-        version = None if self._store is None else self._store.current
-        served = -1 if version is None else version.version
-        if task.min_weights_version > max(served, 0):
-            reason = "no learner" if self._store is None else self._store.status.last_error
-            limit = f"version {served} is served" if served >= 0 else "no weights are served"
-            raise NotPossible("min_weights_version", task.min_weights_version, f"{limit}{reason and '; '}{reason}")
-        return version
+    def _current(self) -> Version[Weights] | None:
+        return None if self._store is None else self._store.current
+
+    def _breach(self, task: Task, version: Version[Weights] | None) -> Breach | None:
+        return task.freshness.breach(version, task.needs_weights)
+
+    def _why_not_newer(self) -> str:
+        return "no learner" if self._store is None else self._store.status.last_error
 
     def _pairs(self, task: Task, learner: Embedded | None, reference: Embedded | None) -> PairScores:
         return PairScores(task.criterion, learner, reference, task.loss, self._tile_bytes, self._fused)
@@ -158,8 +174,7 @@ def _check_picks(task: Task, indices: NDArray[np.int64]) -> None:
         raise RuntimeError(f"policy {task.policy.name!r} did not pick {task.plan.picks} different of {task.size}")
 
 
-def _served(version: Version[Weights] | None, task: Task) -> ServedWeights | None:
-    if version is None:
-        return None
-    lag = None if task.trainer_step is None else task.trainer_step - version.trainer_step
-    return ServedWeights(version.version, version.trainer_step, version.age_seconds(), lag)
+def _served(version: Version[Weights], task: Task, stale: bool) -> ServedWeights:
+    freshness = task.freshness
+    lag = None if freshness.trainer_step is None else freshness.trainer_step - version.trainer_step
+    return ServedWeights(version.version, version.trainer_step, version.age_seconds(), lag, stale)

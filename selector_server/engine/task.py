@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.sampling import Criterion, Loss, Plan, Policy
+from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
+from selector_server.weights.freshness import Freshness
 
 Floats = NDArray[np.floating[Any]]
 
@@ -55,9 +56,14 @@ class Task:
     criterion: Criterion
     loss: Loss
     plan: Plan
-    min_weights_version: int = 0
-    trainer_step: int | None = None
+    freshness: Freshness = field(default_factory=Freshness)
     request_id: str = ""
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether this server's learner scores it."""
+        encoded = isinstance(self.candidates, Samples) and self.policy.needs is not Needs.NOTHING
+        return encoded and self.criterion.needs_learner
 
 
 @dataclass
@@ -71,16 +77,19 @@ class Stages:
     encode_learner: float = 0.0
     encode_reference: float = 0.0
     sample: float = 0.0
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
 class ServedWeights:
-    """The learner version that scored. Age in seconds; lag in trainer steps if the request named its step."""
+    """The learner version that scored. Age in seconds; lag in trainer steps if the request named its step. `stale`:
+    older than the request accepts."""
 
     version: int
     trainer_step: int
     age_seconds: float
     lag_steps: int | None
+    stale: bool
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _STATES = {
     SyncState.CURRENT: pb.SYNC_STATE_CURRENT,
     SyncState.REJECTED: pb.SYNC_STATE_REJECTED,
     SyncState.DISCONNECTED: pb.SYNC_STATE_DISCONNECTED,
+    SyncState.PINNED: pb.SYNC_STATE_PINNED,
 }
 
 
@@ -43,6 +44,7 @@ def selected(task: Task, result: Result) -> pb.SelectResponse:
         stages=pb.StageSeconds(**vars(result.stages)),
         request_id=task.request_id,
         cached_references=result.cached,
+        stale=weights is not None and weights.stale,
     )
 
 

@@ -15,7 +15,9 @@ from selector_server.engine.admission import Admission
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
+from selector_server.engine.waiting import Waiting
 from selector_server.engine.worker import Worker
+from selector_server.errors import StaleWeights
 from selector_server.rpc import reply
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.wire import to_task
@@ -42,10 +44,11 @@ class SelectorService(rpc.SelectorServiceServicer):
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
     ) -> None:
-        self._config, self._admission, self._worker = config, admission, worker
+        self._config, self._admission = config, admission
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
+        self._waiting = Waiting(selection, worker, admission, metrics)
 
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
@@ -59,10 +62,14 @@ class SelectorService(rpc.SelectorServiceServicer):
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
             parts = (header, payload, self._config, self._policies, self._default_loss)
             task = await _in_thread(lambda _: to_task(*parts))
-            self._selection.check(task)
-            with self._admission.enlarge(self._preparation.extra_bytes(task)):
-                prepared = await _in_thread(lambda abandoned: self._preparation.run(task, abandoned))
-                result = await self._worker.submit(prepared, context.time_remaining())
+            try:
+                self._selection.check(task)
+                with self._admission.enlarge(self._preparation.extra_bytes(task)):
+                    prepared = await _in_thread(lambda abandoned: self._preparation.run(task, abandoned))
+                    result = await self._waiting.run(prepared, context.time_remaining)
+            except StaleWeights:
+                self._metrics.stale.labels("refuse").inc()
+                raise
             result.stages.receive = received
         self._count(task, result)
         return reply.selected(task, result)
@@ -89,6 +96,8 @@ class SelectorService(rpc.SelectorServiceServicer):
         metrics.picks.inc(len(result.indices))
         metrics.super_batch.observe(task.size)
         metrics.cached.inc(result.cached)
+        if result.weights is not None and result.weights.stale:
+            metrics.stale.labels("serve").inc()
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)

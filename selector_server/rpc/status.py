@@ -20,12 +20,14 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SERVICE = "selector.v1.SelectorService"
+ADMIN_SERVICE = "selector.v1.AdminService"
 # Most specific first.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
     (errors.InvalidRequest, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
     (errors.Overloaded, code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.LimitExceeded, code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"),
+    (errors.StaleWeights, code_pb2.FAILED_PRECONDITION, "STALE_WEIGHTS"),
     (errors.NotPossible, code_pb2.FAILED_PRECONDITION, "NOT_POSSIBLE"),
     (errors.TooLate, code_pb2.DEADLINE_EXCEEDED, "TOO_LATE"),
     (errors.Unavailable, code_pb2.UNAVAILABLE, "UNAVAILABLE"),
@@ -49,7 +51,7 @@ def to_status(error: Exception) -> status_pb2.Status:
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
-    """Wraps every method of our service: errors become status, and each request is counted and timed."""
+    """Wraps every method of our services: errors become status, and each request is counted and timed."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -61,7 +63,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
     ) -> Handler:
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
-        if handler is None or service != SERVICE:
+        if handler is None or service not in (SERVICE, ADMIN_SERVICE):
             return handler
         streamed = handler.request_streaming
         make = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler

@@ -15,6 +15,7 @@ from selector_server.encoding.cache import integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
+from selector_server.weights.freshness import Freshness, WhenStale
 
 DEFAULT_CHUNKS = 16
 DEFAULT_GAIN = 100.0
@@ -22,6 +23,8 @@ MAX_GAIN = 1e6
 # Steps are subtracted, in int64.
 MAX_STEP = 2**63 - 1
 MAX_REQUEST_ID = 128
+# About thirty years.
+MAX_AGE_SECONDS = 1e9
 
 CRITERIA: Mapping[int, Criterion] = {
     pb.CRITERION_UNSPECIFIED: Criterion.LEARNABILITY,
@@ -38,6 +41,11 @@ LOSSES: Mapping[int, Loss] = {
     pb.LOSS_UNSPECIFIED: Loss.SIGMOID,
     pb.LOSS_SIGMOID: Loss.SIGMOID,
     pb.LOSS_SOFTMAX: Loss.SOFTMAX,
+}
+WHEN_STALE: Mapping[int, WhenStale] = {
+    pb.STALENESS_POLICY_SERVE: WhenStale.SERVE,
+    pb.STALENESS_POLICY_WAIT: WhenStale.WAIT,
+    pb.STALENESS_POLICY_REFUSE: WhenStale.REFUSE,
 }
 _LATER = ("shared_memory", "group", "rank", "tags")
 
@@ -67,8 +75,7 @@ def to_task(
         criterion=criterion,
         loss=loss,
         plan=_plan(selection, size, policy, config.max_chunks),
-        min_weights_version=selection.min_weights_version,
-        trainer_step=selection.trainer_step if selection.HasField("trainer_step") else None,
+        freshness=_freshness(selection, config),
         request_id=selection.request_id,
     )
 
@@ -115,6 +122,27 @@ def _plan(selection: pb.Selection, size: int, policy: Policy, max_chunks: int) -
     # Chunks are for policies that look at pairs; the others draw all picks at once.
     sizes = chunk_sizes(picks, chunks if policy.needs is Needs.PAIRS else 1)
     return Plan(sizes, gain, draw, seed)
+
+
+def _freshness(selection: pb.Selection, config: Config) -> Freshness:
+    """What the request accepts; what it leaves open, the server's settings say."""
+    step = selection.trainer_step if selection.HasField("trainer_step") else None
+    lag: int | None = config.max_weights_lag_steps or None
+    age: float | None = config.max_weights_age_seconds or None
+    if selection.HasField("max_lag_steps"):
+        lag = selection.max_lag_steps
+        if step is None:
+            raise InvalidRequest("max_lag_steps", lag, "needs trainer_step")
+    if selection.HasField("max_age_seconds"):
+        age = selection.max_age_seconds
+        if not 0 < age <= MAX_AGE_SECONDS:  # NaN fails too
+            raise InvalidRequest("max_age_seconds", age, f"must be positive and at most {MAX_AGE_SECONDS:g}")
+    policies = {pb.STALENESS_POLICY_UNSPECIFIED: WhenStale(config.when_stale), **WHEN_STALE}
+    when_stale: WhenStale = _enum("when_stale", selection.when_stale, policies, pb.StalenessPolicy)
+    # A minimum is meant: that the server serves by default does not lift it, a request that says so does.
+    lifted = selection.when_stale == pb.STALENESS_POLICY_SERVE or when_stale is WhenStale.WAIT
+    below_minimum = when_stale if lifted else WhenStale.REFUSE
+    return Freshness(selection.min_weights_version, lag, age, step, when_stale, below_minimum)
 
 
 def _candidates(

@@ -48,6 +48,13 @@ class Metrics:
         self.weights_step = Gauge("selector_weights_trainer_step", "Trainer step of that version.", registry=r)
         self.weights_age = Gauge("selector_weights_age_seconds", "Age of that version.", registry=r)
         self.weights_connected = Gauge("selector_weights_source_connected", "1 while it answers.", registry=r)
+        self.weights_pinned = Gauge("selector_weights_pinned", "1 while a version is pinned.", registry=r)
+        self.stale = Counter(
+            "selector_stale_selections_total",
+            "Selections that met weights older than they accept, by what was done: serve, wait, refuse.",
+            ["action"],
+            registry=r,
+        )
         self.sync = Counter("selector_weights_sync_total", "Versions fetched, by outcome.", ["result"], registry=r)
         self.sync_bytes = Counter("selector_weights_sync_bytes_total", "Bytes of weights fetched.", registry=r)
         self.sync_seconds = Histogram(

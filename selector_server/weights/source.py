@@ -1,14 +1,35 @@
-"""Fetches whole, verified versions of a run's weights from Redis."""
+"""Fetches whole, verified versions of a run's weights from Redis or a folder."""
 
 import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from threading import Event
 
+import numpy as np
 import redis
 from selector_proto import safetensors
+from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
+from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import MAX_MANIFEST_BYTES, Keys, ManifestError, chunk_count, decode_manifest
+from selector_proto.weights import (
+    DIGEST_BYTES,
+    MAX_MANIFEST_BYTES,
+    Keys,
+    ManifestError,
+    chunk_count,
+    decode_manifest,
+)
+
+from selector_server.weights.host_share import HostShare
+
+MAX_POINTER_BYTES = 19
+# How long a stop may go unnoticed.
+TICK_SECONDS = 0.2
+_HASHERS = 2
 
 
 class Incomplete(Exception):
@@ -24,55 +45,121 @@ class Fetched:
 
 
 class RedisSource:
-    """Reads one run. Methods raise redis.RedisError when the server cannot be reached."""
+    """Reads one run. Methods raise redis.RedisError when the server or folder cannot be reached."""
 
-    def __init__(self, url: str, run: str, max_bytes: int, timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None, share: HostShare | None = None
+    ) -> None:
         self.keys = Keys(run)
-        self._max_bytes = max_bytes
-        self._redis = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._max_bytes, self._share = max_bytes, share
+        self._store = open_store(url, link)
+        self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
         """Newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
-        text = cast("bytes | None", self._redis.get(self.keys.pointer))
-        if text is None:
+        text = self._read(self.keys.pointer, MAX_POINTER_BYTES)
+        if not text:
             return 0
-        if not text.isdigit() or len(text) > 18:
+        if not text.isdigit() or len(text) >= MAX_POINTER_BYTES:
             raise Incomplete(f"pointer {self.keys.pointer} holds {text[:40]!r}, not a version")
         return int(text)
 
     def manifest(self, version: int) -> bytes:
         """Text of a version's manifest, empty if there is none: it tells two versions of one number apart."""
-        size = self._redis.strlen(self.keys.manifest(version))
-        if size > MAX_MANIFEST_BYTES:
-            raise Incomplete(f"manifest of version {version} has {size} bytes; at most {MAX_MANIFEST_BYTES}")
-        return cast("bytes | None", self._redis.get(self.keys.manifest(version))) or b""
+        text = self._read(self.keys.manifest(version), MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise Incomplete(f"manifest of version {version} is too long; at most {MAX_MANIFEST_BYTES} bytes")
+        return text
 
     def fetch(self, version: int, text: bytes) -> Fetched:
-        """The whole version that the manifest `text` describes, verified against its digest. Raises Incomplete."""
+        """The whole version that the manifest `text` describes, every chunk verified. Raises Incomplete."""
         if not text:
             raise Incomplete(f"manifest of version {version} is missing")
         try:
             manifest = decode_manifest(text, self.keys, version, self._max_bytes)
-            return Fetched(manifest, safetensors.decode(self._payload(manifest)))
+            return Fetched(manifest, safetensors.decode(self._shared(manifest)))
         except (ManifestError, safetensors.LayoutError) as error:
             raise Incomplete(f"version {version}: {error}") from error
 
+    def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
+        """The payload, from another sidecar of this host if it has it already."""
+        if self._share is None:
+            return self._payload(manifest)
+        digest, size = manifest.payload_sha256, manifest.payload_bytes
+        payload, foreign = self._share.payload(digest, size, lambda: self._payload(manifest))
+        try:
+            for index in range(chunk_count(manifest) if foreign else 0):
+                start = index * manifest.chunk_bytes
+                _verify(manifest, index, payload[start : start + manifest.chunk_bytes])
+        except Incomplete:
+            self._share.drop(digest)
+            raise
+        return payload
+
     def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        payload = bytearray(manifest.payload_bytes)
-        digest = hashlib.sha256()
-        for index in range(chunk_count(manifest)):
+        """All chunks in one buffer. They are hashed and put in their places while the next ones travel."""
+        # Not a bytearray: filling it with zeros first takes as long as half of the fetch.
+        payload = np.empty(manifest.payload_bytes, np.uint8).data
+        placed: deque[Future[None]] = deque()
+
+        def place(index: int, chunk: bytes) -> None:
+            _verify(manifest, index, chunk)
             start = index * manifest.chunk_bytes
-            wanted = min(manifest.chunk_bytes, manifest.payload_bytes - start)
-            key = self.keys.chunk(manifest.version, index)
+            payload[start : start + len(chunk)] = chunk
+
+        for index in range(chunk_count(manifest)):
             # A range, so that a key larger than promised cannot fill this process's memory.
-            chunk = cast(bytes, self._redis.getrange(key, 0, wanted))
-            if len(chunk) != wanted:
-                raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
-            digest.update(chunk)
-            payload[start : start + wanted] = chunk
-        if digest.digest() != manifest.payload_sha256:
-            raise Incomplete(f"version {manifest.version}: SHA-256 of the payload does not match its manifest")
-        return memoryview(payload).toreadonly()
+            chunk = self._read(self.keys.chunk(manifest.version, index), manifest.chunk_bytes)
+            placed.append(self._hashers.submit(place, index, chunk))
+            if len(placed) > _HASHERS:
+                placed.popleft().result()
+        for one in placed:
+            one.result()
+        return payload.toreadonly()
+
+    def _read(self, key: str, most: int) -> bytes:
+        """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
+        try:
+            return self._store.getrange(key, 0, most - 1)
+        except redis.ResponseError as error:
+            raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:
-        self._redis.close()
+        self._hashers.shutdown()
+        self._store.close()
+
+
+def _verify(manifest: pb.WeightsManifest, index: int, chunk: bytes | memoryview) -> None:
+    wanted = min(manifest.chunk_bytes, manifest.payload_bytes - index * manifest.chunk_bytes)
+    if len(chunk) != wanted:
+        raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
+    digest = manifest.chunk_sha256[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+    if hashlib.sha256(chunk).digest() != digest:
+        raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
+
+
+class News:
+    """Waits for the announcement of a new version. Announcements get lost, so that nobody may rely on one."""
+
+    def __init__(self, url: str, run: str, link: LinkOptions | None = None) -> None:
+        self._store, self._channel = open_store(url, link), Keys(run).news
+        self._heard: Callable[[float], bool] | None = None
+
+    def wait(self, seconds: float, stop: Event) -> None:
+        """Returns at the next announcement, after `seconds`, or soon after `stop` is set."""
+        try:
+            self._heard = self._heard or self._store.listen(self._channel)
+            until = time.monotonic() + seconds
+            while not stop.is_set() and (left := until - time.monotonic()) > 0:
+                if self._heard is None:
+                    stop.wait(left)
+                elif self._heard(min(left, TICK_SECONDS)):
+                    return
+        except redis.ResponseError:  # not allowed to listen: asking again at every look would not help
+            self._heard = stop.wait
+        except (redis.RedisError, OSError):
+            self._heard = None
+            stop.wait(seconds)
+
+    def close(self) -> None:
+        self._store.close()

@@ -15,7 +15,8 @@ from selector_proto.safetensors import TensorView
 
 from selector_server.errors import SelectorError
 from selector_server.telemetry.metrics import Metrics
-from selector_server.weights.source import Fetched, Incomplete, RedisSource
+from selector_server.weights.history import Outcome
+from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 
 W = TypeVar("W")
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Pause after the source failed: doubled each time, up to this.
 MAX_BACKOFF_SECONDS = 5.0
+# The same while the newest version cannot be read whole: each try may fetch all of it. News end the pause.
+MAX_INCOMPLETE_SECONDS = 60.0
 
 
 class Subscriber(Generic[W]):
@@ -36,9 +39,10 @@ class Subscriber(Generic[W]):
         bind: Callable[[Mapping[str, TensorView]], W],
         metrics: Metrics,
         poll_seconds: float,
+        news: News,
     ) -> None:
         self._source, self._store, self._bind, self._metrics = source, store, bind, metrics
-        self._poll_seconds = poll_seconds
+        self._poll_seconds, self._news = poll_seconds, news
         self._stop = Event()
         self._refused = 0
         # Manifests of the versions served and refused, by number: a source restarted empty counts from one again.
@@ -55,6 +59,7 @@ class Subscriber(Generic[W]):
         if self._thread.ident is not None:
             self._thread.join(timeout=10)
         self._source.close()
+        self._news.close()
 
     def _run(self) -> None:
         pause = self._poll_seconds
@@ -62,7 +67,7 @@ class Subscriber(Generic[W]):
             try:
                 settled = self.poll()
                 self._metrics.weights_connected.set(1)
-                pause = self._poll_seconds if settled else min(pause * 2, MAX_BACKOFF_SECONDS)
+                pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
             except redis.RedisError as error:
                 self._metrics.weights_connected.set(0)
                 self._report(SyncState.DISCONNECTED, None, f"{type(error).__name__}: {error}")
@@ -71,32 +76,38 @@ class Subscriber(Generic[W]):
                 log.exception("weights: unexpected failure")
                 self._report(SyncState.REJECTED, None, f"{type(error).__name__}: {error}")
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
-            self._stop.wait(pause)
+            self._news.wait(pause, self._stop)
 
     def poll(self) -> bool:
         """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
-        newest, text = 0, b""
+        newest, text, step = 0, b"", None
         try:
             newest = self._source.newest()
             self._metrics.weights_newest.set(newest)
+            if self._store.pinned is not None:
+                self._store.report(SyncState.PINNED, newest)
+                return True
             if newest == 0 or self._knows(newest, text := self._source.manifest(newest)):
                 self._settle(newest)
                 return True
             started = time.perf_counter()
             fetched = self._source.fetch(newest, text)
             self._observe("fetch", started)
-            if newest > self._store.current.version or self._is_later(fetched, text):
-                self._swap(fetched)
+            step = fetched.manifest.trainer_step
+            if (newest > self._store.latest.version or self._is_later(fetched, text)) and self._swap(fetched):
                 self._refused, self._known = 0, {newest: text}
         except Incomplete as error:
             # Chunks of an old version may just have been dropped for a newer one: look again.
             self._metrics.sync.labels("incomplete").inc()
+            if newest:  # else the pointer itself is damaged
+                self._store.record(Outcome.INCOMPLETE, newest, None, str(error))
             self._report(SyncState.REJECTED, newest, str(error))
             return False
         except SelectorError as error:
             # The same bytes will be refused again: wait for the next version.
             self._refuse(newest, text)
             self._metrics.sync.labels("refused").inc()
+            self._store.record(Outcome.REFUSED, newest, step, str(error))
             self._report(SyncState.REJECTED, newest, f"version {newest}: {error}", rejected=True)
         return True
 
@@ -106,15 +117,17 @@ class Subscriber(Generic[W]):
 
     def _refuse(self, version: int, text: bytes) -> None:
         self._refused = version
-        self._known = {v: t for v, t in self._known.items() if v == self._store.current.version} | {version: text}
+        self._known = {v: t for v, t in self._known.items() if v == self._store.latest.version} | {version: text}
 
     def _is_later(self, fetched: Fetched, text: bytes) -> bool:
         """Whether a version with a number that is not higher is news all the same."""
         version = fetched.manifest.version
-        later = fetched.manifest.published_at > self._store.current.published_at
+        later = fetched.manifest.published_at > self._store.latest.published_at
         if not later:
             self._refuse(version, text)
-            self._report(SyncState.REJECTED, version, f"version {version} is older than the served one")
+            reason = f"version {version} is older than the served one"
+            self._store.record(Outcome.REFUSED, version, fetched.manifest.trainer_step, reason)
+            self._report(SyncState.REJECTED, version, reason)
         return later
 
     def _settle(self, newest: int) -> None:
@@ -126,15 +139,17 @@ class Subscriber(Generic[W]):
         elif self._store.status.state is not SyncState.REJECTED:
             self._store.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
 
-    def _swap(self, fetched: Fetched) -> None:
+    def _swap(self, fetched: Fetched) -> bool:
         manifest = fetched.manifest
         started = time.perf_counter()
         weights = self._bind(fetched.tensors)
         self._observe("bind", started)
-        self._store.swap(Version(manifest.version, manifest.trainer_step, manifest.published_at, weights))
+        if not self._store.swap(Version(manifest.version, manifest.trainer_step, manifest.published_at, weights)):
+            return False
         self._metrics.sync.labels("served").inc()
         self._metrics.sync_bytes.inc(manifest.payload_bytes)
         log.info("weights: serving version %d of trainer step %d", manifest.version, manifest.trainer_step)
+        return True
 
     def _observe(self, phase: str, started: float) -> None:
         self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)

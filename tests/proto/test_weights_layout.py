@@ -1,5 +1,6 @@
 """The safetensors layout and the manifest: round trips, hostile bytes, and names of keys."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -90,14 +91,16 @@ def test_hostile_files_raise_layout_errors_and_nothing_else(header, data):
 
 def manifest(**changes) -> pb.WeightsManifest:
     values = {
-        "format": 1,
+        "format": 2,
         "run": "run",
         "version": 3,
         "trainer_step": 30,
         "published_at": 1.5,
         "payload_bytes": 2500,
-        "payload_sha256": bytes(32),
+        "payload_sha256": hashlib.sha256(bytes(96)).digest(),
         "chunk_bytes": 1024,
+        "chunk_sha256": bytes(96),
+        "publisher": "somebody",
     }
     return pb.WeightsManifest(**(values | changes))
 
@@ -111,7 +114,7 @@ def test_a_manifest_comes_back_as_it_went():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format is 2"),
+        ({"format": 3}, "format is 3"),
         ({"run": "other"}, "names run 'other'"),
         ({"version": 4}, "version 4, not 3"),
         ({"payload_bytes": 0}, "payload_bytes is 0"),
@@ -119,6 +122,8 @@ def test_a_manifest_comes_back_as_it_went():
         ({"chunk_bytes": 1}, "chunk_bytes is 1"),
         ({"chunk_bytes": 0}, "chunk_bytes is 0"),
         ({"payload_sha256": b"short"}, "5 bytes"),
+        ({"chunk_sha256": bytes(64)}, "chunk_sha256 has 64 bytes; must be 96"),
+        ({"chunk_sha256": b"x" * 96}, "payload_sha256 is not that of chunk_sha256"),
         ({"trainer_step": 2**63}, "trainer_step is 9223372036854775808"),
         ({"published_at": float("nan")}, "published_at is nan"),
         ({"published_at": float("inf")}, "published_at is inf"),
@@ -138,7 +143,17 @@ def test_hostile_manifests_raise_manifest_errors_and_nothing_else(text):
 
 
 NUMBERS = st.integers(-(10**400), 10**400) | st.floats() | st.sampled_from(["1e999", "NaN", "-0", "0x1", "AA=="])
-FIELDS = ["format", "run", "version", "trainer_step", "published_at", "payload_bytes", "payload_sha256", "chunk_bytes"]
+FIELDS = [
+    "format",
+    "run",
+    "version",
+    "trainer_step",
+    "published_at",
+    "payload_bytes",
+    "payload_sha256",
+    "chunk_bytes",
+    "chunk_sha256",
+]
 
 
 @settings(deadline=None, max_examples=500)
@@ -149,15 +164,16 @@ def test_manifests_with_hostile_fields_are_refused_or_hold_what_they_must(fields
         back = decode_manifest(text, KEYS, 3, 10_000)
     except ManifestError:
         return
-    assert (back.format, back.run, back.version, len(back.payload_sha256)) == (1, "run", 3, 32)
+    assert (back.format, back.run, back.version, len(back.payload_sha256)) == (2, "run", 3, 32)
     assert 0 < back.payload_bytes <= 10_000
     assert 1 <= chunk_count(back) <= 10
+    assert len(back.chunk_sha256) == 32 * chunk_count(back)
     assert 0 <= back.published_at < float("inf")
 
 
 def test_manifests_larger_than_any_honest_one_are_refused():
     with pytest.raises(ManifestError, match="at most"):
-        decode_manifest(b" " * (1 << 20), KEYS, 3, 10_000)
+        decode_manifest(b" " * (5 << 20), KEYS, 3, 10_000)
 
 
 def test_all_keys_of_a_run_share_a_hash_tag():

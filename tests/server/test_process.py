@@ -103,7 +103,12 @@ def test_weights_have_no_health_where_none_are_synced(plain_server):
 def test_reflection_lists_and_describes_the_services(plain_server):
     database = ProtoReflectionDescriptorDatabase(plain_server.channel)
     names = set(database.get_services())
-    assert names == {READY, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        READY,
+        "selector.v1.AdminService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     described = database.FindFileContainingSymbol(READY)
     assert [method.name for method in described.service[0].method] == ["Select", "GetServerInfo", "GetWeightsStatus"]
 
@@ -289,6 +294,10 @@ def serve(capsys, monkeypatch):
         (["--config", "/does/not/exist.toml"], "config is /does/not/exist.toml; cannot be read"),
         (["--metrics-listen", "localhost"], "metrics_listen is localhost; "),
         (["--metrics-listen", "localhost:99999"], "metrics_listen is localhost:99999; "),
+        (["--admin-listen", "localhost"], "admin_listen is localhost; must be a free host:port or unix:/path"),
+        (["--when-stale", "hope"], "when_stale is 'hope'; Input should be 'serve', 'wait' or 'refuse'"),
+        (["--max-weights-lag-steps", "-1"], "max_weights_lag_steps is '-1'"),
+        (["--max-weights-age-seconds", "nan"], "max_weights_age_seconds is 'nan'"),
     ],
 )
 def test_wrong_settings(serve, arguments, named):

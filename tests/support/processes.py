@@ -25,10 +25,11 @@ READY = "selector.v1.SelectorService"
 _DIES_WITH_ME = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);os.execv(sys.argv[1],sys.argv[1:])"
 
 
-def spawn(*arguments, env=None, **options) -> subprocess.Popen:
-    """This Python with `arguments`; it dies with us. `env` is added to the environment, without SELECTOR_*."""
+def spawn(*arguments, program=sys.executable, env=None, **options) -> subprocess.Popen:
+    """This Python, or another program's path, with `arguments`; it dies with us. `env` is added to the environment,
+    without SELECTOR_*."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
-    command = [sys.executable, "-S", "-E", "-c", _DIES_WITH_ME, sys.executable, *map(str, arguments)]
+    command = [sys.executable, "-S", "-E", "-c", _DIES_WITH_ME, program, *map(str, arguments)]
     return subprocess.Popen(command, env=clean | (env or {}), **options)
 
 

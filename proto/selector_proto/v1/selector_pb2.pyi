@@ -114,6 +114,31 @@ DRAW_TOP_K: Draw.ValueType  # 2
 """The highest scores; ties go to the lower index."""
 Global___Draw: _TypeAlias = Draw  # noqa: Y015
 
+class _StalenessPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StalenessPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StalenessPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALENESS_POLICY_UNSPECIFIED: _StalenessPolicy.ValueType  # 0
+    STALENESS_POLICY_SERVE: _StalenessPolicy.ValueType  # 1
+    """Score with what is served, and say so in SelectResponse.stale."""
+    STALENESS_POLICY_WAIT: _StalenessPolicy.ValueType  # 2
+    """Wait for newer weights until shortly before the deadline, then FAILED_PRECONDITION."""
+    STALENESS_POLICY_REFUSE: _StalenessPolicy.ValueType  # 3
+    """FAILED_PRECONDITION at once."""
+
+class StalenessPolicy(_StalenessPolicy, metaclass=_StalenessPolicyEnumTypeWrapper): ...
+
+STALENESS_POLICY_UNSPECIFIED: StalenessPolicy.ValueType  # 0
+STALENESS_POLICY_SERVE: StalenessPolicy.ValueType  # 1
+"""Score with what is served, and say so in SelectResponse.stale."""
+STALENESS_POLICY_WAIT: StalenessPolicy.ValueType  # 2
+"""Wait for newer weights until shortly before the deadline, then FAILED_PRECONDITION."""
+STALENESS_POLICY_REFUSE: StalenessPolicy.ValueType  # 3
+"""FAILED_PRECONDITION at once."""
+Global___StalenessPolicy: _TypeAlias = StalenessPolicy  # noqa: Y015
+
 class _SyncState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -131,6 +156,8 @@ class _SyncStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SyncState.V
     """The newest version was refused; the last good one is served."""
     SYNC_STATE_DISCONNECTED: _SyncState.ValueType  # 5
     """The source cannot be read; the last good version is served."""
+    SYNC_STATE_PINNED: _SyncState.ValueType  # 6
+    """A version is pinned by AdminService; newer ones are noticed but not taken."""
 
 class SyncState(_SyncState, metaclass=_SyncStateEnumTypeWrapper): ...
 
@@ -145,6 +172,8 @@ SYNC_STATE_REJECTED: SyncState.ValueType  # 4
 """The newest version was refused; the last good one is served."""
 SYNC_STATE_DISCONNECTED: SyncState.ValueType  # 5
 """The source cannot be read; the last good version is served."""
+SYNC_STATE_PINNED: SyncState.ValueType  # 6
+"""A version is pinned by AdminService; newer ones are noticed but not taken."""
 Global___SyncState: _TypeAlias = SyncState  # noqa: Y015
 
 @_typing.final
@@ -203,6 +232,9 @@ class Selection(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_LAG_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    WHEN_STALE_FIELD_NUMBER: _builtins.int
     SAMPLE_IDS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
@@ -232,7 +264,9 @@ class Selection(_message.Message):
     seed: _builtins.int
     """Seed of the draw: same seed, candidates and weights give the same picks. Default: drawn by the server."""
     min_weights_version: _builtins.int
-    """The oldest learner weights that may score this request; 0 accepts any."""
+    """The oldest learner weights that may score this request; 0 accepts any. Older ones refuse the request, unless
+    when_stale says SERVE or the policy is WAIT.
+    """
     run: _builtins.str
     """Training run that the weights must belong to; empty accepts the server's."""
     request_id: _builtins.str
@@ -245,6 +279,14 @@ class Selection(_message.Message):
     """RESERVED FOR LATER: this rank, 0 <= rank < world_size."""
     world_size: _builtins.int
     """RESERVED FOR LATER, unless 0 or 1: number of ranks in the group."""
+    max_lag_steps: _builtins.int
+    """Most steps that the weights may lie behind trainer_step, which it needs. Default: the server's setting. Of
+    interest only where the server's learner scores, like max_age_seconds.
+    """
+    max_age_seconds: _builtins.float
+    """Most seconds since the weights were published, in (0, 1e9]. Default: the server's setting."""
+    when_stale: Global___StalenessPolicy.ValueType
+    """What happens when the served weights are older than that. Default: the server's setting."""
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -294,15 +336,22 @@ class Selection(_message.Message):
         group: _builtins.str = ...,
         rank: _builtins.int = ...,
         world_size: _builtins.int = ...,
+        max_lag_steps: _builtins.int | None = ...,
+        max_age_seconds: _builtins.float | None = ...,
+        when_stale: Global___StalenessPolicy.ValueType = ...,
         sample_ids: Global___SampleIds | None = ...,
         tags: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "payload_crc32", b"payload_crc32", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_lag_steps", b"max_lag_steps", "payload_crc32", b"payload_crc32", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "min_weights_version", b"min_weights_version", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "rank", b"rank", "request_id", b"request_id", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_lag_steps", b"max_lag_steps", "min_weights_version", b"min_weights_version", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "rank", b"rank", "request_id", b"request_id", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
     _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
+    _WhichOneofReturnType__max_age_seconds: _TypeAlias = _typing.Literal["max_age_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_age_seconds: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_lag_steps: _TypeAlias = _typing.Literal["max_lag_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_lag_steps: _TypeAlias = _typing.Literal["_max_lag_steps", b"_max_lag_steps"]  # noqa: Y015
     _WhichOneofReturnType__payload_crc32: _TypeAlias = _typing.Literal["payload_crc32"]  # noqa: Y015
     _WhichOneofArgType__payload_crc32: _TypeAlias = _typing.Literal["_payload_crc32", b"_payload_crc32"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -315,6 +364,10 @@ class Selection(_message.Message):
     _WhichOneofArgType_size: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_age_seconds) -> _WhichOneofReturnType__max_age_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_lag_steps) -> _WhichOneofReturnType__max_lag_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payload_crc32) -> _WhichOneofReturnType__payload_crc32 | None: ...
     @_typing.overload
@@ -600,6 +653,7 @@ class SelectResponse(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CACHED_REFERENCES_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """b as used."""
     seed: _builtins.int
@@ -617,6 +671,8 @@ class SelectResponse(_message.Message):
     request_id: _builtins.str
     cached_references: _builtins.int
     """Candidates whose reference embeddings came from the server's cache."""
+    stale: _builtins.bool
+    """The weights that scored are older than the request, or the server's setting, accepts; see when_stale."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[b] picked candidates, 0 <= index < B, no repeats, in draw order (chunk 1 first)."""
@@ -652,10 +708,11 @@ class SelectResponse(_message.Message):
         stages: Global___StageSeconds | None = ...,
         request_id: _builtins.str = ...,
         cached_references: _builtins.int = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -715,6 +772,7 @@ class StageSeconds(_message.Message):
     ENCODE_REFERENCE_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     receive: _builtins.float
     """First message to last byte."""
     queue: _builtins.float
@@ -726,6 +784,8 @@ class StageSeconds(_message.Message):
     sample: _builtins.float
     cache: _builtins.float
     """Looking up reference embeddings and joining them with new ones."""
+    wait: _builtins.float
+    """Waiting for weights that are new enough."""
     def __init__(
         self,
         *,
@@ -736,10 +796,11 @@ class StageSeconds(_message.Message):
         encode_reference: _builtins.float = ...,
         sample: _builtins.float = ...,
         cache: _builtins.float = ...,
+        wait: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1047,7 +1108,7 @@ class GetWeightsStatusResponse(_message.Message):
     REJECTIONS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     newest_version: _builtins.int
-    """Newest version that the source announces; 0 before the first."""
+    """Newest version that the source announces, while a version is pinned too; 0 before the first."""
     state: Global___SyncState.ValueType
     last_error: _builtins.str
     """Why the newest version is not served, or why the source cannot be read. Empty when all is well."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fselector_proto/v1/weights.proto\x12\x0bselector.v1\"\xaf\x01\n\x0fWeightsManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0ctrainer_step\x18\x04 \x01(\x04\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x07 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x08 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fselector_proto/v1/weights.proto\x12\x0bselector.v1\"\xd8\x01\n\x0fWeightsManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0ctrainer_step\x18\x04 \x01(\x04\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\x07 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x08 \x01(\x04\x12\x14\n\x0c\x63hunk_sha256\x18\t \x01(\x0c\x12\x11\n\tpublisher\x18\n \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'selector_proto.v1.weights_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WEIGHTSMANIFEST']._serialized_start=49
-  _globals['_WEIGHTSMANIFEST']._serialized_end=224
+  _globals['_WEIGHTSMANIFEST']._serialized_end=265
 # @@protoc_insertion_point(module_scope)

@@ -44,13 +44,20 @@ def redis_server() -> Iterator[str]:
 @contextmanager
 def sidecar(log: Path, *flags: str) -> Iterator[str]:
     """`selector serve` with these flags on a free port, its log in a file; yields its address."""
-    address = f"127.0.0.1:{_free_port()}"
+    with sidecar_process(log, *flags) as (address, _):
+        yield address
+
+
+@contextmanager
+def sidecar_process(log: Path, *flags: str) -> Iterator[tuple[str, int]]:
+    """The same; yields its address and its process id."""
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
     with log.open("a") as output:
         process = subprocess.Popen(command, stderr=output, preexec_fn=_end_with_parent)  # noqa: PLW1509 - one call
         try:
             _wait_until_serving(address, process, log)
-            yield address
+            yield address, process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -81,7 +88,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,180 @@
+"""The few Redis commands that weights need, on a folder that both sides see, for those without Redis.
+
+One file per key, replaced whole by a rename, so a reader never sees half a value; what changes an old value does so
+under a lock, so several publishers may share the folder. Readers write nothing: they may mount it read-only.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+
+from selector_proto.link_url import LinkError
+from selector_proto.weights import Keys
+
+LOCK_SECONDS = 10.0
+_UNFINISHED = ".unfinished"
+# Files that a killed publisher left half written.
+_STALE_SECONDS = 3600
+
+
+class FolderError(redis.RedisError):
+    """The folder cannot be read or written. A RedisError, so that whoever waits for Redis waits for it too."""
+
+
+class FolderStore:
+    """Values by key in one folder. Methods raise FolderError."""
+
+    def __init__(self, folder: str | Path, *, write: bool = False) -> None:
+        """`write` tries at once whether the folder can be written. Raises LinkError."""
+        self._folder = Path(folder)
+        if write:
+            try:
+                self._sweep()
+                tempfile.TemporaryFile(dir=self._folder).close()
+            except OSError as error:
+                raise LinkError(self._folder, f"must be a folder that can be written: {error.strerror}") from None
+
+    def get(self, key: str) -> bytes | None:
+        """The value, None if there is none."""
+        with self._errors():
+            try:
+                return self._file(key).read_bytes()
+            except FileNotFoundError:
+                self._must_exist()
+                return None
+
+    def getrange(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end`, both counted from 0 and included, or as many of them as there are."""
+        with self._errors():
+            try:
+                with self._file(key).open("rb") as stream:
+                    stream.seek(start)
+                    return stream.read(end - start + 1)
+            except FileNotFoundError:
+                self._must_exist()
+                return b""
+
+    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:  # noqa: ARG002
+        """Replaces the value whole. `ex`, the seconds after which Redis forgets it, has no effect: a file stays."""
+        with self._errors():
+            self._write(key, str(value).encode() if isinstance(value, str | int) else value)
+
+    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
+        """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""
+        with self._errors(), self.locked():
+            if self.get(keys.owner) not in (None, token.encode()):
+                return -1
+            number = max(self._number(keys.counter), above) + 1
+            self._write(keys.owner, token.encode())
+            self._write(keys.counter, str(number).encode(), durable=True)
+            return number
+
+    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
+        """Moves the pointer forward only; returns the version that it points to, -1 as above."""
+        with self._errors(), self.locked():
+            if self.get(keys.owner) != token.encode():
+                return -1
+            if version <= (now := self._number(keys.pointer)):
+                return now
+            self._write(keys.pointer, str(version).encode(), durable=True)
+            return version
+
+    def renew(self, names: Sequence[str], ttl: int) -> bool:  # noqa: ARG002 - nothing expires
+        """Whether all keys are there."""
+        with self._errors():
+            return all(self._file(name).exists() for name in names)
+
+    def danger(self) -> str:
+        """A folder forgets nothing by itself."""
+        return ""
+
+    def listen(self, channel: str) -> None:
+        """Nothing announces anything in a folder."""
+
+    def unlink(self, *keys: str) -> int:
+        """Forgets the keys; returns how many of them there were."""
+        count = 0
+        with self._errors():
+            for key in keys:
+                try:
+                    self._file(key).unlink()
+                    count += 1
+                except FileNotFoundError:
+                    self._must_exist()
+        return count
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among all who take this lock, in this process and others; it ends with its holder."""
+        with self._errors():
+            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not self._take(lock):
+                if time.monotonic() > deadline:
+                    raise FolderError(f"folder {self._folder}: locked by another for {LOCK_SECONDS:g} s")
+                time.sleep(0.005)
+            yield
+        finally:
+            os.close(lock)
+
+    def _take(self, lock: int) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _number(self, key: str) -> int:
+        text = self.get(key) or b"0"
+        if not text.isdigit() or len(text) > 18:
+            raise FolderError(f"folder {self._folder}: {key} holds {text[:40]!r}, not a number")
+        return int(text)
+
+    def _write(self, key: str, value: bytes | memoryview, durable: bool = False) -> None:
+        handle, name = tempfile.mkstemp(_UNFINISHED, ".", self._folder)
+        try:
+            with open(handle, "wb") as stream:
+                stream.write(value)
+                os.fchmod(handle, 0o644)
+                if durable:  # a counter that comes back empty after a power cut would stop the publisher
+                    stream.flush()
+                    os.fsync(handle)
+            os.replace(name, self._file(key))
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _file(self, key: str) -> Path:
+        # No key leads out of the folder ('/' becomes %2F, '..' has a suffix), nor to the lock or unfinished files.
+        return self._folder / (quote(key, safe="") + ".value")
+
+    def _sweep(self) -> None:
+        for file in self._folder.glob(f".*{_UNFINISHED}"):
+            try:
+                if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                    file.unlink()
+            except FileNotFoundError:
+                continue  # another publisher was faster
+
+    def _must_exist(self) -> None:
+        """A volume that is gone must not look like one where nothing was published."""
+        if not self._folder.is_dir():
+            raise FolderError(f"folder {self._folder}: it is gone")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FolderError(f"folder {self._folder}: {error.strerror or type(error).__name__}") from error

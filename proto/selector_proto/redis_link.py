@@ -1,0 +1,173 @@
+"""Clients of Redis: one server, Sentinels or a cluster, over TCP, TLS or a unix socket.
+
+The password comes from a file that is read for every new connection, so a rotated secret needs no restart; so do the
+certificates. Nothing here logs, and no error or repr tells a password.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from selector_proto.link_url import Address, LinkError, masked, parse
+
+__all__ = ["LinkError", "LinkOptions", "check", "connect", "masked"]
+
+MAX_PASSWORD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """What a URL should not say. Files are PEM, and the password's is text; a key file must not be encrypted."""
+
+    ca_file: str | Path | None = None  # who may sign the server's certificate; None: whom this host trusts
+    certificate_file: str | Path | None = None
+    key_file: str | Path | None = None  # None: it is in the certificate's file
+    username: str | None = None
+    password_file: str | Path | None = None
+    sentinel_password_file: str | Path | None = None  # of the Sentinels themselves
+    timeout_seconds: float = 5.0  # for a connection, and for each command
+
+
+class PasswordFile(CredentialProvider):
+    """Reads the password anew for each connection."""
+
+    def __init__(self, path: str | Path, username: str | None = None, option: str = "password_file") -> None:
+        self._path, self._username, self._option = Path(path), username, option
+
+    def read(self) -> str:
+        """The password. Raises LinkError."""
+        try:
+            with self._path.open("rb") as stream:
+                data = stream.read(MAX_PASSWORD_BYTES + 1).rstrip(b"\r\n")
+        except OSError as error:
+            raise LinkError(self._path, f"cannot be read: {error.strerror}", self._option) from None
+        if not 0 < len(data) <= MAX_PASSWORD_BYTES:
+            raise LinkError(self._path, f"must hold 1 to {MAX_PASSWORD_BYTES} bytes", self._option)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise LinkError(self._path, "must be UTF-8 text", self._option) from None  # the cause holds the password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """What redis-py sends with AUTH."""
+        try:
+            password = self.read()
+        except LinkError as error:
+            raise redis.AuthenticationError(f"password file {error}") from None
+        return (self._username, password) if self._username else (password,)
+
+
+def check(url: str, options: LinkOptions | None = None) -> Address:
+    """What the URL says, if it and the options can be; connects to nothing. Raises LinkError."""
+    options = options or LinkOptions()
+    address, shown = parse(url), masked(url)
+    if address.kind == "folder" and not Path(address.path).is_dir():
+        raise LinkError(shown, "must be a folder that exists")
+    for name in ("ca_file", "certificate_file", "key_file"):
+        if getattr(options, name) is not None and not address.tls:
+            raise LinkError(getattr(options, name), f"needs rediss://, not {shown}", name)
+    for name in ("username", "password_file"):
+        if getattr(options, name) is not None and address.kind == "folder":
+            raise LinkError("***" if name == "username" else options.password_file, "a folder takes none", name)
+    if options.username is not None and "username" in address.settings:
+        raise LinkError("***", "the URL has a user too; give one of them", "username")
+    if options.password_file is not None and "password" in address.settings:
+        raise LinkError(options.password_file, "the URL has a password too; give one of them", "password_file")
+    if options.sentinel_password_file is not None and address.kind != "sentinel":
+        raise LinkError(options.sentinel_password_file, f"{shown} has no Sentinels", "sentinel_password_file")
+    if not 0 < options.timeout_seconds <= 3600:
+        raise LinkError(options.timeout_seconds, "must be above 0 and at most 3600", "timeout_seconds")
+    for name in ("password_file", "sentinel_password_file"):
+        if (file := getattr(options, name)) is not None:
+            PasswordFile(file, option=name).read()
+    if address.tls:
+        _check_certificates(options)
+    return address
+
+
+def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | RedisCluster:
+    """A client. A cluster's asks for its nodes at once and raises what redis-py raises; the others connect when first
+    used. Raises LinkError, a ValueError, for what cannot be."""
+    options = options or LinkOptions()
+    address = check(url, options)
+    if address.kind == "folder":
+        raise LinkError(masked(url), "is a folder, no Redis")
+    settings = _shared(options, address.tls) | address.settings
+    settings |= _credentials(options, settings.pop("username", None), settings.pop("password", None))
+    # Few and short: who uses this waits and tries again by itself, and says so.
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)
+    if address.kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=nodes, retry=retry, **settings)
+    settings["retry"] = retry
+    if address.kind == "single":
+        if address.path:
+            return redis.Redis(unix_socket_path=address.path, **settings)
+        host, port = address.hosts[0]
+        return redis.Redis(host, port, **settings)
+    asked = _shared(options, address.tls) | {"retry": Retry(NoBackoff(), 0)}  # a dead one is not waited for: the next
+    if options.sentinel_password_file is not None:
+        asked |= {"credential_provider": PasswordFile(options.sentinel_password_file)}
+    master = Sentinel(address.hosts, sentinel_kwargs=asked).master_for(address.service, **settings)  # type: ignore[no-untyped-call]
+    assert isinstance(master, redis.Redis)
+    return master
+
+
+def _shared(options: LinkOptions, tls: bool) -> dict[str, Any]:
+    """What Sentinels and servers are reached with."""
+    settings: dict[str, Any] = {
+        "socket_timeout": options.timeout_seconds,
+        "socket_connect_timeout": options.timeout_seconds,
+    }
+    if tls:
+        names = {"ssl_ca_certs": options.ca_file, "ssl_certfile": options.certificate_file}
+        names |= {"ssl_keyfile": options.key_file}
+        settings |= {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        settings |= {name: str(file) for name, file in names.items() if file is not None}
+    return settings
+
+
+def _credentials(options: LinkOptions, url_username: str | None, url_password: str | None) -> dict[str, Any]:
+    username = options.username or url_username
+    if options.password_file is not None:
+        return {"credential_provider": PasswordFile(options.password_file, username)}
+    if username is None and url_password is None:
+        return {}
+    # As a provider too: some versions of redis-py show a pool's passwords, and none shows a provider's.
+    provider = UsernamePasswordCredentialProvider(username, url_password)
+    return {"credential_provider": provider}
+
+
+def _check_certificates(options: LinkOptions) -> None:
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+    except OSError as error:  # ssl.SSLError too
+        raise LinkError(options.ca_file, f"must be a file of certificates: {_why(error)}", "ca_file") from None
+    if options.certificate_file is None:
+        if options.key_file is not None:
+            raise LinkError(options.key_file, "needs a certificate file too", "key_file")
+        return
+    for name in ("certificate_file", "key_file"):
+        if (file := getattr(options, name)) is not None:
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                raise LinkError(file, f"cannot be read: {_why(error)}", name) from None
+    try:
+        # An empty password, so that an encrypted key is an error instead of a question on the terminal.
+        context.load_cert_chain(options.certificate_file, options.key_file, password="")
+    except OSError as error:
+        limit = f"must be a certificate with its key, not encrypted: {_why(error)}"
+        raise LinkError(options.certificate_file, limit, "certificate_file") from None
+
+
+def _why(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or type(error).__name__

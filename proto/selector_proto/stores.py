@@ -1,0 +1,150 @@
+"""Where weights are kept: Redis or a folder, by URL, behind the few methods that publisher and source need."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+import redis
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException
+from redis.sentinel import MasterNotFoundError
+
+from selector_proto.folder_store import FolderStore
+from selector_proto.link_url import LinkError
+from selector_proto.redis_link import LinkOptions, check, connect, masked
+from selector_proto.weights import MOVE_POINTER, NEXT_VERSION, Keys
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+# Keys whose time to live is renewed in one round trip.
+_PIPELINE = 1000
+
+
+class Store(Protocol):
+    """Values by key, as in Redis. Methods raise redis.RedisError when the store cannot be reached."""
+
+    def get(self, key: str) -> bytes | None: ...
+    def getrange(self, key: str, start: int, end: int) -> bytes: ...
+    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None: ...
+    def unlink(self, *keys: str) -> int: ...
+    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int: ...
+    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int: ...
+    def renew(self, names: Sequence[str], ttl: int) -> bool: ...
+    def danger(self) -> str: ...
+    def listen(self, channel: str) -> "Callable[[float], bool] | None": ...
+    def close(self) -> None: ...
+
+
+def open_store(url: str, options: LinkOptions | None = None, *, write: bool = False) -> Store:
+    """The store at `url`; a folder must exist, and be writable if `write`. Connects to nothing yet. Raises LinkError, a
+    ValueError, for what cannot be."""
+    address = check(url, options)
+    if address.kind == "folder":
+        return FolderStore(address.path, write=write)
+    return RedisStore(url, options)
+
+
+class RedisStore:
+    """Redis, connected when first used: a cluster's client would otherwise fail where training starts."""
+
+    def __init__(self, url: str, options: LinkOptions | None = None) -> None:
+        self._url, self._options = url, options
+        self._client: redis.Redis | RedisCluster | None = None
+
+    def get(self, key: str) -> bytes | None:
+        """The value, None if there is none."""
+        return cast("bytes | None", self._do(lambda client: client.get(key)))
+
+    def getrange(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end`, both included, or as many of them as there are."""
+        return cast(bytes, self._do(lambda client: client.getrange(key, start, end)))
+
+    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:
+        """Replaces the value; Redis forgets it after `ex` seconds."""
+        self._do(lambda client: client.set(key, value, ex=ex))
+
+    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:
+        """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""
+        arguments = (keys.owner, keys.counter, token, above, ttl)
+        return int(cast(int, self._do(lambda client: client.eval(NEXT_VERSION, 2, *arguments))))
+
+    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int:
+        """Moves the pointer forward only, and announces it; returns the version that it points to, -1 as above."""
+        arguments = (keys.owner, keys.pointer, token, version, ttl)
+        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 2, *arguments))))
+        try:
+            self._do(lambda client: client.publish(keys.news, version))
+        except redis.RedisError:  # perhaps not allowed to announce anything: readers look by themselves
+            log.debug("no announcement of version %d", version, exc_info=True)
+        return now
+
+    def renew(self, names: Sequence[str], ttl: int) -> bool:
+        """Lets keys live for `ttl` seconds from now; False if any of them is gone."""
+        alive = True
+        for start in range(0, len(names), _PIPELINE):
+            part = names[start : start + _PIPELINE]
+            alive &= self._do(lambda client, part=part: _expire(client, part, ttl))  # type: ignore[misc]
+        return alive
+
+    def danger(self) -> str:
+        """Why this Redis may throw away chunks that are in use, or an empty text."""
+        try:
+            memory = self._do(_memory)
+        except redis.ResponseError as error:  # not allowed to ask
+            log.warning("cannot tell whether Redis evicts keys: %s", error)
+            return ""
+        policy, most = memory.get("maxmemory_policy", "noeviction"), memory.get("maxmemory", 0)
+        if most and policy != "noeviction":
+            return f"maxmemory-policy is {policy}; must be noeviction, or live chunks vanish without an error"
+        return ""
+
+    def listen(self, channel: str) -> "Callable[[float], bool] | None":
+        """Waits at most so many seconds for an announcement; whether one came. None where nothing can be heard."""
+        if isinstance(client := connect(self._url, self._options), RedisCluster):
+            return None
+        subscription = client.pubsub()  # type: ignore[no-untyped-call]
+        subscription.subscribe(channel)
+
+        def wait(seconds: float) -> bool:
+            message = subscription.get_message(timeout=seconds)
+            return message is not None and message["type"] == "message"
+
+        return wait
+
+    def unlink(self, *keys: str) -> int:
+        """Forgets the keys; returns how many of them there were."""
+        return self._do(lambda client: client.unlink(*keys))
+
+    def close(self) -> None:
+        """Ends the connections; the next use makes new ones."""
+        if self._client is not None:
+            self._client.close()
+
+    def _do(self, command: Callable[[redis.Redis | RedisCluster], R]) -> R:
+        try:
+            if self._client is None:
+                self._client = connect(self._url, self._options)
+            return command(self._client)
+        except MasterNotFoundError as error:  # its text has every setting of every Sentinel
+            message = f"no Sentinel names a master: each is down, refuses us, or knows none at {masked(self._url)}"
+            raise redis.ConnectionError(message) from error
+        except (RedisClusterException, LinkError) as error:  # no RedisErrors: no node answers, a file is gone since
+            raise redis.ConnectionError(str(error)) from error
+
+
+def _expire(client: Any, names: Sequence[str], ttl: int) -> bool:
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.expire(name, ttl)
+    return all(pipeline.execute())
+
+
+def _memory(client: Any) -> dict[str, Any]:
+    """INFO memory, of the worst node of a cluster."""
+    if isinstance(client, RedisCluster):
+        nodes = client.info("memory", target_nodes=RedisCluster.PRIMARIES)
+        several = list(nodes.values()) if "maxmemory" not in nodes else [nodes]
+        return max(
+            several, key=lambda node: (node.get("maxmemory_policy") != "noeviction", bool(node.get("maxmemory")))
+        )
+    return cast("dict[str, Any]", client.info("memory"))

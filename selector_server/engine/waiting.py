@@ -1,0 +1,62 @@
+"""Requests that wait for newer weights: on the event loop, beside the device's worker and its queue."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from selector_server.engine.admission import Admission
+from selector_server.engine.preparation import Prepared
+from selector_server.engine.selection import Selection
+from selector_server.engine.task import Result, Task
+from selector_server.engine.worker import Worker
+from selector_server.errors import StaleWeights, Unavailable
+from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.freshness import WhenStale
+
+# How often the store is looked at: a look is a few comparisons.
+TICK_SECONDS = 0.02
+# Left of the deadline when a wait is given up, at most a quarter of it: time for the refusal to say why.
+REACH_SECONDS = 0.25
+# Of a request without a deadline.
+LONGEST_SECONDS = 600.0
+
+
+class Waiting:
+    """Between preparation and worker. `selection` knows whether the served weights are new enough; a drain ends every
+    wait."""
+
+    def __init__(self, selection: Selection, worker: Worker, admission: Admission, metrics: Metrics) -> None:
+        self._selection, self._worker = selection, worker
+        self._admission, self._metrics = admission, metrics
+
+    async def run(self, prepared: Prepared, remaining: Callable[[], float | None]) -> Result:
+        """The task's result, once the weights are as new as it accepts. `remaining` seconds are left of its deadline,
+        None without one. Raises StaleWeights when that comes within reach, Unavailable when the server drains."""
+        task, waited = prepared.task, 0.0
+        while True:
+            waited += await self._until_fresh(task, remaining())
+            try:
+                result = await self._worker.submit(prepared, remaining())
+            except StaleWeights:
+                # They aged in the queue, or an older version was pinned. A task that waits goes back to waiting.
+                if task.freshness.when_stale is not WhenStale.WAIT:
+                    raise
+            else:
+                result.stages.wait = waited
+                return result
+
+    async def _until_fresh(self, task: Task, remaining: float | None) -> float:
+        """Returns the seconds waited, 0 if the task need not wait."""
+        if self._selection.awaited(task, 0.0) is None:
+            return 0.0
+        self._metrics.stale.labels("wait").inc()
+        started = time.monotonic()
+        seconds = LONGEST_SECONDS if remaining is None else remaining - min(REACH_SECONDS, remaining / 4)
+        while (error := self._selection.awaited(task, time.monotonic() - started)) is not None:
+            if self._admission.closed:
+                raise Unavailable("server", "draining", "it waits for no weights any more; try another one")
+            left = started + seconds - time.monotonic()
+            if left <= 0:
+                raise error
+            await asyncio.sleep(min(TICK_SECONDS, left))
+        return time.monotonic() - started

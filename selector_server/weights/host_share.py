@@ -1,0 +1,101 @@
+"""One fetch for all sidecars of a host: the first one puts a version's payload into a folder, where the others read it.
+
+Redis hands out about 1 GB/s in all, however many read. The folder should be in memory (/dev/shm/…). What is read from
+it is verified like what comes from Redis, so that whoever can write there can harm nobody.
+"""
+
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selector_server.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+_SUFFIX, _LOCK = ".weights", ".lock"
+# Payloads that stay: the newest, and the one that slower sidecars may still be about to read.
+_KEPT = 2
+# How long another sidecar of the host may take to fetch a version.
+LOCK_SECONDS = 60.0
+
+
+class HostShare:
+    """Payloads by digest in `folder`, which is made if it is not there. Raises SetupError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SetupError("weights_share", folder, f"must be a folder that can be written: {error}") from error
+
+    def payload(self, digest: bytes, size: int, fetch: Callable[[], memoryview]) -> tuple[memoryview, bool]:
+        """The payload of this SHA-256 and size, and whether it was there already (then the caller verifies it);
+        otherwise `fetch` gives it, for this sidecar and for the others of the host, which wait meanwhile."""
+        file = self._folder / (digest.hex() + _SUFFIX)
+        try:
+            with self._locked(digest.hex()):
+                if (found := _content(file, size)) is not None:
+                    return found, True
+                payload = fetch()
+                self._put(file, payload)
+                return payload, False
+        except OSError as error:  # a full or vanished folder costs the sharing, not the weights
+            log.warning("weights are not shared on this host: %s", error)
+            return fetch(), False
+
+    def drop(self, digest: bytes) -> None:
+        """Forgets a payload that turned out to be wrong."""
+        (self._folder / (digest.hex() + _SUFFIX)).unlink(missing_ok=True)
+
+    def _put(self, file: Path, payload: memoryview) -> None:
+        handle, name = tempfile.mkstemp(".part", dir=self._folder)
+        try:
+            with open(handle, "wb") as stream:
+                stream.write(payload)
+            os.replace(name, file)
+        except OSError as error:
+            Path(name).unlink(missing_ok=True)
+            log.warning("weights are not shared on this host: %s", error)
+            return
+        by_age = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda other: other.stat().st_mtime, reverse=True)
+        for old in by_age[_KEPT:]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(_LOCK).unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Alone among the host's sidecars; the lock ends with its holder."""
+        lock = os.open(self._folder / (name + _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _taken(lock) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield  # without the lock if its holder hangs: then both fetch
+        finally:
+            os.close(lock)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _content(file: Path, size: int) -> memoryview | None:
+    """The file's bytes, None if it is not there or not of that size. Read, not mapped: a mapped file that shrinks
+    kills its reader."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(size + 1)
+    except FileNotFoundError:
+        return None
+    return memoryview(content) if len(content) == size else None

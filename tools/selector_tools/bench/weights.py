@@ -1,0 +1,125 @@
+"""`selector bench weights`: a version's way from the trainer to being served, and what it costs others."""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from selector_tools.mistakes import any_mistake, exit_status
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "weights",
+        help="how fast and how cheaply new weights are served",
+        description="Publishes weights through a real Redis-protocol server to a real sidecar: time until they are "
+        "served, time the trainer is held up, latency of requests during swaps, memory after many, many readers.",
+    )
+    parser.set_defaults(handler=run, extra="server,export,demo")
+    parser.add_argument("--params", type=float, default=90e6, metavar="N", help="of the learner (default %(default)g)")
+    parser.add_argument(
+        "--swap-params",
+        type=float,
+        default=5e6,
+        metavar="N",
+        help="of the learner that is swapped under load (default %(default)g)",
+    )
+    parser.add_argument("--repeats", type=int, default=7, metavar="R", help="timed versions (default %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=1000, help="with swaps, and as many without (default %(default)s)"
+    )
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="swaps of a soak test (default %(default)s)")
+    parser.add_argument("--readers", default="1,2,4,8", metavar="N,N", help="that fetch at once (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    a = arguments
+    counts = [int(text) if text.isdecimal() else 0 for text in a.readers.split(",")]
+    between = "must be 1e4 to 2e9"
+    mistakes = [
+        (not 1e4 <= a.params <= 2e9, "--params", a.params, between),
+        (not 1e4 <= a.swap_params <= 2e9, "--swap-params", a.swap_params, between),
+        (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
+        (a.requests < 1, "--requests", a.requests, "must be at least 1"),
+        (a.soak < 0 or a.soak == 1, "--soak", a.soak, "must be 0 or at least 2"),
+        (not all(1 <= n <= 64 for n in counts), "--readers", a.readers, "must be numbers from 1 to 64, with commas"),
+    ]
+    if any_mistake("selector bench weights", mistakes):
+        return 2
+
+    def work() -> None:
+        with TemporaryDirectory() as folder:
+            result = _measure(a, counts, Path(folder))
+        print(json.dumps(result) if a.json else _table(result))
+
+    return exit_status("selector bench weights", work)
+
+
+def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str, Any]:
+    import redis  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from selector_server.encoding.export import export_learner  # noqa: PLC0415
+    from selector_tools.bench import weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
+    from selector_tools.bench.learners import learner  # noqa: PLC0415
+    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.demo.services import redis_server  # noqa: PLC0415
+
+    machine = describe("cpu")
+    with Progress(console=Console(stderr=True)) as progress, redis_server() as url:
+        task = progress.add_task("export", total=None)
+        module, source = learner(a.params)
+        bundle = export_learner(source, folder / "large").bundle.path
+        flags = weights_swaps.bundles(folder, a.swap_params)
+        progress.update(task, description="trainer")
+        blocked = weights_phases.trainer_blocked(module, url)
+        progress.update(task, description="publish to serving")
+        phases = weights_phases.publish_to_serving(module, bundle, url, folder, a.repeats)
+        progress.update(task, description="readers")
+        readers = weights_readers.measured(module, url, counts, a.repeats)
+        progress.update(task, description="requests during swaps")
+        swaps = weights_swaps.during_swaps(flags, url, folder, a.swap_params, a.requests)
+        soak = {}
+        if a.soak:
+            progress.update(task, description="soak")
+            soak = weights_swaps.soak(flags, url, folder, a.swap_params, a.soak)
+        with redis.Redis.from_url(url) as client:
+            server = client.info("server")
+        progress.update(task, total=1, completed=1)
+    machine["versions"] |= {"redis-py": redis.__version__, server.get("server_name", "redis"): _version(server)}
+    return {
+        **{name: phases[name] for name in ("publish_to_serving_seconds", "over_raw")},
+        **{name: blocked[name] for name in ("trainer_blocked_over_memcpy", "trainer_blocked_over_torch_copy")},
+        "p99_during_swap_ratio": swaps["p99_during_swap_ratio"],
+        "rss_growth": soak.get("rss_growth"),
+        "publish": phases,
+        "trainer_seconds": blocked["trainer_seconds"],
+        "readers": readers,
+        "during_swaps": swaps,
+        "soak": soak or None,
+        "setting": {
+            "parameters": sum(value.numel() for value in module.state_dict().values()),
+            "tensors": len(module.state_dict()),
+            "swap_parameters": a.swap_params,
+            "candidates": weights_swaps.CANDIDATES,
+            "canary_samples": weights_phases.CANARY_SAMPLES,
+            "poll_seconds": weights_phases.POLL_SECONDS,
+        },
+        **machine,
+    }
+
+
+def _version(server: dict[str, Any]) -> str:
+    return str(server.get("valkey_version") or server.get("redis_version"))
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"{name:>32} {value:.3f}" for name, value in result.items() if isinstance(value, float)]
+    lines += [f"{phase:>32} {seconds:.4f} s" for phase, seconds in result["publish"]["phase_seconds"].items()]
+    for one in result["readers"]:
+        rate = f"{one['gigabytes_per_second']:.2f} GB/s, Redis {one['redis_cpu_seconds']:.2f} CPU s"
+        lines.append(f"{one['readers']:>24} readers {one['seconds']:.3f} s, {rate}")
+    return "\n".join(lines)
