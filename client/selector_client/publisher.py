@@ -6,8 +6,10 @@ raised into the training loop.
 """
 
 import logging
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -19,14 +21,17 @@ from selector_proto.stores import open_store
 from selector_proto.weights import CANARY, MAX_CANARY, Keys
 
 from selector_client.errors import PublishError
+from selector_client.payload import Precision
 from selector_client.shipping import Fenced, Shipper, Unsafe
-from selector_client.snapshot import Precision, Snapshot
+from selector_client.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 5.0
 # How often live keys are looked after, at least; they live four times as long.
 HEARTBEAT_SECONDS = 15.0
+# Threads that copy while the trainer waits: more than fill a memory bus would only take turns.
+MAX_COPIERS = 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class WeightPublisher:
         self.last_version = 0
         self.last_error = ""
         self.fenced = False
+        copiers = min(MAX_COPIERS, len(os.sched_getaffinity(0)))
+        self._copiers = ThreadPoolExecutor(copiers, thread_name_prefix="weight-copier")
         self._thread = threading.Thread(target=self._run, name="weight-publisher", daemon=True)
         self._thread.start()
 
@@ -119,9 +126,11 @@ class WeightPublisher:
                 raise ValueError("the publisher is closed")
             if self._on_error == "raise" and self.last_error:
                 raise PublishError("publish", self.last_error)
+            if self.fenced:
+                return False
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.step, snapshot.taken_at = step, time.time()
-        snapshot.fill(state if canary is None else {**state, **canary.tensors()})
+        snapshot.fill(state if canary is None else {**state, **canary.tensors()}, self._copiers)
         with self._changed:
             if self._next is not None:
                 self.superseded += 1
@@ -143,6 +152,7 @@ class WeightPublisher:
             self._changed.notify_all()
         self._thread.join(timeout)
         self._shipper.close()
+        self._copiers.shutdown()
         return flushed
 
     def __enter__(self) -> "WeightPublisher":
@@ -171,6 +181,8 @@ class WeightPublisher:
                 with self._changed:
                     if snapshot is not None and self._next is None and not self._closed:
                         self._next = snapshot  # try again, unless a newer one comes
+                    elif snapshot is not None:
+                        self._idle.append(snapshot)
                     self._changed.wait_for(lambda: self._closed, backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
             finally:

@@ -1,25 +1,26 @@
 """Ships versions of a run's weights to Redis; the publisher's side of docs/weight-sync.md."""
 
-import hashlib
 import logging
 import secrets
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import numpy as np
 import redis
-from selector_proto.chunks import cut
+from numpy.typing import NDArray
 from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
 
-from selector_client.snapshot import Precision, Snapshot, payload
+from selector_client.payload import Precision, WirePayload
+from selector_client.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-# Threads that hash, and chunks that may still be hashed when they have been sent.
-_HASHERS = 2
-_BEHIND = 4
+# Threads that cast and hash, and chunks that they are ahead of what is sent.
+_THREADS = 2
+_AHEAD = 6
 
 
 class Fenced(Exception):
@@ -42,29 +43,31 @@ class Shipper:
         self._claimed = False
         self._last = 0
         self._live: deque[tuple[int, int]] = deque()  # version, its chunks
-        self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weight-hasher")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
+        # Used again: one is being sent while the others are filled.
+        self._rooms = [np.empty(CHUNK_BYTES, np.uint8) for _ in range(_AHEAD + 1)]
 
     def ship(self, snapshot: Snapshot) -> int:
         """Chunks, then the manifest, then the pointer: a reader finds the whole version or none. Returns the
         version."""
         self._claim()
         version = self._next_version()
-        size, parts = payload(snapshot, self._precision)
-        chunks = -(-size // CHUNK_BYTES)
+        payload = WirePayload(snapshot, self._precision)
+        chunks = -(-payload.size // CHUNK_BYTES)
         # Noted before it is written: what a failure leaves half done is swept up with the rest.
         self._live.append((version, chunks))
         try:
-            digests = b"".join(self._send(version, parts))
+            digests = self._send(version, payload)
             manifest = pb.WeightsManifest(
                 format=FORMAT,
                 run=self._keys.run,
                 version=version,
                 trainer_step=snapshot.step,
                 published_at=snapshot.taken_at,
-                payload_bytes=size,
-                payload_sha256=hashlib.sha256(digests).digest(),
+                payload_bytes=payload.size,
+                payload_blake3=digest(digests),
                 chunk_bytes=CHUNK_BYTES,
-                chunk_sha256=digests,
+                chunk_blake3=digests,
                 publisher=self.token,
             )
             self._store.set(self._keys.manifest(version), encode_manifest(manifest), ex=self._ttl)
@@ -112,15 +115,27 @@ class Shipper:
         if owner is not None and owner != self.token.encode():
             raise Fenced
 
-    def _send(self, version: int, parts: Iterator[memoryview]) -> Iterator[bytes]:
-        """Sends the chunks and yields their digests; they are hashed on threads while they travel."""
-        hashed: deque[Future[bytes]] = deque()
-        for index, chunk in enumerate(cut(parts, CHUNK_BYTES)):
-            hashed.append(self._pool.submit(lambda piece: hashlib.sha256(piece).digest(), chunk))
-            self._store.set(self._keys.chunk(version, index), chunk, ex=self._ttl)
-            if len(hashed) > _BEHIND:
-                yield hashed.popleft().result()
-        yield from (digest.result() for digest in hashed)
+    def _send(self, version: int, payload: WirePayload) -> bytes:
+        """Sends the chunks and returns their digests. Threads cast and hash the next ones meanwhile."""
+        starts = range(0, payload.size, CHUNK_BYTES)
+        digests: list[bytes] = []
+        made: deque[Future[tuple[memoryview, bytes]]] = deque()
+
+        def chunks() -> Iterator[tuple[str, memoryview]]:
+            for index in range(len(starts)):
+                while len(made) < _AHEAD and index + len(made) < len(starts):
+                    number = index + len(made)
+                    room = self._rooms[number % len(self._rooms)][: payload.size - starts[number]]
+                    made.append(self._pool.submit(_make, payload, starts[number], room))
+                chunk, its_digest = made.popleft().result()
+                digests.append(its_digest)
+                yield self._keys.chunk(version, index), chunk
+
+        try:
+            self._store.set_all(chunks(), ex=self._ttl)
+        finally:
+            wait(made)  # after a failure, what is still being made must not run into the next version
+        return b"".join(digests)
 
     def _drop_quietly(self) -> None:
         """Takes back a version that failed; what cannot be reached dies by itself."""
@@ -131,3 +146,8 @@ class Shipper:
 
     def _keys_of(self, version: int, chunks: int) -> list[str]:
         return [self._keys.manifest(version), *(self._keys.chunk(version, index) for index in range(chunks))]
+
+
+def _make(payload: WirePayload, start: int, room: NDArray[np.uint8]) -> tuple[memoryview, bytes]:
+    payload.read(start, room)
+    return room.data, digest(room)

@@ -8,7 +8,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -65,6 +65,32 @@ class FolderStore:
         """Replaces the value whole. `ex`, the seconds after which Redis forgets it, has no effect: a file stays."""
         with self._errors():
             self._write(key, str(value).encode() if isinstance(value, str | int) else value)
+
+    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:
+        """Replaces many values, one after the other, each whole."""
+        for key, value in items:
+            self.set(key, value, ex=ex)
+
+    def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
+        """Puts the value of each key at the start of its room and yields its length, 0 if there is none. It ends after
+        the first that does not fit, of which it yields a length greater than the room's."""
+        for key, room in zip(keys, rooms, strict=True):
+            with self._errors():
+                length = self._fill(key, room)
+            yield length
+            if length > len(room):
+                return
+
+    def _fill(self, key: str, room: memoryview) -> int:
+        try:
+            with self._file(key).open("rb", buffering=0) as stream:
+                end = 0
+                while count := stream.readinto(room[end:]):
+                    end += count
+                return end + len(stream.read(1))
+        except FileNotFoundError:
+            self._must_exist()
+            return 0
 
     def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
         """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""

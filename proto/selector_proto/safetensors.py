@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "F64": 8, "BOOL": 1}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "F64": 8, "BOOL": 1}
 # A header larger than this is hostile: 100,000 tensors with long names fit.
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -35,7 +35,7 @@ def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, 
     entries: dict[str, object] = {}
     start = 0
     for name, dtype, shape in tensors:
-        end = start + prod(shape) * _ITEM_BYTES[dtype]
+        end = start + prod(shape) * ITEM_BYTES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
@@ -95,12 +95,12 @@ def _view(name: str, entry: object, data: memoryview) -> tuple[TensorView, int, 
             pass
         case _:
             raise LayoutError(f"tensor {name!r} has a malformed entry")
-    if dtype not in _ITEM_BYTES:
-        raise LayoutError(f"tensor {name!r} has dtype {dtype!r}; known are {', '.join(_ITEM_BYTES)}")
+    if dtype not in ITEM_BYTES:
+        raise LayoutError(f"tensor {name!r} has dtype {dtype!r}; known are {', '.join(ITEM_BYTES)}")
     if len(shape) > 16 or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise LayoutError(f"tensor {name!r} has shape {str(shape)[:200]}")
     if not 0 <= start <= end <= len(data):
         raise LayoutError(f"tensor {name!r} lies at bytes {start} to {end} of {len(data)}")
-    if end - start != prod(shape) * _ITEM_BYTES[dtype]:
+    if end - start != prod(shape) * ITEM_BYTES[dtype]:
         raise LayoutError(f"tensor {name!r} has {end - start} bytes, its dtype and shape need another number")
     return TensorView(dtype, tuple(shape), data[start:end]), start, end

@@ -1,7 +1,8 @@
 """Where weights are kept: Redis or a folder, by URL, behind the few methods that publisher and source need."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import redis
@@ -9,6 +10,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 from redis.sentinel import MasterNotFoundError
 
+from selector_proto import redis_bulk
 from selector_proto.folder_store import FolderStore
 from selector_proto.link_url import LinkError
 from selector_proto.redis_link import LinkOptions, check, connect, masked
@@ -26,6 +28,8 @@ class Store(Protocol):
     def get(self, key: str) -> bytes | None: ...
     def getrange(self, key: str, start: int, end: int) -> bytes: ...
     def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None: ...
+    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None: ...
+    def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]: ...
     def unlink(self, *keys: str) -> int: ...
     def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int: ...
     def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int: ...
@@ -62,6 +66,33 @@ class RedisStore:
     def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:
         """Replaces the value; Redis forgets it after `ex` seconds."""
         self._do(lambda client: client.set(key, value, ex=ex))
+
+    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:
+        """Replaces many large values, one after the other."""
+
+        def write(client: redis.Redis | RedisCluster) -> None:
+            if isinstance(client, redis.Redis):
+                redis_bulk.write(client, items, ex)
+                return
+            for key, value in items:
+                client.set(key, value, ex=ex)
+
+        self._do(write)
+
+    def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
+        """Puts the value of each key at the start of its room and yields its length, 0 if there is none. It ends after
+        the first that does not fit, of which it yields a length greater than the room's."""
+        with self._connected() as client:
+            if isinstance(client, redis.Redis):
+                yield from redis_bulk.read(client, keys, rooms)
+                return
+            for key, room in zip(keys, rooms, strict=True):
+                value = cast(bytes, client.getrange(key, 0, len(room)))  # one byte more than there is room for
+                if fits := len(value) <= len(room):
+                    room[: len(value)] = value
+                yield len(value)
+                if not fits:
+                    return
 
     def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:
         """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""
@@ -121,10 +152,15 @@ class RedisStore:
             self._client.close()
 
     def _do(self, command: Callable[[redis.Redis | RedisCluster], R]) -> R:
+        with self._connected() as client:
+            return command(client)
+
+    @contextmanager
+    def _connected(self) -> Iterator[redis.Redis | RedisCluster]:
         try:
             if self._client is None:
                 self._client = connect(self._url, self._options)
-            return command(self._client)
+            yield self._client
         except MasterNotFoundError as error:  # its text has every setting of every Sentinel
             message = f"no Sentinel names a master: each is down, refuses us, or knows none at {masked(self._url)}"
             raise redis.ConnectionError(message) from error

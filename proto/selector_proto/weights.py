@@ -5,16 +5,18 @@ goes the other way, so it finds a whole version or none. All keys of a run share
 Redis Cluster. The state machine is drawn in docs/weight-sync.md.
 """
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from blake3 import blake3
 from google.protobuf import json_format
+from numpy.typing import NDArray
 
 from selector_proto.v1 import weights_pb2 as pb
 
-FORMAT = 2
+FORMAT = 3
 # Chunks of 1 to 2 MB are 3 to 5 times faster than 64 MB ones and stall Redis 7 ms instead of 272.
 CHUNK_BYTES = 1 << 20
 # 32 bytes a chunk, in base64: 64 GiB of weights.
@@ -45,6 +47,12 @@ if tonumber(ARGV[2]) <= now then return now end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 return tonumber(ARGV[2])
 """
+
+
+def digest(data: bytes | memoryview | NDArray[np.uint8]) -> bytes:
+    """What tells data from any other: BLAKE3, a third of SHA-256's time where processors know SHA-256, and a tenth
+    where not."""
+    return blake3(data).digest()
 
 
 class ManifestError(ValueError):
@@ -118,10 +126,10 @@ def decode_manifest(text: bytes, keys: Keys, version: int, max_payload_bytes: in
         raise ManifestError(f"payload_bytes is {manifest.payload_bytes}; must be 1 to {max_payload_bytes}")
     if not 1 << 10 <= manifest.chunk_bytes <= 64 << 20:
         raise ManifestError(f"chunk_bytes is {manifest.chunk_bytes}; must be 1 KiB to 64 MiB")
-    if len(manifest.payload_sha256) != DIGEST_BYTES:
-        raise ManifestError(f"payload_sha256 has {len(manifest.payload_sha256)} bytes; must be {DIGEST_BYTES}")
-    if len(manifest.chunk_sha256) != (digests := chunk_count(manifest) * DIGEST_BYTES):
-        raise ManifestError(f"chunk_sha256 has {len(manifest.chunk_sha256)} bytes; must be {digests}")
-    if hashlib.sha256(manifest.chunk_sha256).digest() != manifest.payload_sha256:
-        raise ManifestError("payload_sha256 is not that of chunk_sha256; the manifest was changed")
+    if len(manifest.payload_blake3) != DIGEST_BYTES:
+        raise ManifestError(f"payload_blake3 has {len(manifest.payload_blake3)} bytes; must be {DIGEST_BYTES}")
+    if len(manifest.chunk_blake3) != (digests := chunk_count(manifest) * DIGEST_BYTES):
+        raise ManifestError(f"chunk_blake3 has {len(manifest.chunk_blake3)} bytes; must be {digests}")
+    if digest(manifest.chunk_blake3) != manifest.payload_blake3:
+        raise ManifestError("payload_blake3 is not that of chunk_blake3; the manifest was changed")
     return manifest

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,15 @@ from selector_server.encoding.device import Device
 from selector_server.encoding.resizing import resized, source_shape
 from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
+from selector_server.memory import Pool
 from selector_server.sampling import MAX_LOGIT, Embedded
 
 # Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
 CANARY_COSINE = 0.99
-_BLOCK_BYTES = 1 << 18
+# Values cast and checked at once, in a core's cache; values that torch casts on one thread; threads that cast.
+_BLOCK = 1 << 18
+_SERIAL = (1 << 15) - 1
+_BINDERS = 4
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -41,7 +46,7 @@ class Model:
     def __init__(
         self, bundle: Bundle, device: Device, micro_batch: int, on_out_of_memory: Callable[[], None] = lambda: None
     ) -> None:
-        self.bundle, self._device = bundle, device
+        self.bundle, self._device, self._memory = bundle, device, Pool()
         width, sizes = bundle.manifest.width, (device, micro_batch, on_out_of_memory)
         self._image = Tower(bundle.path / IMAGE_TOWER, PIXELS, width, *sizes)
         self._text = Tower(bundle.path / TEXT_TOWER, TOKENS, width, *sizes)
@@ -90,15 +95,20 @@ class Model:
         """
         manifest = self.bundle.manifest
         assert manifest.logit is not None
-        bound = {}
-        for name, parameter in manifest.parameters.items():
-            value = _as_float32(name, tensors, self._shapes[name])
+        rooms = self._memory.parts({name: 4 * math.prod(shape) for name, shape in self._shapes.items()})
+
+        def bound(name: str) -> tuple[str, Tensor]:
+            parameter = manifest.parameters[name]
+            value = _as_float32(name, tensors, self._shapes[name], rooms[name].view(np.float32))
             if parameter.resize is not None:
                 value = resized(parameter.resize, value)
             _, dtype = self._inputs[parameter.input]
-            bound[parameter.input] = value.to(self._device.torch, dtype).contiguous()
+            return parameter.input, value.to(self._device.torch, dtype).contiguous()
+
+        with ThreadPoolExecutor(max(1, min(_BINDERS, self._device.threads)), "weights-bind") as threads:
+            inputs = dict(threads.map(bound, manifest.parameters))
         scale, bias = logit_of(manifest.logit, tensors)
-        weights = Weights(bound, scale, bias)
+        weights = Weights(inputs, scale, bias)
         self.warm_up(weights)
         self._check_canary(tensors, weights)
         return weights
@@ -153,7 +163,10 @@ def _canary_part(view: TensorView | None, name: str, dtype: str, shape: tuple[in
     return np.frombuffer(view.data, kind).reshape(shape).copy()
 
 
-def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> Tensor:
+def _as_float32(
+    name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...], room: NDArray[np.float32]
+) -> Tensor:
+    """A tensor's finite values, in `room`, which they fill. Raises NotPossible."""
     view = tensors.get(name)
     if view is None:
         raise NotPossible(f"parameter {name}", "missing", f"the learner needs it with shape {list(shape)}")
@@ -161,17 +174,16 @@ def _as_float32(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, 
         raise NotPossible(f"parameter {name}", list(view.shape), f"the learner needs shape {list(shape)}")
     if view.dtype not in _TORCH:
         raise NotPossible(f"parameter {name}", view.dtype, f"must be one of {', '.join(_TORCH)}")
-    # A copy of our own: on a CPU the graph input aliases it. from_numpy wants a writable buffer: it gets copies of
-    # blocks that stay in a core's cache.
-    raw = np.frombuffer(view.data, dtype=np.uint8)
-    values = torch.empty(math.prod(shape), dtype=torch.float32)
-    count = _BLOCK_BYTES * values.numel() // max(1, len(raw))
-    for number, part in enumerate(values.split(max(1, count))):  # type: ignore[no-untyped-call]
-        block = raw[number * _BLOCK_BYTES : (number + 1) * _BLOCK_BYTES]
-        part.copy_(torch.from_numpy(block.copy()).view(_TORCH[view.dtype]))
-    # Either end is NaN where any value is; no mask of all values is made.
-    if values.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(values)).tolist())):
-        raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
+    raw, kind = np.frombuffer(view.data, dtype=np.uint8), _TORCH[view.dtype]
+    for start in range(0, math.prod(shape), _BLOCK):
+        part = room[start : start + _BLOCK]
+        # torch takes writable memory only. In pieces that it does not spread over threads: those compute.
+        block = np.require(raw[start * kind.itemsize :][: len(part) * kind.itemsize], requirements="W")
+        pieces = torch.from_numpy(block).view(kind).split(_SERIAL)  # type: ignore[no-untyped-call]
+        torch._foreach_copy_(torch.from_numpy(part).split(_SERIAL), pieces)  # type: ignore[no-untyped-call]
+        if not np.isfinite(part).all():
+            raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
+    values = torch.from_numpy(room)
     return values.reshape(shape)
 
 
@@ -191,4 +203,4 @@ def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, fl
 def _scalar(name: str, tensors: Mapping[str, TensorView]) -> float:
     view = tensors.get(name)
     shape: tuple[int, ...] = () if view is None or view.shape != (1,) else (1,)
-    return float(_as_float32(name, tensors, shape).reshape(()))
+    return float(_as_float32(name, tensors, shape, np.empty(1, np.float32)).reshape(()))

@@ -36,7 +36,7 @@ class HostShare:
             raise SetupError("weights_share", folder, f"must be a folder that can be written: {error}") from error
 
     def payload(self, digest: bytes, size: int, fetch: Callable[[], memoryview]) -> tuple[memoryview, bool]:
-        """The payload of this SHA-256 and size, and whether it was there already (then the caller verifies it);
+        """The payload of this digest and size, and whether it was there already (then the caller verifies it);
         otherwise `fetch` gives it, for this sidecar and for the others of the host, which wait meanwhile."""
         file = self._folder / (digest.hex() + _SUFFIX)
         try:

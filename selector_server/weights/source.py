@@ -1,6 +1,5 @@
 """Fetches whole, verified versions of a run's weights from Redis or a folder."""
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -8,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 
-import numpy as np
 import redis
 from selector_proto import safetensors
 from selector_proto.redis_link import LinkOptions
@@ -22,14 +20,18 @@ from selector_proto.weights import (
     ManifestError,
     chunk_count,
     decode_manifest,
+    digest,
 )
 
+from selector_server.memory import Pool
 from selector_server.weights.host_share import HostShare
 
 MAX_POINTER_BYTES = 19
 # How long a stop may go unnoticed.
 TICK_SECONDS = 0.2
 _HASHERS = 2
+# Chunks that may still be hashed when later ones have come: a broken one ends the fetch soon.
+_BEHIND = 8
 
 
 class Incomplete(Exception):
@@ -53,6 +55,7 @@ class RedisSource:
         self.keys = Keys(run)
         self._max_bytes, self._share = max_bytes, share
         self._store = open_store(url, link)
+        self._memory = Pool()
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
@@ -85,37 +88,36 @@ class RedisSource:
         """The payload, from another sidecar of this host if it has it already."""
         if self._share is None:
             return self._payload(manifest)
-        digest, size = manifest.payload_sha256, manifest.payload_bytes
-        payload, foreign = self._share.payload(digest, size, lambda: self._payload(manifest))
+        name, size = manifest.payload_blake3, manifest.payload_bytes
+        payload, foreign = self._share.payload(name, size, lambda: self._payload(manifest))
         try:
             for index in range(chunk_count(manifest) if foreign else 0):
                 start = index * manifest.chunk_bytes
                 _verify(manifest, index, payload[start : start + manifest.chunk_bytes])
         except Incomplete:
-            self._share.drop(digest)
+            self._share.drop(name)
             raise
         return payload
 
     def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        """All chunks in one buffer. They are hashed and put in their places while the next ones travel."""
-        # Not a bytearray: filling it with zeros first takes as long as half of the fetch.
-        payload = np.empty(manifest.payload_bytes, np.uint8).data
-        placed: deque[Future[None]] = deque()
-
-        def place(index: int, chunk: bytes) -> None:
-            _verify(manifest, index, chunk)
-            start = index * manifest.chunk_bytes
-            payload[start : start + len(chunk)] = chunk
-
-        for index in range(chunk_count(manifest)):
-            # A range, so that a key larger than promised cannot fill this process's memory.
-            chunk = self._read(self.keys.chunk(manifest.version, index), manifest.chunk_bytes)
-            placed.append(self._hashers.submit(place, index, chunk))
-            if len(placed) > _HASHERS:
-                placed.popleft().result()
-        for one in placed:
+        """All chunks in one buffer, each hashed while the next ones travel."""
+        payload, size = self._memory.take(manifest.payload_bytes).data, manifest.chunk_bytes
+        count = chunk_count(manifest)
+        keys = [self.keys.chunk(manifest.version, index) for index in range(count)]
+        rooms = [payload[index * size : (index + 1) * size] for index in range(count)]
+        verified: deque[Future[None]] = deque()
+        try:
+            for index, length in enumerate(self._store.fill(keys, rooms)):
+                if length != len(rooms[index]):
+                    raise _of_wrong_size(manifest, index, length)
+                verified.append(self._hashers.submit(_verify, manifest, index, rooms[index]))
+                if len(verified) > _BEHIND:
+                    verified.popleft().result()
+        except redis.ResponseError as error:
+            raise Incomplete(f"version {manifest.version}: {error}") from error
+        for one in verified:
             one.result()
-        return payload.toreadonly()
+        return payload
 
     def _read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
@@ -129,13 +131,15 @@ class RedisSource:
         self._store.close()
 
 
-def _verify(manifest: pb.WeightsManifest, index: int, chunk: bytes | memoryview) -> None:
+def _verify(manifest: pb.WeightsManifest, index: int, chunk: memoryview) -> None:
+    wanted = manifest.chunk_blake3[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+    if digest(chunk) != wanted:
+        raise Incomplete(f"version {manifest.version}: BLAKE3 of chunk {index} does not match its manifest")
+
+
+def _of_wrong_size(manifest: pb.WeightsManifest, index: int, length: int) -> Incomplete:
     wanted = min(manifest.chunk_bytes, manifest.payload_bytes - index * manifest.chunk_bytes)
-    if len(chunk) != wanted:
-        raise Incomplete(f"version {manifest.version}: chunk {index} has {len(chunk)} of {wanted} bytes")
-    digest = manifest.chunk_sha256[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-    if hashlib.sha256(chunk).digest() != digest:
-        raise Incomplete(f"version {manifest.version}: SHA-256 of chunk {index} does not match its manifest")
+    return Incomplete(f"version {manifest.version}: chunk {index} has {length} of {wanted} bytes")
 
 
 class News:

@@ -1,6 +1,5 @@
 """The safetensors layout and the manifest: round trips, hostile bytes, and names of keys."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import Keys, ManifestError, chunk_count, decode_manifest, encode_manifest
+from selector_proto.weights import Keys, ManifestError, chunk_count, decode_manifest, digest, encode_manifest
 
 KEYS = Keys("run")
 
@@ -97,9 +96,9 @@ def manifest(**changes) -> pb.WeightsManifest:
         "trainer_step": 30,
         "published_at": 1.5,
         "payload_bytes": 2500,
-        "payload_sha256": hashlib.sha256(bytes(96)).digest(),
+        "payload_blake3": digest(bytes(96)),
         "chunk_bytes": 1024,
-        "chunk_sha256": bytes(96),
+        "chunk_blake3": bytes(96),
         "publisher": "somebody",
     }
     return pb.WeightsManifest(**(values | changes))
@@ -121,9 +120,9 @@ def test_a_manifest_comes_back_as_it_went():
         ({"payload_bytes": 10_001}, "payload_bytes is 10001"),
         ({"chunk_bytes": 1}, "chunk_bytes is 1"),
         ({"chunk_bytes": 0}, "chunk_bytes is 0"),
-        ({"payload_sha256": b"short"}, "5 bytes"),
-        ({"chunk_sha256": bytes(64)}, "chunk_sha256 has 64 bytes; must be 96"),
-        ({"chunk_sha256": b"x" * 96}, "payload_sha256 is not that of chunk_sha256"),
+        ({"payload_blake3": b"short"}, "5 bytes"),
+        ({"chunk_blake3": bytes(64)}, "chunk_blake3 has 64 bytes; must be 96"),
+        ({"chunk_blake3": b"x" * 96}, "payload_blake3 is not that of chunk_blake3"),
         ({"trainer_step": 2**63}, "trainer_step is 9223372036854775808"),
         ({"published_at": float("nan")}, "published_at is nan"),
         ({"published_at": float("inf")}, "published_at is inf"),
@@ -150,9 +149,9 @@ FIELDS = [
     "trainer_step",
     "published_at",
     "payload_bytes",
-    "payload_sha256",
+    "payload_blake3",
     "chunk_bytes",
-    "chunk_sha256",
+    "chunk_blake3",
 ]
 
 
@@ -164,10 +163,10 @@ def test_manifests_with_hostile_fields_are_refused_or_hold_what_they_must(fields
         back = decode_manifest(text, KEYS, 3, 10_000)
     except ManifestError:
         return
-    assert (back.format, back.run, back.version, len(back.payload_sha256)) == (2, "run", 3, 32)
+    assert (back.format, back.run, back.version, len(back.payload_blake3)) == (3, "run", 3, 32)
     assert 0 < back.payload_bytes <= 10_000
     assert 1 <= chunk_count(back) <= 10
-    assert len(back.chunk_sha256) == 32 * chunk_count(back)
+    assert len(back.chunk_blake3) == 32 * chunk_count(back)
     assert 0 <= back.published_at < float("inf")
 
 

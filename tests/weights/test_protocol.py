@@ -1,6 +1,5 @@
 """The publisher's side of docs/weight-sync.md, its faults caused for real."""
 
-import hashlib
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import Keys
+from selector_proto.weights import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
 from support.processes import eventually, free_port
 from support.wire import raw
@@ -194,7 +193,7 @@ def test_a_chunk_that_changed_is_named(redis_url, run_name):
         chunk = bytearray(client.get(keys.chunk(1, 7)))
         chunk[1000] ^= 1
         client.set(keys.chunk(1, 7), bytes(chunk))
-        with pytest.raises(Incomplete, match="SHA-256 of chunk 7 does not match"):
+        with pytest.raises(Incomplete, match="BLAKE3 of chunk 7 does not match"):
             fetched(redis_url, run_name)
 
 
@@ -204,7 +203,7 @@ def test_what_is_fetched_is_what_was_published(redis_url, run_name):
         assert publisher.flush()
     whole = fetched(redis_url, run_name)
     assert whole.tensors["w"].data == BIG["w"].tobytes()
-    assert whole.manifest.payload_sha256 == hashlib.sha256(whole.manifest.chunk_sha256).digest()
+    assert whole.manifest.payload_blake3 == digest(whole.manifest.chunk_blake3)
 
 
 def test_snapshots_reuse_their_buffers_and_stay_apart(redis_url, run_name):

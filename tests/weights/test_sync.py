@@ -1,6 +1,5 @@
 """Weights from trainer to sidecar through a real Redis-protocol server, whole or not at all."""
 
-import hashlib
 import json
 import threading
 import time
@@ -16,7 +15,7 @@ from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
-from selector_proto.weights import CHUNK_BYTES, Keys, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, Keys, digest, encode_manifest
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import READY, eventually, free_port
 from support.wire import raw
@@ -59,16 +58,16 @@ class Run:
         version = self.redis.incr(self.keys.counter)
         file = b"".join(safetensors.encode(tensors)) if file is None else file
         chunks = [file[start : start + CHUNK_BYTES] for start in range(0, len(file), CHUNK_BYTES)]
-        digests = b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+        digests = b"".join(digest(chunk) for chunk in chunks)
         fields = {
             "format": 2,
             "run": self.keys.run,
             "version": version,
             "published_at": time.time(),
             "payload_bytes": len(file),
-            "payload_sha256": hashlib.sha256(digests).digest(),
+            "payload_blake3": digest(digests),
             "chunk_bytes": CHUNK_BYTES,
-            "chunk_sha256": digests,
+            "chunk_blake3": digests,
         }
         text = encode_manifest(weights_pb2.WeightsManifest(**fields | changed)) if manifest is None else manifest
         self.redis.set(self.keys.chunk(version, 0), file)
@@ -299,7 +298,7 @@ def nan_weight(run, model):
 
 
 BAD = {
-    "flipped bit": (chunk_with_a_flipped_bit, "SHA-256 of chunk 0 does not match"),
+    "flipped bit": (chunk_with_a_flipped_bit, "BLAKE3 of chunk 0 does not match"),
     "missing chunk": (missing_chunk, "chunk 0 has 0 of"),
     "short chunk": (short_chunk, "chunk 0 has 5 of"),
     "missing manifest": (missing_manifest, " is missing"),
@@ -332,9 +331,9 @@ BAD = {
     "no payload": (manifest_of(payload_bytes=0), "payload_bytes is 0"),
     "endless chunks": (manifest_of(chunk_bytes=1), "chunk_bytes is 1; must be 1 KiB to 64 MiB"),
     "chunks of nothing": (manifest_of(chunk_bytes=0), "chunk_bytes is 0"),
-    "digests of other chunks": (manifest_of(chunk_sha256=b"x" * 32), "payload_sha256 is not that of chunk_sha256"),
-    "too few digests": (manifest_of(chunk_sha256=b""), "chunk_sha256 has 0 bytes; must be 32"),
-    "half a digest": (manifest_of(payload_sha256=b"x" * 16), "payload_sha256 has 16 bytes"),
+    "digests of other chunks": (manifest_of(chunk_blake3=b"x" * 32), "payload_blake3 is not that of chunk_blake3"),
+    "too few digests": (manifest_of(chunk_blake3=b""), "chunk_blake3 has 0 bytes; must be 32"),
+    "half a digest": (manifest_of(payload_blake3=b"x" * 16), "payload_blake3 has 16 bytes"),
     "published never": (manifest_of(published_at=float("nan")), "published_at is nan"),
     "published in eternity": (manifest_of(published_at=float("inf")), "published_at is inf"),
     "step that overflows": (manifest_of(trainer_step=2**64 - 1), "trainer_step is 18446744073709551615"),

@@ -28,9 +28,9 @@ class WeightsManifest(_message.Message):
     TRAINER_STEP_FIELD_NUMBER: _builtins.int
     PUBLISHED_AT_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
-    PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BLAKE3_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
-    CHUNK_SHA256_FIELD_NUMBER: _builtins.int
+    CHUNK_BLAKE3_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Layout of keys and payload; 2."""
@@ -41,13 +41,13 @@ class WeightsManifest(_message.Message):
     published_at: _builtins.float
     """Seconds since the Unix epoch, the trainer's clock."""
     payload_bytes: _builtins.int
-    """The safetensors file: its length, the SHA-256 of `chunk_sha256`, which stands for the whole of it, and the length
+    """The safetensors file: its length, the BLAKE3 digest of `chunk_blake3`, which stands for the whole of it, and the length
     of all chunks but the last.
     """
-    payload_sha256: _builtins.bytes
+    payload_blake3: _builtins.bytes
     chunk_bytes: _builtins.int
-    chunk_sha256: _builtins.bytes
-    """The SHA-256 of each chunk, 32 bytes each, one after the other."""
+    chunk_blake3: _builtins.bytes
+    """The BLAKE3 digest of each chunk, 32 bytes each, one after the other."""
     publisher: _builtins.str
     """Who published it: a name of the process that tells it from every other one."""
     def __init__(
@@ -59,14 +59,14 @@ class WeightsManifest(_message.Message):
         trainer_step: _builtins.int = ...,
         published_at: _builtins.float = ...,
         payload_bytes: _builtins.int = ...,
-        payload_sha256: _builtins.bytes = ...,
+        payload_blake3: _builtins.bytes = ...,
         chunk_bytes: _builtins.int = ...,
-        chunk_sha256: _builtins.bytes = ...,
+        chunk_blake3: _builtins.bytes = ...,
         publisher: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "chunk_sha256", b"chunk_sha256", "format", b"format", "payload_bytes", b"payload_bytes", "payload_sha256", b"payload_sha256", "published_at", b"published_at", "publisher", b"publisher", "run", b"run", "trainer_step", b"trainer_step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_blake3", b"chunk_blake3", "chunk_bytes", b"chunk_bytes", "format", b"format", "payload_blake3", b"payload_blake3", "payload_bytes", b"payload_bytes", "published_at", b"published_at", "publisher", b"publisher", "run", b"run", "trainer_step", b"trainer_step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

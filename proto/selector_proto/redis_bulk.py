@@ -1,0 +1,115 @@
+"""Many large values to and from Redis over one connection, each command sent before the one before it is answered, and
+values received where they are wanted.
+
+redis-py makes two fresh copies of each value and waits for each answer: three times as slow. It still does everything
+else: connections, TLS, passwords, timeouts.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+# Commands sent ahead of their answers: enough that neither side waits for the other.
+_AHEAD = 4
+_LINE_BYTES = 512  # of an answer's first line; errors are cut there
+
+
+def write(client: redis.Redis, items: Iterable[tuple[str, memoryview]], ttl: int) -> None:
+    """Sets every key to its value for `ttl` seconds. Raises redis.RedisError; some of the keys may then be set."""
+    with _connection(client) as connection:
+        unanswered = 0
+        for key, value in items:
+            connection.send_packed_command(connection.pack_command("SET", key, value, "EX", ttl))
+            unanswered += 1
+            if unanswered == _AHEAD:
+                connection.read_response()
+                unanswered -= 1
+        for _ in range(unanswered):
+            connection.read_response()
+
+
+def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
+    """Puts the value of each key at the start of its room, and yields its length as soon as it is there: 0 if there is
+    none, more than the room if it does not fit (then nothing of it is kept, and nothing follows). Raises
+    redis.RedisError; ResponseError where a key holds something else."""
+    with _connection(client) as connection:
+        answers, sent = _Answers(connection._sock), 0
+        for index, room in enumerate(rooms):
+            while sent < min(len(keys), index + _AHEAD):
+                connection.send_packed_command(connection.pack_command("GET", keys[sent]))
+                sent += 1
+            length = answers.next(room)
+            yield length
+            if length > len(room):
+                connection.disconnect()
+                return
+
+
+class _Answers:
+    """Replies of a connection, read without a parser: strings, nulls and errors."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._line = bytearray(_LINE_BYTES)
+        self._held = b""  # what came with a line
+
+    def next(self, room: memoryview) -> int:
+        """The next answer's length; the value is in `room` if it fits."""
+        kind, text = self._first_line()
+        if kind == b"_" or (kind, text) == (b"$", b"-1"):
+            return 0
+        if kind == b"-":
+            raise redis.ResponseError(text.decode(errors="replace"))
+        if kind != b"$" or not text.isdigit() or len(text) > 18:
+            raise redis.InvalidResponse(f"Redis answered {(kind + text)[:40]!r} instead of a value")
+        if (length := int(text)) > len(room):
+            return length
+        early = self._held[:length]
+        room[: len(early)] = early
+        self._held, end = self._held[length:], len(early)
+        while end < length:
+            end += self._some(room[end:length])
+        while len(self._held) < 2:  # the line break behind the value
+            self._more()
+        self._held = self._held[2:]
+        return length
+
+    def _first_line(self) -> tuple[bytes, bytes]:
+        while (end := self._held.find(b"\r\n")) < 0:
+            if len(self._held) >= _LINE_BYTES:
+                raise redis.InvalidResponse(f"Redis answered {self._held[:40]!r} instead of a value")
+            self._more()
+        line, self._held = self._held[:end], self._held[end + 2 :]
+        return line[:1], line[1:]
+
+    def _more(self) -> None:
+        self._held += self._line[: self._some(memoryview(self._line)[: _LINE_BYTES - len(self._held)])]
+
+    def _some(self, room: memoryview) -> int:
+        count = int(self._sock.recv_into(room))
+        if not count:
+            raise redis.ConnectionError("Redis closed the connection")
+        return count
+
+
+@contextmanager
+def _connection(client: redis.Redis) -> Iterator[Any]:
+    """One of the client's connections, whose answers were all read when it goes back; after an error they may not have
+    been, and it is closed."""
+    pool = client.connection_pool
+    connection: Any = pool.get_connection()
+    whole = False
+    try:
+        yield connection
+        whole = True
+    except TimeoutError as error:
+        raise redis.TimeoutError("timeout reading from Redis") from error
+    except OSError as error:
+        raise redis.ConnectionError(f"while reading from Redis: {error.strerror or error}") from error
+    finally:
+        if not whole:
+            connection.disconnect()
+        pool.release(connection)
