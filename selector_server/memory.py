@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ALIGNED = 64  # bytes: what ONNX Runtime's and torch's kernels like
+_STEP = _ALIGNED // 4
 
 
 class Pool:
@@ -28,16 +29,18 @@ class Pool:
         if (block := self._spare(size)) is None:
             block = np.empty(size + size // 64 + _ALIGNED, np.uint8)  # the next one may be a little larger
         # Whatever uses the block holds on to this object, and nothing else does: when it goes, the block is free.
-        lease = (ctypes.c_uint8 * len(block)).from_buffer(block)
+        lease = (ctypes.c_uint8 * len(block)).from_buffer(block.data)
         weakref.finalize(lease, self._free.append, block).atexit = False
         start = -block.ctypes.data % _ALIGNED
-        return np.frombuffer(lease, np.uint8)[start : start + size]
+        return np.frombuffer(memoryview(lease), np.uint8)[start : start + size]
 
-    def parts(self, sizes: Mapping[str, int]) -> dict[str, NDArray[np.uint8]]:
-        """One block for all of these, each aligned."""
-        starts = dict(zip(sizes, accumulate(map(_aligned, sizes.values()), initial=0), strict=False))
-        block = self.take(sum(map(_aligned, sizes.values())))
-        return {name: block[starts[name] : starts[name] + size] for name, size in sizes.items()}
+    def floats(self, counts: Mapping[str, int]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        """One block, and an aligned part of it for each so many values. What lies between the parts is zero."""
+        starts = dict(zip(counts, accumulate(map(_aligned, counts.values()), initial=0), strict=False))
+        block = self.take(4 * sum(map(_aligned, counts.values()))).view(np.float32)
+        for name, count in counts.items():
+            block[starts[name] + count : starts[name] + _aligned(count)] = 0
+        return block, {name: block[starts[name] : starts[name] + count] for name, count in counts.items()}
 
     def _spare(self, size: int) -> NDArray[np.uint8] | None:
         try:
@@ -48,5 +51,6 @@ class Pool:
         return block if size + _ALIGNED <= len(block) <= 2 * size + (1 << 20) else None
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
+def _aligned(count: int) -> int:
+    """float32 values up to where the next part may begin."""
+    return -(-count // _STEP) * _STEP

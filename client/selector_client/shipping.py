@@ -150,4 +150,4 @@ class Shipper:
 
 def _make(payload: WirePayload, start: int, room: NDArray[np.uint8]) -> tuple[memoryview, bytes]:
     payload.read(start, room)
-    return room.data, digest(room)
+    return room.data, digest(room.data)

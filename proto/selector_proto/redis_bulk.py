@@ -5,7 +5,6 @@ redis-py makes two fresh copies of each value and waits for each answer: three t
 else: connections, TLS, passwords, timeouts.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

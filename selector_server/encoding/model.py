@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +23,6 @@ from selector_server.sampling import MAX_LOGIT, Embedded
 
 # Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
 CANARY_COSINE = 0.99
-# Values cast and checked at once, in a core's cache; values that torch casts on one thread; threads that cast.
-_BLOCK = 1 << 18
-_SERIAL = (1 << 15) - 1
-_BINDERS = 4
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -95,18 +90,16 @@ class Model:
         """
         manifest = self.bundle.manifest
         assert manifest.logit is not None
-        rooms = self._memory.parts({name: 4 * math.prod(shape) for name, shape in self._shapes.items()})
-
-        def bound(name: str) -> tuple[str, Tensor]:
-            parameter = manifest.parameters[name]
-            value = _as_float32(name, tensors, self._shapes[name], rooms[name].view(np.float32))
+        found = {name: _checked(name, tensors, shape) for name, shape in self._shapes.items()}
+        block, cast = self._memory.floats({name: math.prod(shape) for name, shape in self._shapes.items()})
+        _cast(found, block, cast)
+        inputs = {}
+        for name, parameter in manifest.parameters.items():
+            value = torch.from_numpy(cast[name]).reshape(self._shapes[name])
             if parameter.resize is not None:
                 value = resized(parameter.resize, value)
             _, dtype = self._inputs[parameter.input]
-            return parameter.input, value.to(self._device.torch, dtype).contiguous()
-
-        with ThreadPoolExecutor(max(1, min(_BINDERS, self._device.threads)), "weights-bind") as threads:
-            inputs = dict(threads.map(bound, manifest.parameters))
+            inputs[parameter.input] = value.to(self._device.torch, dtype).contiguous()
         scale, bias = logit_of(manifest.logit, tensors)
         weights = Weights(inputs, scale, bias)
         self.warm_up(weights)
@@ -163,10 +156,8 @@ def _canary_part(view: TensorView | None, name: str, dtype: str, shape: tuple[in
     return np.frombuffer(view.data, kind).reshape(shape).copy()
 
 
-def _as_float32(
-    name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...], room: NDArray[np.float32]
-) -> Tensor:
-    """A tensor's finite values, in `room`, which they fill. Raises NotPossible."""
+def _checked(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> TensorView:
+    """The tensor of this name and shape. Raises NotPossible."""
     view = tensors.get(name)
     if view is None:
         raise NotPossible(f"parameter {name}", "missing", f"the learner needs it with shape {list(shape)}")
@@ -174,17 +165,22 @@ def _as_float32(
         raise NotPossible(f"parameter {name}", list(view.shape), f"the learner needs shape {list(shape)}")
     if view.dtype not in _TORCH:
         raise NotPossible(f"parameter {name}", view.dtype, f"must be one of {', '.join(_TORCH)}")
-    raw, kind = np.frombuffer(view.data, dtype=np.uint8), _TORCH[view.dtype]
-    for start in range(0, math.prod(shape), _BLOCK):
-        part = room[start : start + _BLOCK]
-        # torch takes writable memory only. In pieces that it does not spread over threads: those compute.
-        block = np.require(raw[start * kind.itemsize :][: len(part) * kind.itemsize], requirements="W")
-        pieces = torch.from_numpy(block).view(kind).split(_SERIAL)  # type: ignore[no-untyped-call]
-        torch._foreach_copy_(torch.from_numpy(part).split(_SERIAL), pieces)  # type: ignore[no-untyped-call]
-        if not np.isfinite(part).all():
-            raise NotPossible(f"parameter {name}", "NaN or infinite", "every value must be finite")
-    values = torch.from_numpy(room)
-    return values.reshape(shape)
+    return view
+
+
+def _cast(
+    views: Mapping[str, TensorView], block: NDArray[np.float32], parts: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """All tensors as float32 into their parts of `block`, and a look at whether they are finite. In two large steps
+    outside the interpreter's lock, for which the threads that serve requests would have to wait each time. Raises
+    NotPossible."""
+    # torch takes writable memory only.
+    raw = {name: np.require(np.frombuffer(view.data, np.uint8), requirements="W") for name, view in views.items()}
+    values = [torch.from_numpy(raw[name]).view(_TORCH[view.dtype]) for name, view in views.items()]
+    torch._foreach_copy_([torch.from_numpy(parts[name]) for name in views], values)
+    if not all(map(math.isfinite, torch.stack(torch.aminmax(torch.from_numpy(block))).tolist())):  # NaN counts as both
+        broken = next(name for name, part in parts.items() if not np.isfinite(part).all())
+        raise NotPossible(f"parameter {broken}", "NaN or infinite", "every value must be finite")
 
 
 def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:
@@ -203,4 +199,6 @@ def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, fl
 def _scalar(name: str, tensors: Mapping[str, TensorView]) -> float:
     view = tensors.get(name)
     shape: tuple[int, ...] = () if view is None or view.shape != (1,) else (1,)
-    return float(_as_float32(name, tensors, shape, np.empty(1, np.float32)).reshape(()))
+    value = np.empty(1, np.float32)
+    _cast({name: _checked(name, tensors, shape)}, value, {name: value})
+    return float(value[0])

@@ -22,7 +22,8 @@ from selector_tools.bench.learners import IMAGE, TEXT, learner
 from selector_tools.bench.served import Samples
 from selector_tools.bench.weights_phases import Served, served
 
-CANDIDATES = 32
+CANDIDATES = 128
+SWAP_SECONDS = 1.0  # between versions: trainers publish every few steps
 BLOCKS = 4  # of requests without swaps, and as many with, in turns
 LIGHT_LOAD_SECONDS = 0.1  # between requests of the soak
 SETTLED_AFTER = 50  # swaps of the soak
@@ -45,7 +46,7 @@ def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: flo
     samples = _samples()
     with (
         served(folder / "swaps.log", url, "swaps", *flags, *_FLAGS) as sidecar,
-        _publishing(url, "swaps", parameters, sidecar.address) as swapping,
+        _publishing(url, "swaps", parameters) as swapping,
     ):
         swapping.set()
         sidecar.wait_for(5)  # by then all its threads exist
@@ -138,12 +139,11 @@ def _samples() -> dict[str, Any]:
 
 
 @contextmanager
-def _publishing(url: str, run: str, parameters: float, address: str) -> Iterator[Event]:
-    """A trainer in a process of its own that publishes whenever the version before is served, while the event is
-    set."""
+def _publishing(url: str, run: str, parameters: float) -> Iterator[Event]:
+    """A trainer in a process of its own that publishes at even intervals while the event is set."""
     context = multiprocessing.get_context("spawn")
     swapping, stop = context.Event(), context.Event()
-    arguments = (url, run, parameters, address, swapping, stop)
+    arguments = (url, run, parameters, swapping, stop)
     trainer = context.Process(target=_trainer, args=arguments, daemon=True)
     trainer.start()
     try:
@@ -155,16 +155,14 @@ def _publishing(url: str, run: str, parameters: float, address: str) -> Iterator
         trainer.kill()
 
 
-def _trainer(url: str, run: str, parameters: float, address: str, swapping: Event, stop: Event) -> None:
+def _trainer(url: str, run: str, parameters: float, swapping: Event, stop: Event) -> None:
     if (found := pinning.cores()) is not None:
         pinning.pin(os.getpid(), {found[1]})
     module, _ = learner(parameters)
-    with WeightPublisher(url, run) as publisher, Selector(address, timeout=60.0) as selector:
+    with WeightPublisher(url, run) as publisher:
         while swapping.wait() and not stop.is_set():
             publisher.publish(publisher.published + 1, module)
-            publisher.flush(WAIT_SECONDS)
-            while selector.weights_status().serving.version < publisher.last_version and not stop.is_set():
-                time.sleep(0.005)
+            stop.wait(SWAP_SECONDS)
 
 
 def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swaps: int) -> dict[str, Any]:
