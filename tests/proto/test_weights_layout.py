@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import Keys, ManifestError, chunk_count, decode_manifest, digest, encode_manifest
+from selector_proto.weights import FORMAT, Keys, ManifestError, chunk_count, decode_manifest, digest, encode_manifest
 
 KEYS = Keys("run")
 
@@ -90,7 +90,7 @@ def test_hostile_files_raise_layout_errors_and_nothing_else(header, data):
 
 def manifest(**changes) -> pb.WeightsManifest:
     values = {
-        "format": 2,
+        "format": FORMAT,
         "run": "run",
         "version": 3,
         "trainer_step": 30,
@@ -113,7 +113,7 @@ def test_a_manifest_comes_back_as_it_went():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "format is 3"),
+        ({"format": FORMAT + 1}, f"format is {FORMAT + 1}"),
         ({"run": "other"}, "names run 'other'"),
         ({"version": 4}, "version 4, not 3"),
         ({"payload_bytes": 0}, "payload_bytes is 0"),
@@ -163,7 +163,7 @@ def test_manifests_with_hostile_fields_are_refused_or_hold_what_they_must(fields
         back = decode_manifest(text, KEYS, 3, 10_000)
     except ManifestError:
         return
-    assert (back.format, back.run, back.version, len(back.payload_blake3)) == (3, "run", 3, 32)
+    assert (back.format, back.run, back.version, len(back.payload_blake3)) == (FORMAT, "run", 3, 32)
     assert 0 < back.payload_bytes <= 10_000
     assert 1 <= chunk_count(back) <= 10
     assert len(back.chunk_blake3) == 32 * chunk_count(back)

@@ -15,7 +15,7 @@ from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
-from selector_proto.weights import CHUNK_BYTES, Keys, digest, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import READY, eventually, free_port
 from support.wire import raw
@@ -60,7 +60,7 @@ class Run:
         chunks = [file[start : start + CHUNK_BYTES] for start in range(0, len(file), CHUNK_BYTES)]
         digests = b"".join(digest(chunk) for chunk in chunks)
         fields = {
-            "format": 2,
+            "format": FORMAT,
             "run": self.keys.run,
             "version": version,
             "published_at": time.time(),
@@ -102,6 +102,11 @@ def views(model, **changed) -> dict[str, TensorView]:
         for name, a in arrays.items()
         if a is not None
     }
+
+
+# A header of more tensors than any model has; one of 10^9 would be longer than headers may be.
+ENDLESS = "{%s}" % ",".join(f'"{i}":0' for i in range(100_001))
+ENDLESS = len(ENDLESS).to_bytes(8, "little") + ENDLESS.encode()
 
 
 # Good versions
@@ -271,6 +276,10 @@ def short_chunk(run, model):
     before_pointer(run, model, lambda version: run.redis.set(run.keys.chunk(version, 0), b"short"))
 
 
+def long_chunk(run, model):
+    before_pointer(run, model, lambda version: run.redis.append(run.keys.chunk(version, 0), b"more"))
+
+
 def missing_manifest(run, model):
     before_pointer(run, model, lambda version: run.redis.delete(run.keys.manifest(version)))
 
@@ -299,9 +308,11 @@ def nan_weight(run, model):
 
 BAD = {
     "flipped bit": (chunk_with_a_flipped_bit, "BLAKE3 of chunk 0 does not match"),
-    "missing chunk": (missing_chunk, "chunk 0 has 0 of"),
     "short chunk": (short_chunk, "chunk 0 has 5 of"),
+    "evicted chunk": (missing_chunk, "chunk 0 has 0 of"),
     "missing manifest": (missing_manifest, " is missing"),
+    "chunk longer than promised": (long_chunk, "chunk 0 has "),
+    "endless tensors": (file_of(ENDLESS), "tensors; at most"),
     "missing parameter": (tensors(**{"text.bias": None}), "parameter text.bias is missing"),
     "wrong shape": (
         tensors(**{"text.bias": np.zeros(15, np.float32)}),
@@ -323,8 +334,12 @@ BAD = {
     ),
     "no tensors": (tensors(**dict.fromkeys(TwoTower(0).state_dict())), "is missing; the learner needs it"),
     "no safetensors": (file_of(b"x" * 100), "header length"),
+    "header of 10^9 tensors": (
+        file_of((40 << 30).to_bytes(8, "little") + b"{" * 100),
+        "header length 42949672960 exceeds",
+    ),
     "header of numbers": (file_of((8).to_bytes(8, "little") + b"[1,2,3]\n"), "not a JSON object"),
-    "format of the future": (manifest_of(format=3), "manifest format is 3"),
+    "format of the future": (manifest_of(format=FORMAT + 1), f"manifest format is {FORMAT + 1}"),
     "another run's manifest": (manifest_of(run="other"), "names run 'other'"),
     "another version's manifest": (manifest_of(version=10**6), "version 1000000"),
     "endless payload": (manifest_of(payload_bytes=2**63), "payload_bytes is 9223372036854775808; must be 1 to 1048576"),
