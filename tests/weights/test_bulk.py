@@ -77,7 +77,7 @@ def test_a_full_server_refuses_and_the_client_goes_on(run_name):
     server.start()
     try:
         with redis.Redis.from_url(server.connection_url) as client:
-            with pytest.raises(redis.ResponseError, match="OOM|memory"):
+            with pytest.raises(redis.ResponseError, match=r"OOM|memory"):
                 redis_bulk.write(client, ((f"{run_name}:{i}", values(1)[0]) for i in range(40)), 60)
             assert client.ping()
     finally:

@@ -105,7 +105,7 @@ def views(model, **changed) -> dict[str, TensorView]:
 
 
 # A header of more tensors than any model has; one of 10^9 would be longer than headers may be.
-ENDLESS = "{%s}" % ",".join(f'"{i}":0' for i in range(100_001))
+ENDLESS = "{{{}}}".format(",".join(f'"{i}":0' for i in range(100_001)))
 ENDLESS = len(ENDLESS).to_bytes(8, "little") + ENDLESS.encode()
 
 

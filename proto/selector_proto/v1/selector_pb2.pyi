@@ -270,15 +270,21 @@ class Selection(_message.Message):
     run: _builtins.str
     """Training run that the weights must belong to; empty accepts the server's."""
     request_id: _builtins.str
-    """Echoed in the reply and in the server's log; at most 128 characters."""
+    """Echoed in the reply and in the server's log; at most 128 characters. While the server remembers a request's id,
+    the same request is answered by the same reply, and is not run again; another one with that id is refused.
+    """
     trainer_step: _builtins.int
     """Trainer step that the picks are for, below 2^63; gives the weights' lag in steps."""
     group: _builtins.str
-    """RESERVED FOR LATER: data-parallel ranks of the same group and step select as one."""
+    """With world_size > 1: data-parallel ranks of the same group (1 to 128 printable characters) and trainer_step select
+    as one. The server joins their candidates, rank 0's first, into one super-batch, and every rank gets equally many
+    picks of its own: B, b, and all settings are one rank's and must be the same for all. N counts the chunks of the
+    joint draw. The draw's seed is rank 0's. If a rank does not come within the server's time, all are refused.
+    """
     rank: _builtins.int
-    """RESERVED FOR LATER: this rank, 0 <= rank < world_size."""
+    """This rank, 0 <= rank < world_size."""
     world_size: _builtins.int
-    """RESERVED FOR LATER, unless 0 or 1: number of ranks in the group."""
+    """Number of ranks in the group; 0 and 1: this request selects alone."""
     max_lag_steps: _builtins.int
     """Most steps that the weights may lie behind trainer_step, which it needs. Default: the server's setting. Of
     interest only where the server's learner scores, like max_age_seconds.
@@ -301,7 +307,7 @@ class Selection(_message.Message):
 
     @_builtins.property
     def shared_memory(self) -> Global___SharedMemory:
-        """RESERVED FOR LATER: the payload lies in shared memory instead of the stream."""
+        """The payload lies in shared memory instead of the stream; then payload_crc32 is not needed."""
 
     @_builtins.property
     def sample_ids(self) -> Global___SampleIds:
@@ -615,14 +621,18 @@ Global___SampleIds: _TypeAlias = SampleIds  # noqa: Y015
 
 @_typing.final
 class SharedMemory(_message.Message):
-    """RESERVED FOR LATER."""
+    """A file in GetServerInfoResponse.shared_memory_dir. Its first bytes are a header with the generation, which the client
+    changes whenever it writes the file anew; the payload follows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Name of the file, without its folder."""
     generation: _builtins.int
+    """What the header must say, before and after the payload is read."""
     def __init__(
         self,
         *,
@@ -654,6 +664,7 @@ class SelectResponse(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CACHED_REFERENCES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """b as used."""
     seed: _builtins.int
@@ -673,6 +684,8 @@ class SelectResponse(_message.Message):
     """Candidates whose reference embeddings came from the server's cache."""
     stale: _builtins.bool
     """The weights that scored are older than the request, or the server's setting, accepts; see when_stale."""
+    repeated: _builtins.bool
+    """This reply was made for an earlier request with the same request_id."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[b] picked candidates, 0 <= index < B, no repeats, in draw order (chunk 1 first)."""
@@ -709,10 +722,11 @@ class SelectResponse(_message.Message):
         request_id: _builtins.str = ...,
         cached_references: _builtins.int = ...,
         stale: _builtins.bool = ...,
+        repeated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "repeated", b"repeated", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -773,6 +787,7 @@ class StageSeconds(_message.Message):
     SAMPLE_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     receive: _builtins.float
     """First message to last byte."""
     queue: _builtins.float
@@ -786,6 +801,8 @@ class StageSeconds(_message.Message):
     """Looking up reference embeddings and joining them with new ones."""
     wait: _builtins.float
     """Waiting for weights that are new enough."""
+    group: _builtins.float
+    """Waiting for the other ranks of the group."""
     def __init__(
         self,
         *,
@@ -797,10 +814,11 @@ class StageSeconds(_message.Message):
         sample: _builtins.float = ...,
         cache: _builtins.float = ...,
         wait: _builtins.float = ...,
+        group: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "encode_learner", b"encode_learner", "encode_reference", b"encode_reference", "group", b"group", "preprocess", b"preprocess", "queue", b"queue", "receive", b"receive", "sample", b"sample", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -876,11 +894,17 @@ class GetServerInfoResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_DIR_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_TOKEN_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     run: _builtins.str
     """Training run whose weights are served; empty without weight sync."""
     device: _builtins.str
     """Device of encoders and sampler: "cpu", "cuda:0"."""
+    shared_memory_dir: _builtins.str
+    """Folder for payloads in shared memory, on the server's host; empty: there is none."""
+    shared_memory_token: _builtins.str
+    """What the file "token" in that folder holds, so that a client can tell whether it sees the same folder."""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
@@ -919,10 +943,12 @@ class GetServerInfoResponse(_message.Message):
         device: _builtins.str = ...,
         versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        shared_memory_dir: _builtins.str = ...,
+        shared_memory_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "limits", b"limits", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "criteria", b"criteria", "device", b"device", "learner", b"learner", "limits", b"limits", "losses", b"losses", "policies", b"policies", "reference", b"reference", "run", b"run", "server_version", b"server_version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "criteria", b"criteria", "device", b"device", "learner", b"learner", "limits", b"limits", "losses", b"losses", "policies", b"policies", "reference", b"reference", "run", b"run", "server_version", b"server_version", "shared_memory_dir", b"shared_memory_dir", "shared_memory_token", b"shared_memory_token", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -941,6 +967,7 @@ class Limits(_message.Message):
     MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_PENDING_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_CHUNKS_FIELD_NUMBER: _builtins.int
+    MAX_WORLD_SIZE_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """One gRPC message."""
     max_payload_bytes: _builtins.int
@@ -959,6 +986,8 @@ class Limits(_message.Message):
     """Requests waiting or running; one more is refused with RESOURCE_EXHAUSTED."""
     max_chunks: _builtins.int
     """N."""
+    max_world_size: _builtins.int
+    """Ranks of a group."""
     def __init__(
         self,
         *,
@@ -971,10 +1000,11 @@ class Limits(_message.Message):
         max_text_bytes: _builtins.int = ...,
         max_pending_requests: _builtins.int = ...,
         max_chunks: _builtins.int = ...,
+        max_world_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chunks", b"max_chunks", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chunks", b"max_chunks", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width", "max_world_size", b"max_world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
