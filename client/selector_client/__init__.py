@@ -9,6 +9,7 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.redis_link import LinkOptions
 
+from selector_client.aio import AsyncSelector
 from selector_client.errors import PublishError, RemoteError, SelectorClientError, Unreachable
 from selector_client.loader import SelectingLoader
 from selector_client.publisher import Canary, WeightPublisher
@@ -17,6 +18,7 @@ from selector_client.selection import Selection, Statistics
 from selector_client.selector import Selector
 
 __all__ = [
+    "AsyncSelector",
     "Canary",
     "LinkOptions",
     "ModelEmbeddings",

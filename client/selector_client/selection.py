@@ -60,13 +60,14 @@ class Selection:
 @dataclass
 class Statistics:
     """Counts since the start. `seconds` is time spent in requests, `fallbacks` counts them by reason, `stale` those
-    that older weights scored than the settings accept."""
+    that older weights scored than the settings accept, `retries` what was sent again."""
 
     requests: int = 0
     candidates: int = 0
     picks: int = 0
     seconds: float = 0.0
     stale: int = 0
+    retries: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
 

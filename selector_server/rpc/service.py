@@ -20,6 +20,7 @@ from selector_server.engine.worker import Worker
 from selector_server.errors import StaleWeights
 from selector_server.rpc import reply
 from selector_server.rpc.receive import Receiver
+from selector_server.rpc.replies import Replies
 from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
@@ -48,6 +49,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
+        self._replies = Replies()
         self._waiting = Waiting(selection, worker, admission, metrics)
 
     async def Select(  # noqa: N802
@@ -56,6 +58,11 @@ class SelectorService(rpc.SelectorServiceServicer):
         started = time.perf_counter()
         receiver = Receiver(request_iterator, self._config.receive_seconds)
         header = await receiver.header(self._config.max_payload_bytes)
+        return await self._replies.once(header, lambda: self._run(receiver, header, context, started))
+
+    async def _run(
+        self, receiver: Receiver, header: pb.Selection, context: Context, started: float
+    ) -> pb.SelectResponse:
         with self._admission.admit(header.payload_bytes):
             payload = await receiver.payload()
             received = time.perf_counter() - started

@@ -1,0 +1,167 @@
+"""Everything about a selection but the call itself: for both clients, the blocking one and its asyncio twin."""
+
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_client.breaker import Breaker
+from selector_client.channel import healthy
+from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_client.request import Candidates, Settings
+from selector_client.selection import Selection, Statistics
+
+log = logging.getLogger(__name__)
+
+OFF = "SELECTOR_OFF"
+# Of one request. A request has an id, so that the sidecar runs it once however often it comes.
+MAX_RETRIES = 2
+FIRST_RETRY_SECONDS = 0.05
+# What retries may cost in all: one for so many answers, and so many in a row.
+ANSWERS_A_RETRY = 10
+RETRIES_AT_ONCE = 10
+# What the sidecar refuses for now, and what it refuses because the request is wrong.
+_FOR_NOW = ("unavailable", "resource_exhausted")
+_MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
+
+
+@dataclass
+class Ask:
+    """One selection under way. `deadline` is a time.monotonic()."""
+
+    candidates: Candidates
+    picks: int
+    header: pb.Selection
+    deadline: float
+    started: float = field(default_factory=time.perf_counter)
+    retries: int = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+class Core:
+    """Seeds, request ids, retries, the breaker, fallbacks, statistics. Safe to use from several threads.
+
+    The environment variable SELECTOR_OFF, set to anything but 0, turns every selection into a uniform one.
+    """
+
+    def __init__(
+        self, address: str, timeout: float, seed: int | None, on_error: Literal["fallback", "raise"], **settings: Any
+    ) -> None:
+        if not timeout > 0:
+            raise ValueError(f"timeout is {timeout}; must be positive")
+        if on_error not in ("fallback", "raise"):
+            raise ValueError(f"on_error is {on_error!r}; must be 'fallback' or 'raise'")
+        self.address, self.timeout = address, timeout
+        self.settings = Settings(**settings)
+        self.statistics = Statistics()
+        self.breaker = Breaker(lambda: healthy(address))
+        self.off = is_off()
+        self._on_error = on_error
+        self._seed = secrets.randbits(64) if seed is None else seed
+        self._count = 0
+        self._budget = float(RETRIES_AT_ONCE)
+        self._selected = False
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is spawned: without locks and threads."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "breaker")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address))
+
+    @property
+    def count(self) -> int:
+        """Selections so far; with the seed, it decides the noise of the next one."""
+        return self._count
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._count = count
+
+    def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> Ask:
+        """The request. Raises ValueError for the caller's mistakes."""
+        picks = self.settings.picks(candidates.size)
+        if step is None and self.settings.max_lag_steps is not None:
+            raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
+        timeout = self.timeout if timeout is None else timeout
+        if not timeout > 0:
+            raise ValueError(f"timeout is {timeout}; must be positive")
+        header = self.settings.header()
+        with self._lock:
+            header.seed = (self._seed + self._count) % (1 << 64)
+            self._count += 1
+        header.request_id = secrets.token_hex(16)
+        if step is not None:
+            header.trainer_step = step
+        return Ask(candidates, picks, header, time.monotonic() + timeout)
+
+    def check(self) -> None:
+        """Raises Unreachable if nothing is to be asked."""
+        if self.off:
+            raise Unreachable("off", f"{OFF} is set")
+        if not self.breaker.allows():
+            raise Unreachable("breaker_open", f"{self.address}: no answer lately; a probe finds out when it is back")
+
+    def retry(self, ask: Ask, error: SelectorClientError) -> float | None:
+        """Seconds after which the request may be sent again, None if it may not."""
+        pause: float = FIRST_RETRY_SECONDS * 2**ask.retries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        with self._lock:
+            if error.reason not in _FOR_NOW or ask.retries == MAX_RETRIES or ask.left <= pause or self._budget < 1:
+                return None
+            self._budget -= 1
+            self.statistics.retries += 1
+        ask.retries += 1
+        return pause
+
+    def answered(self, ask: Ask, response: pb.SelectResponse) -> Selection:
+        """What came of it. Raises RemoteError if the answer cannot be."""
+        try:
+            selection = Selection.from_response(response, ask.candidates.size, ask.picks)
+        except ValueError as error:
+            raise RemoteError("wrong_answer", str(error)) from error
+        self.breaker.succeeded()
+        with self._lock:
+            self._selected = True
+            self._budget = min(self._budget + 1 / ANSWERS_A_RETRY, RETRIES_AT_ONCE)
+            self.statistics.add(selection, ask.candidates.size, time.perf_counter() - ask.started)
+        return selection
+
+    def failed(self, ask: Ask, error: SelectorClientError) -> Selection:
+        """A uniform sub-batch instead. Raises the error if that was asked for, and if the request was wrong from the
+        start: a run that never had a selection has nothing to lose by stopping with a reason."""
+        if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
+            self.breaker.failed()
+        wrong = error.reason in _MISTAKES and not self._selected
+        if wrong or (self._on_error == "raise" and error.reason != "off"):
+            raise error
+        self._warn(error)
+        indices = np.random.default_rng(ask.header.seed).choice(ask.candidates.size, ask.picks, replace=False)
+        selection = Selection(indices=indices.astype(np.int64), fallback=error.reason, seed=ask.header.seed)
+        with self._lock:
+            self.statistics.add(selection, ask.candidates.size, time.perf_counter() - ask.started)
+        return selection
+
+    def _warn(self, error: SelectorClientError) -> None:
+        """Logs each kind of failure once; the statistics count them all. The breaker speaks for itself."""
+        if error.reason not in self._warned and error.reason != "breaker_open":
+            self._warned.add(error.reason)
+            log.warning("selection failed, uniform sub-batches instead until it works again: %s", error)
+
+
+def is_off() -> bool:
+    """Whether the environment turns everything off."""
+    return os.environ.get(OFF, "0") not in ("", "0")

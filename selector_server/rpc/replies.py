@@ -1,0 +1,83 @@
+"""Replies by request id, for a while: a client that lost its connection asks again, and gets the same picks."""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_server.errors import InvalidRequest
+
+KEPT_SECONDS = 120.0
+KEPT_BYTES = 64 << 20
+KEPT_REPLIES = 1024
+
+
+@dataclass
+class _Entry:
+    request: bytes  # digest
+    response: pb.SelectResponse | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    made: float = 0.0
+
+
+class Replies:
+    """Used from the event loop only, so it needs no lock."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._bytes = 0
+
+    async def once(self, header: pb.Selection, make: Callable[[], Awaitable[pb.SelectResponse]]) -> pb.SelectResponse:
+        """What `make` returns, or returned for the same request earlier. While that one is under way, its reply is
+        waited for; if it fails or its client leaves, this request is run. Raises InvalidRequest if the id belongs to
+        another request, and what `make` raises."""
+        name, request = header.request_id, _digest(header)
+        if not name:
+            return await make()
+        while (entry := self._entries.get(name)) is not None:
+            if entry.request != request:
+                raise InvalidRequest("request_id", repr(name), "another request has it; every one needs its own")
+            if entry.response is not None:
+                reply = pb.SelectResponse()
+                reply.CopyFrom(entry.response)
+                reply.repeated = True
+                return reply
+            await entry.done.wait()
+        entry = self._entries[name] = _Entry(request)
+        try:
+            response = await make()
+        except BaseException:
+            del self._entries[name]
+            raise
+        finally:
+            entry.done.set()
+        entry.response, entry.made = response, time.monotonic()
+        self._bytes += response.ByteSize()
+        self._entries.move_to_end(name)
+        self._forget()
+        return response
+
+    def _forget(self) -> None:
+        """Lets the oldest replies go; requests under way are no replies yet."""
+        replies = [name for name, entry in self._entries.items() if entry.response is not None]
+        oldest = time.monotonic() - KEPT_SECONDS
+        for index, name in enumerate(replies):
+            entry = self._entries[name]
+            if self._bytes <= KEPT_BYTES and len(replies) - index <= KEPT_REPLIES and entry.made >= oldest:
+                return
+            assert entry.response is not None
+            self._bytes -= entry.response.ByteSize()
+            del self._entries[name]
+
+
+def _digest(header: pb.Selection) -> bytes:
+    """Of all that makes a request what it is, but for the way that its payload takes."""
+    plain = pb.Selection()
+    plain.CopyFrom(header)
+    plain.ClearField("shared_memory")
+    plain.ClearField("payload_crc32")
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()
