@@ -68,8 +68,8 @@ class Core:
         self.breaker = Breaker(lambda: healthy(address))
         self.off = is_off()
         self._on_error = on_error
-        self._seed = secrets.randbits(64) if seed is None else seed
-        self._count = 0
+        self.seed = secrets.randbits(64) if seed is None else seed
+        self.count = 0  # of selections; with the seed, it decides the noise of the next one
         self._budget = float(RETRIES_AT_ONCE)
         self._selected = False
         self._lock = threading.Lock()
@@ -83,15 +83,6 @@ class Core:
         vars(self).update(state)
         self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address))
 
-    @property
-    def count(self) -> int:
-        """Selections so far; with the seed, it decides the noise of the next one."""
-        return self._count
-
-    @count.setter
-    def count(self, count: int) -> None:
-        self._count = count
-
     def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> Ask:
         """The request. Raises ValueError for the caller's mistakes."""
         picks = self.settings.picks(candidates.size)
@@ -102,8 +93,8 @@ class Core:
             raise ValueError(f"timeout is {timeout}; must be positive")
         header = self.settings.header()
         with self._lock:
-            header.seed = (self._seed + self._count) % (1 << 64)
-            self._count += 1
+            header.seed = (self.seed + self.count) % (1 << 64)
+            self.count += 1
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step

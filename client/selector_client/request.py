@@ -18,6 +18,10 @@ Ids = ArrayLike | Sequence[str]
 T = TypeVar("T", bytes, str)
 
 
+class TooFew(ValueError):
+    """A super-batch from which the sub-batch cannot be picked."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to pick; None leaves the server's default. See the contract for limits."""
@@ -53,13 +57,13 @@ class Settings:
             _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
 
     def picks(self, candidates: int) -> int:
-        """b for a super-batch of that size. Raises ValueError if there is none."""
+        """b for a super-batch of that size. Raises TooFew, a ValueError, if there is none."""
         if self.sub_batch_size is not None:
             picks = self.sub_batch_size
         else:
             picks = sub_batch_size(candidates, self.filter_ratio or DEFAULT_FILTER_RATIO)
         if not 1 <= picks <= candidates:
-            raise ValueError(f"{picks} picks of {candidates} candidates are not possible")
+            raise TooFew(f"{picks} picks of {candidates} candidates are not possible")
         return picks
 
     def header(self) -> pb.Selection:

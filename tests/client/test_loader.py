@@ -209,5 +209,5 @@ def test_a_dead_sidecar_costs_selection_and_not_the_run(sidecar, bundles):
             fallbacks.append(loader.last.fallback)
     assert sizes == [4] * 12
     assert fallbacks[:3] == [""] * 3
-    assert fallbacks[-1] == "unavailable"
+    assert fallbacks[-1] == "breaker_open"
     assert selector.statistics.fallbacks.total() == sum(map(bool, fallbacks))
