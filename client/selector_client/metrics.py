@@ -1,0 +1,79 @@
+"""The client's counters for Prometheus; needs the extra `metrics`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+
+def export(
+    *, selector: Any = None, loader: Any = None, publisher: Any = None, registry: CollectorRegistry = REGISTRY
+) -> None:
+    """Registers what these objects count, read whenever it is scraped. One of each kind a registry: another one raises
+    ValueError, as two metrics of one name do."""
+    for kind, source in ((_Selector, selector), (_Loader, loader), (_Publisher, publisher)):
+        if source is not None:
+            registry.register(kind(source))
+
+
+class _Source:
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def describe(self) -> list[Metric]:
+        """By what it collects, so that a second one of its kind is refused."""
+        return list(self.collect())
+
+    def collect(self) -> Iterator[Metric]:
+        raise NotImplementedError
+
+
+class _Selector(_Source):
+    def collect(self) -> Iterator[Metric]:
+        counts, breaker = self._source.statistics, self._source.core.breaker
+        for name, text, value in (
+            ("requests", "Selections", counts.requests),
+            ("request_seconds", "Seconds spent in selections", counts.seconds),
+            ("candidates", "Candidates that were selected from", counts.candidates),
+            ("picks", "Candidates that were picked", counts.picks),
+            ("retries", "Requests that were sent again", counts.retries),
+            ("stale", "Selections by weights older than accepted", counts.stale),
+            ("breaker_opened", "Times that the breaker opened", breaker.opened),
+        ):
+            yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
+        yield GaugeMetricFamily("selector_client_breaker_open", "Whether nothing is asked", value=float(breaker.open))
+        fallbacks = CounterMetricFamily(
+            "selector_client_fallbacks", "Uniform sub-batches, by reason", labels=["reason"]
+        )
+        for reason, count in dict(counts.fallbacks).items():
+            fallbacks.add_metric([reason], count)
+        yield fallbacks
+
+
+class _Loader(_Source):
+    def collect(self) -> Iterator[Metric]:
+        progress = self._source.progress
+        for name, text, value in (
+            ("steps", "Sub-batches that the trainer was given", progress.steps),
+            ("wait_seconds", "Seconds that the trainer waited for sub-batches", progress.wait_seconds),
+            ("step_seconds", "Seconds that the trainer worked on sub-batches", progress.step_seconds),
+            ("dropped", "Super-batches that were too short", progress.dropped),
+        ):
+            yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
+        if progress.lag_steps is not None:
+            yield GaugeMetricFamily("selector_client_weights_lag_steps", "Of the last one", value=progress.lag_steps)
+
+
+class _Publisher(_Source):
+    def collect(self) -> Iterator[Metric]:
+        publisher = self._source
+        for name, text, value in (
+            ("published", "Versions published", publisher.published),
+            ("superseded", "Snapshots that newer ones replaced unpublished", publisher.superseded),
+            ("publish_failures", "Publications that failed", publisher.failures),
+        ):
+            yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
+        yield GaugeMetricFamily(
+            "selector_client_published_version", "The last version published", value=publisher.last_version
+        )

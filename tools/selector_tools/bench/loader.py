@@ -1,0 +1,78 @@
+"""`selector bench loader`: how long a trainer waits for its selections."""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from selector_tools.mistakes import any_mistake, exit_status
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "loader",
+        help="how long a trainer waits for its selections",
+        description="Trains the demo's model over a real sidecar, each on one core: the share of time that the trainer "
+        "waits, with selections made ahead and without, at half and at four fifths filtered away.",
+    )
+    parser.set_defaults(handler=run, extra="server,export,demo")
+    parser.add_argument("--steps", type=int, default=300, help="timed steps of each run (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="b (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    a = arguments
+    mistakes = [
+        (a.steps < 1, "--steps", a.steps, "must be at least 1"),
+        (not 16 <= a.batch <= 1024, "--batch", a.batch, "must be 16 to 1024"),
+    ]
+    if any_mistake("selector bench loader", mistakes):
+        return 2
+
+    def work() -> None:
+        with TemporaryDirectory() as folder:
+            result = _measure(a, Path(folder))
+        print(json.dumps(result) if a.json else _table(result))
+
+    return exit_status("selector bench loader", work)
+
+
+def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from rich.console import Console  # noqa: PLC0415 - heavy, as are the others
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from selector_tools.bench import loader_runs  # noqa: PLC0415
+    from selector_tools.bench.machine import describe  # noqa: PLC0415
+
+    machine = describe("cpu")
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("icons, export, cache", total=None)
+
+        def on_stage(stage: str) -> None:
+            progress.update(task, description=stage)
+
+        tables = loader_runs.measured(folder, a.batch, a.steps, on_stage)
+        progress.update(task, total=1, completed=1)
+    half = tables["half"]
+    return {
+        **{name: half[name] for name in ("wait_share", "wait_share_without_prefetch", "scoring_over_step")},
+        "decodes_saved": half["decodes_saved"],
+        **tables,
+        "setting": {
+            "model": "the demo's, 1.3 million parameters, 32 px",
+            "batch": a.batch,
+            "chunks": loader_runs.CHUNKS,
+            "steps": a.steps,
+            "reference": "cached",
+            "published": f"every {loader_runs.PUBLISH_EVERY} steps",
+        },
+        **machine,
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    names = ["filter_ratio", "step_seconds", "scoring_seconds", "scoring_over_step", "wait_share"]
+    names += ["wait_share_without_prefetch", "decodes_saved"]
+    return "\n".join(f"{name:>28} {result['half'][name]:>9.4f} {result['most'][name]:>9.4f}" for name in names)

@@ -1,0 +1,164 @@
+"""Training runs of the demo's model whose loader is watched."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from selector_client import SelectingLoader, Selector, WeightPublisher
+
+from selector_server.encoding.bundle import ImageInput, Logit, TextInput
+from selector_server.encoding.export import export_learner, export_reference
+from selector_server.encoding.source import Source
+from selector_tools.bench import pinning
+from selector_tools.demo import pool
+from selector_tools.demo.data import Pairs, make_tokenizer
+from selector_tools.demo.model import MAX_TOKENS, MEAN, SIDE, STD, SmallSigLip
+from selector_tools.demo.services import redis_server, sidecar_process
+
+CHUNKS = 16
+PUBLISH_EVERY = 10
+WARM_UP = 30
+RATIOS = {"half": 0.5, "most": 0.8}
+
+
+class Icons:
+    """The demo's pool as files, read one at a time as a dataset's are; what the sidecar sees lies in memory."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+        self._files = [_png(pixels[..., 0]) for pixels in pairs.pixels]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        pixels = np.asarray(Image.open(io.BytesIO(self._files[index])))
+        return torch.from_numpy(pixels.copy())[..., None], torch.from_numpy(self._pairs.tokens[index])
+
+    def view(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """What `Selector.select` takes."""
+        return {"images": self._pairs.pixels[indices], "texts": self._pairs.tokens[indices]}
+
+
+def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """For each filter ratio: medians of a step's and a selection's seconds, and shares of time waited."""
+    torch.set_num_threads(1)
+    data = pool.load(lambda *_: None)
+    tokenizer = make_tokenizer(data.pool.captions, folder / "tokenizer.json")
+    dataset = Icons(Pairs.of(data.pool, data.pool.captions, tokenizer))
+    torch.manual_seed(0)
+    model, reference = (SmallSigLip(tokenizer.get_vocab_size()) for _ in range(2))
+    for module, export in ((model, export_learner), (reference, export_reference)):
+        export(_source(module, tokenizer.get_vocab_size(), folder), folder / export.__name__)
+    flags = ["--learner", str(folder / "export_learner"), "--reference", str(folder / "export_reference")]
+    flags += ["--cache", str(folder / "cache"), "--threads", "1", "--log-level", "warning"]
+    with (
+        redis_server() as url,
+        sidecar_process(folder / "log", "--redis", url, "--metrics-listen", "", *flags) as (address, pid),
+        WeightPublisher(url, "default", every=PUBLISH_EVERY) as publisher,
+    ):
+        cores = pinning.cores()
+        usable = sorted(os.sched_getaffinity(0))
+        if cores is not None:
+            pinning.pin(pid, {cores[0]})
+            pinning.pin(os.getpid(), {cores[1]})
+        try:
+            on_stage("fill the cache")
+            with Selector(address, timeout=60.0, on_error="raise") as selector:
+                for _ in _loader(dataset, selector, batch, 0.5, prefetch=1):
+                    pass
+            tables = {}
+            for name, ratio in RATIOS.items():
+                runs = {}
+                for prefetch in (1, 0):
+                    on_stage(f"f = {ratio}, {'ahead' if prefetch else 'not ahead'}")
+                    runs[prefetch] = _run(dataset, address, publisher, model, batch, ratio, prefetch, steps)
+                tables[name] = _table(ratio, runs[1], runs[0])
+        finally:
+            if cores is not None:
+                pinning.pin(os.getpid(), usable)
+    return tables
+
+
+def _run(
+    dataset: Icons,
+    address: str,
+    publisher: WeightPublisher,
+    model: SmallSigLip,
+    batch: int,
+    ratio: float,
+    prefetch: int,
+    steps: int,
+) -> dict[str, Any]:
+    """Trains; what the loader counted since its warm-up."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    with Selector(
+        address, timeout=60.0, on_error="raise", sub_batch_size=batch, chunks=CHUNKS, max_lag_steps=1_000_000
+    ) as selector:
+        loader = _loader(dataset, selector, batch, ratio, prefetch)
+        scoring: list[float] = []
+        waited = worked = 0.0
+        while loader.progress.steps < WARM_UP + steps:
+            for images, tokens in loader:
+                optimizer.zero_grad(set_to_none=True)
+                model.loss(images, tokens).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                publisher.publish(loader.progress.steps, model)
+                assert loader.last is not None
+                scoring.append(sum(loader.last.stage_seconds.values()))
+                if loader.progress.steps == WARM_UP:
+                    waited, worked = loader.progress.wait_seconds, loader.progress.step_seconds
+                if loader.progress.steps == WARM_UP + steps:
+                    break
+        progress = loader.progress
+        return {
+            "waited": progress.wait_seconds - waited,
+            "worked": progress.step_seconds - worked,
+            "steps": steps,
+            "scoring": median(scoring[WARM_UP:]),
+            "decoded": progress.picks / progress.candidates,
+        }
+
+
+def _loader(dataset: Icons, selector: Selector, batch: int, ratio: float, prefetch: int) -> SelectingLoader:
+    size = round(batch / (1 - ratio))
+    return SelectingLoader.over(
+        dataset, selector, super_batch_size=size, view=dataset.view, prefetch=prefetch, workers=0, deadline=60.0
+    )
+
+
+def _table(ratio: float, ahead: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
+    step = alone["worked"] / alone["steps"]
+    return {
+        "filter_ratio": ratio,
+        "step_seconds": step,
+        "scoring_seconds": alone["scoring"],
+        "scoring_over_step": alone["scoring"] / step,
+        "wait_share": ahead["waited"] / (ahead["waited"] + ahead["worked"]),
+        "wait_share_without_prefetch": alone["waited"] / (alone["waited"] + alone["worked"]),
+        "decodes_saved": 1 - ahead["decoded"],
+    }
+
+
+def _source(module: SmallSigLip, vocabulary: int, folder: Path) -> Source:
+    return Source(
+        name="demo",
+        module=module,
+        image=ImageInput(height=SIDE, width=SIDE, channels=1, mean=(MEAN,), std=(STD,)),
+        text=TextInput(max_tokens=MAX_TOKENS, vocabulary=vocabulary),
+        logit=Logit(scale_parameter="log_scale", scale_is_log=True, bias_parameter="bias"),
+        tokenizer=folder / "tokenizer.json",
+    )
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
