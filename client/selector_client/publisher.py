@@ -170,7 +170,7 @@ class WeightPublisher:
             try:
                 if snapshot is not None:
                     self._ship(snapshot)
-                elif not self._closed and not self._shipper.refresh() and self._shipped is not None:
+                elif not (self._closed or self.fenced or self._shipper.refresh()) and self._shipped is not None:
                     log.warning("Redis lost version %d of the weights; it is published again", self.last_version)
                     self._ship(self._shipped)
                 backoff = 0.1

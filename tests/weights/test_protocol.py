@@ -94,6 +94,27 @@ def test_a_publisher_that_was_fenced_between_its_chunks_moves_no_pointer(redis_u
     old.close(timeout=1)
 
 
+def test_a_fenced_publisher_stays_fenced_when_redis_forgets_the_owner(redis_url, run_name):
+    """Its heartbeat comes first; it must not take the run from the one that trains."""
+    client = redis.Redis.from_url(redis_url)
+    with (
+        WeightPublisher(redis_url, run_name, ttl=1) as old,
+        WeightPublisher(redis_url, run_name, ttl=60) as new,
+    ):
+        for step, publisher in enumerate((old, new), 1):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+        old.publish(3, {"w": np.float32(3)})
+        eventually(lambda: old.fenced)
+        client.delete(*keys_of(client, run_name))
+        time.sleep(1)
+        assert (old.published, keys_of(client, run_name)) == (1, set())
+        new.publish(4, {"w": np.float32(4)})
+        assert new.flush()
+        assert not new.fenced
+        assert fetched(redis_url, run_name).manifest.trainer_step == 4
+
+
 # Time to live
 
 
