@@ -140,9 +140,10 @@ class WeightPublisher:
         return True
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Waits until everything taken so far is published; False if that takes longer than `timeout` seconds."""
+        """Waits until everything taken so far is published; False if that takes longer than `timeout` seconds, or if
+        another publisher owns the run."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout)
+            return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout) and not self.fenced
 
     def close(self, timeout: float = 30.0) -> bool:
         """Flushes and ends the thread."""

@@ -115,6 +115,16 @@ def test_a_fenced_publisher_stays_fenced_when_redis_forgets_the_owner(redis_url,
         assert fetched(redis_url, run_name).manifest.trainer_step == 4
 
 
+def test_what_a_fenced_publisher_took_was_not_flushed(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name) as old, WeightPublisher(redis_url, run_name) as new:
+        for step, publisher in enumerate((old, new), 1):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+        assert old.publish(3, {"w": np.float32(3)})
+        assert not old.flush()
+    assert fetched(redis_url, run_name).manifest.trainer_step == 2
+
+
 # Time to live
 
 
