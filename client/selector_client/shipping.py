@@ -139,8 +139,12 @@ class Shipper:
 
     def _drop_quietly(self) -> None:
         """Takes back a version that failed; what cannot be reached dies by itself."""
+        failed = self._live.pop()
         try:
-            self._store.unlink(*self._keys_of(*self._live.pop()))
+            if self._store.get(self._keys.pointer) == str(failed[0]).encode():
+                self._live.append(failed)  # only the answer was lost: readers may be on their way to it
+            else:
+                self._store.unlink(*self._keys_of(*failed))
         except (redis.RedisError, OSError):
             log.debug("a failed version stays until its time to live ends", exc_info=True)
 

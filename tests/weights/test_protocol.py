@@ -3,12 +3,16 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher
+from selector_client.shipping import Shipper
+from selector_client.snapshot import Snapshot
+from selector_proto.stores import RedisStore, open_store
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
@@ -123,6 +127,26 @@ def test_what_a_fenced_publisher_took_was_not_flushed(redis_url, run_name):
         assert old.publish(3, {"w": np.float32(3)})
         assert not old.flush()
     assert fetched(redis_url, run_name).manifest.trainer_step == 2
+
+
+def test_a_pointer_whose_answer_was_lost_leads_to_a_whole_version(redis_url, run_name, monkeypatch):
+    store, snapshot = open_store(redis_url), Snapshot(step=1)
+    with ThreadPoolExecutor(1) as threads:
+        snapshot.fill(BIG, threads)
+    shipper = Shipper(store, Keys(run_name), "fp32", keep=2, ttl=60)
+
+    def move(*arguments):
+        RedisStore.move_pointer(store, *arguments)
+        raise redis.TimeoutError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "move_pointer", move)
+        with pytest.raises(redis.TimeoutError):
+            shipper.ship(snapshot)
+    assert fetched(redis_url, run_name).manifest.version == 1
+    assert [shipper.ship(snapshot) for _ in range(2)] == [2, 3]
+    assert not redis.Redis.from_url(redis_url).exists(Keys(run_name).manifest(1)), "swept up with the rest"
+    shipper.close()
 
 
 # Time to live
