@@ -173,6 +173,8 @@ def test_what_redis_lost_is_published_again(redis_url, run_name):
         eventually(lambda: publisher.published == 2, 10)
         again = fetched(redis_url, run_name)
         assert (again.manifest.trainer_step, again.manifest.version) == (1, 2)
+        time.sleep(1.5)
+        assert publisher.published == 2, "what is lost is lost once"
 
 
 # Redis that is unfit or full
