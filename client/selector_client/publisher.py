@@ -94,6 +94,7 @@ class WeightPublisher:
         keys = Keys(run)
         self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
         self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
+        self._next_beat = time.monotonic() + self._heartbeat
         self._calls = 0
         self._changed = threading.Condition()
         self._next: Snapshot | None = None
@@ -169,9 +170,10 @@ class WeightPublisher:
         while not self._closed:
             snapshot = self._take()
             try:
+                lost = self._lost()
                 if snapshot is not None:
                     self._ship(snapshot)
-                elif not (self._closed or self.fenced or self._shipper.refresh()) and self._shipped is not None:
+                elif lost and self._shipped is not None:
                     log.warning("Redis lost version %d of the weights; it is published again", self.last_version)
                     self._ship(self._shipped)
                 backoff = 0.1
@@ -184,7 +186,7 @@ class WeightPublisher:
                         self._next = snapshot  # try again, unless a newer one comes
                     elif snapshot is not None:
                         self._idle.append(snapshot)
-                    self._changed.wait_for(lambda: self._closed, backoff)
+                    self._changed.wait_for(lambda: self._closed, min(backoff, self._heartbeat))
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
             finally:
                 with self._changed:
@@ -194,13 +196,21 @@ class WeightPublisher:
     def _take(self) -> Snapshot | None:
         """The snapshot to publish; None when it is time to look after those that are published."""
         with self._changed:
-            ready = self._changed.wait_for(lambda: self._next is not None or self._closed, self._heartbeat)
+            left = max(0.0, self._next_beat - time.monotonic())
+            ready = self._changed.wait_for(lambda: self._next is not None or self._closed, left)
             if not ready or self._closed or self.fenced:
                 self._next = None if self.fenced else self._next
                 return None
             snapshot, self._next = self._next, None
             self._busy = True
             return snapshot
+
+    def _lost(self) -> bool:
+        """Looks after what is published, also while newer versions come or fail; True if the newest is gone."""
+        if self._closed or self.fenced or time.monotonic() < self._next_beat:
+            return False
+        self._next_beat = time.monotonic() + self._heartbeat
+        return not self._shipper.refresh()
 
     def _ship(self, snapshot: Snapshot) -> None:
         version = self._shipper.ship(snapshot)

@@ -177,6 +177,27 @@ def test_what_redis_lost_is_published_again(redis_url, run_name):
         assert publisher.published == 2, "what is lost is lost once"
 
 
+def test_versions_that_are_kept_live_also_while_newer_ones_come(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name, ttl=1, keep=100) as publisher:
+        for step in range(1, 20):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+            time.sleep(0.1)
+        assert fetched(redis_url, run_name, version=1).manifest.trainer_step == 1
+
+
+def test_the_last_version_lives_while_no_newer_one_can_be_published(valkey, run_name):
+    url, _ = valkey(**{"maxmemory": "24mb", "maxmemory-policy": "noeviction"})
+    with WeightPublisher(url, run_name, dtype="fp32", ttl=2) as publisher:
+        publisher.publish(1, {"w": np.zeros(1_000_000, np.float32)})
+        assert publisher.flush()
+        publisher.publish(2, {"w": np.zeros(8_000_000, np.float32)})
+        time.sleep(6)
+        assert publisher.failures
+        assert fetched(url, run_name).manifest.trainer_step == 1
+        publisher.publish(3, {"w": np.float32(3)})
+
+
 # Redis that is unfit or full
 
 
