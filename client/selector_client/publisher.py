@@ -113,8 +113,8 @@ class WeightPublisher:
 
     def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
         """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
-        array) and returns; True if this call was one of each `every`, on the rank that publishes. With sharded tensors
-        (FSDP, DTensor), every rank must call it."""
+        array) and returns; True if this call was one of each `every`, on the rank that publishes, and no other
+        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False

@@ -69,7 +69,7 @@ def test_the_second_publisher_fences_off_the_first(redis_url, run_name):
     assert "another publisher" in first.last_error
     second.publish(4, {"w": np.float32(4)})
     assert second.flush()
-    assert first.publish(5, {"w": np.float32(5)}), "training goes on"
+    assert not first.publish(5, {"w": np.float32(5)}), "training goes on, without a copy for nobody"
     time.sleep(0.3)
     newest = fetched(redis_url, run_name)
     assert (newest.manifest.trainer_step, newest.manifest.version) == (4, 3)
