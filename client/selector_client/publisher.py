@@ -94,6 +94,7 @@ class WeightPublisher:
         keys = Keys(run)
         self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
         self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
+        self._next_beat = time.monotonic() + self._heartbeat
         self._calls = 0
         self._changed = threading.Condition()
         self._next: Snapshot | None = None
@@ -112,8 +113,8 @@ class WeightPublisher:
 
     def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
         """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
-        array) and returns; True if this call was one of each `every`, on the rank that publishes. With sharded tensors
-        (FSDP, DTensor), every rank must call it."""
+        array) and returns; True if this call was one of each `every`, on the rank that publishes, and no other
+        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
@@ -140,9 +141,10 @@ class WeightPublisher:
         return True
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Waits until everything taken so far is published; False if that takes longer than `timeout` seconds."""
+        """Waits until everything taken so far is published; False if that takes longer than `timeout` seconds, or if
+        another publisher owns the run."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout)
+            return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout) and not self.fenced
 
     def close(self, timeout: float = 30.0) -> bool:
         """Flushes and ends the thread."""
@@ -168,9 +170,10 @@ class WeightPublisher:
         while not self._closed:
             snapshot = self._take()
             try:
+                lost = self._lost()
                 if snapshot is not None:
                     self._ship(snapshot)
-                elif not self._closed and not self._shipper.refresh() and self._shipped is not None:
+                elif lost and self._shipped is not None:
                     log.warning("Redis lost version %d of the weights; it is published again", self.last_version)
                     self._ship(self._shipped)
                 backoff = 0.1
@@ -183,7 +186,7 @@ class WeightPublisher:
                         self._next = snapshot  # try again, unless a newer one comes
                     elif snapshot is not None:
                         self._idle.append(snapshot)
-                    self._changed.wait_for(lambda: self._closed, backoff)
+                    self._changed.wait_for(lambda: self._closed, min(backoff, self._heartbeat))
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
             finally:
                 with self._changed:
@@ -193,13 +196,21 @@ class WeightPublisher:
     def _take(self) -> Snapshot | None:
         """The snapshot to publish; None when it is time to look after those that are published."""
         with self._changed:
-            ready = self._changed.wait_for(lambda: self._next is not None or self._closed, self._heartbeat)
+            left = max(0.0, self._next_beat - time.monotonic())
+            ready = self._changed.wait_for(lambda: self._next is not None or self._closed, left)
             if not ready or self._closed or self.fenced:
                 self._next = None if self.fenced else self._next
                 return None
             snapshot, self._next = self._next, None
             self._busy = True
             return snapshot
+
+    def _lost(self) -> bool:
+        """Looks after what is published, also while newer versions come or fail; True if the newest is gone."""
+        if self._closed or self.fenced or time.monotonic() < self._next_beat:
+            return False
+        self._next_beat = time.monotonic() + self._heartbeat
+        return not self._shipper.refresh()
 
     def _ship(self, snapshot: Snapshot) -> None:
         version = self._shipper.ship(snapshot)

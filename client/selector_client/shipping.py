@@ -82,13 +82,16 @@ class Shipper:
         return version
 
     def refresh(self) -> bool:
-        """Renews the time to live of all live keys; False if any is gone (Redis was emptied, or this process stood
-        still for longer than that): the newest version should be shipped again."""
+        """Renews the time to live of all live keys; False if any that the newest version needs is gone (Redis was
+        emptied, or this process stood still for longer than that): it should be shipped again."""
         if not self._live:
             return True
         self._check_owner()
-        names = [self._keys.owner, self._keys.counter, self._keys.pointer]
-        names += [key for version in self._live for key in self._keys_of(*version)]
+        for version in list(self._live)[:-1]:
+            if not self._store.renew(names := self._keys_of(*version), self._ttl):
+                self._store.unlink(*names)  # of no use any more
+                self._live.remove(version)
+        names = [self._keys.owner, self._keys.counter, self._keys.pointer, *self._keys_of(*self._live[-1])]
         return self._store.renew(names, self._ttl)
 
     def close(self) -> None:
@@ -139,8 +142,12 @@ class Shipper:
 
     def _drop_quietly(self) -> None:
         """Takes back a version that failed; what cannot be reached dies by itself."""
+        failed = self._live.pop()
         try:
-            self._store.unlink(*self._keys_of(*self._live.pop()))
+            if self._store.get(self._keys.pointer) == str(failed[0]).encode():
+                self._live.append(failed)  # only the answer was lost: readers may be on their way to it
+            else:
+                self._store.unlink(*self._keys_of(*failed))
         except (redis.RedisError, OSError):
             log.debug("a failed version stays until its time to live ends", exc_info=True)
 

@@ -54,7 +54,8 @@ class Snapshot:
         """Memory that was touched before: fresh pages cost more than the copy itself. Page-locked for what comes from a
         device, which copies into other memory at a fifth of the speed."""
         buffer, on_host = self.arrays.get(name), isinstance(source, np.ndarray)
-        dtype = source.dtype if on_host else np.dtype(str(source.dtype).removeprefix("torch."))
+        # Of this machine's byte order, which is that of what travels.
+        dtype = np.dtype(source.dtype.name if on_host else str(source.dtype).removeprefix("torch."))
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
             if on_host:
                 buffer = np.empty(shape, dtype)

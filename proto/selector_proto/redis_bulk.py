@@ -21,7 +21,7 @@ def write(client: redis.Redis, items: Iterable[tuple[str, memoryview]], ttl: int
     with _connection(client) as connection:
         unanswered = 0
         for key, value in items:
-            connection.send_packed_command(connection.pack_command("SET", key, value, "EX", ttl))
+            _send(connection, "SET", key, value, "EX", ttl)
             unanswered += 1
             if unanswered == _AHEAD:
                 connection.read_response()
@@ -38,13 +38,18 @@ def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) 
         answers, sent = _Answers(connection._sock), 0
         for index, room in enumerate(rooms):
             while sent < min(len(keys), index + _AHEAD):
-                connection.send_packed_command(connection.pack_command("GET", keys[sent]))
+                _send(connection, "GET", keys[sent])
                 sent += 1
             length = answers.next(room)
             yield length
             if length > len(room):
                 connection.disconnect()
                 return
+
+
+def _send(connection: Any, *command: object) -> None:
+    # A health check would take the answer to an earlier command for its own.
+    connection.send_packed_command(connection.pack_command(*command), check_health=False)
 
 
 class _Answers:

