@@ -34,21 +34,24 @@ class Snapshot:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def fill(self, state: Mapping[str, Any], threads: Executor) -> None:
-        """Copies every tensor or array of `state` to this host. Raises TypeError for a dtype that cannot travel."""
+        """Copies every tensor or array of `state` to this host. Raises TypeError for a dtype that cannot travel, and
+        ValueError for two tensors of one name."""
         self.tensors, copies, devices = {}, list[tuple[NDArray[Any], NDArray[Any]]](), set[Any]()
         for name, value in state.items():
             dtype, source = _source(name, value)
             buffer = self._buffer(name, tuple(source.shape), source)
-            self.tensors[stripped(name)] = dtype, buffer
+            if (plain := stripped(name)) in self.tensors:
+                raise ValueError(f"{name} is a second tensor named {plain}; wrappers' prefixes do not count")
+            self.tensors[plain] = dtype, buffer
             if isinstance(source, np.ndarray):
                 copies += _pieces(buffer, source)
             else:
-                sys.modules["torch"].from_numpy(buffer).copy_(source, non_blocking=True)
-                devices.add(source.device)
+                sys.modules["torch"].from_numpy(buffer).copy_(source, non_blocking=source.is_cuda)
+                devices |= {source.device} if source.is_cuda else set()
         for _ in threads.map(lambda copy: np.copyto(*copy), copies):
             pass
         for device in devices:
-            sys.modules["torch"].accelerator.current_stream(device).synchronize()
+            sys.modules["torch"].cuda.current_stream(device).synchronize()
 
     def _buffer(self, name: str, shape: tuple[int, ...], source: Any) -> NDArray[Any]:
         """Memory that was touched before: fresh pages cost more than the copy itself. Page-locked for what comes from a
@@ -60,7 +63,7 @@ class Snapshot:
             if on_host:
                 buffer = np.empty(shape, dtype)
             else:
-                buffer = sys.modules["torch"].empty(shape, dtype=source.dtype, pin_memory=True).numpy()
+                buffer = sys.modules["torch"].empty(shape, dtype=source.dtype, pin_memory=source.is_cuda).numpy()
             self.arrays[name] = buffer
         return buffer
 
