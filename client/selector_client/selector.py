@@ -120,6 +120,8 @@ class Selector:
         picks = self.settings.picks(candidates.size)
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
+        if step is None and self.settings.world_size > 1:
+            raise ValueError(f"world_size is {self.settings.world_size}; it needs the step of each selection")
         with self._lock:
             seed = (self._seed + self._count) % (1 << 64)
             self._count += 1
