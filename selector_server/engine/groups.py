@@ -156,7 +156,7 @@ class Groups:
         while not party.full.is_set():
             if self._admission.closed and len(party.seats) < party.world_size:  # no other will be let in
                 raise Unavailable("server", "draining", "it waits for no ranks any more; try another one")
-            left = min(end, *(seat.until for seat in party.joined)) - time.monotonic()
+            left = min([end, *(seat.until for seat in party.joined)]) - time.monotonic()
             if left <= 0:
                 raise self._missing(party, end)
             with suppress(TimeoutError):
