@@ -5,6 +5,7 @@ or all are refused for one reason, at once; then a rank that comes too late is r
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from selector_server.engine.preparation import Prepared
 from selector_server.engine.task import Member, Result
 from selector_server.engine.waiting import TICK_SECONDS, Waiting, reach
 from selector_server.errors import GroupFailed, InvalidRequest, SelectorError, Unavailable
+
+log = logging.getLogger(__name__)
 
 # Refused parties are remembered that long, and so many of them.
 REMEMBERED_SECONDS = 60.0
@@ -190,6 +193,7 @@ class Groups:
 
     def _refuse(self, party: _Party, error: Exception) -> None:
         """Tells all ranks that wait, and those that will come."""
+        log.info("group %r, step %d: all ranks are refused: %s", *party.key, error)
         self._parties.pop(party.key, None)
         party.error = _again(error)
         self._refused.pop(party.key, None)

@@ -66,20 +66,15 @@ def join(ranks: Sequence[Prepared]) -> Prepared:
     first = ranks[0].task
     plan = replace(first.plan, sizes=tuple(len(ranks) * size for size in first.plan.sizes), ranks=len(ranks))
     task = replace(first, candidates=_candidates(ranks), size=len(ranks) * first.size, plan=plan)
-    found = [part.found for part in ranks if part.found is not None]
-    return Prepared(
-        task,
-        _input([part.learner for part in ranks]),
-        _input([part.reference for part in ranks]),
-        Found(*(np.concatenate([getattr(f, name) for f in found]) for name in ("known", "image", "text")))
-        if found
-        else None,
-    )
+    learner = _input([part.learner for part in ranks])
+    reference = learner if _one_input(ranks) else _input([part.reference for part in ranks])
+    return Prepared(task, learner, reference, _found([part.found for part in ranks if part.found is not None]))
 
 
 def joined_bytes(ranks: Sequence[Prepared]) -> int:
     """What `join` allocates."""
-    return sum(array.nbytes for part in ranks for array in _arrays(part))
+    once = _one_input(ranks)
+    return sum(array.nbytes for part in ranks for array in _arrays(part, once))
 
 
 def share(result: Result, prepared: Prepared, rank: int, group_seconds: float) -> Result:
@@ -131,9 +126,21 @@ def _input(inputs: Sequence[ModelInput | None]) -> ModelInput | None:
     return ModelInput(np.concatenate([one.pixels for one in given]), np.concatenate([one.tokens for one in given]))
 
 
-def _arrays(prepared: Prepared) -> list[Any]:
+def _one_input(ranks: Sequence[Prepared]) -> bool:
+    """Whether learner and reference look at the same arrays."""
+    return all(part.learner is part.reference for part in ranks)
+
+
+def _found(parts: Sequence[Found]) -> Found | None:
+    if not parts:
+        return None
+    known, image, text = (np.concatenate([getattr(p, name) for p in parts]) for name in ("known", "image", "text"))
+    return Found(known, image, text)
+
+
+def _arrays(prepared: Prepared, one_input: bool) -> list[Any]:
     candidates, arrays = prepared.task.candidates, []
-    for model in (prepared.learner, prepared.reference):
+    for model in (prepared.learner, None if one_input else prepared.reference):
         arrays += [] if model is None else [model.pixels, model.tokens]
     if prepared.found is not None:
         arrays += [prepared.found.image, prepared.found.text]
