@@ -461,3 +461,29 @@ def test_threads_that_ask_for_many_steps_stay_in_step(quick):
     for (_, rank, step), indices in picked.items():
         assert indices == picked["a", rank, step]
         assert len(indices) == 4
+
+
+def test_whatever_befalls_a_rank_the_others_agree(quick):
+    """Ranks are late, cancelled at any moment, wrong, or asked twice: the others all get picks, or none does."""
+    rng, kinds = np.random.default_rng(1), set()
+    for step in range(5000, 5060):
+        requests = as_ranks([two_embedded(seed=step) for _ in range(3)], step)
+        event, victim, moment = rng.choice(["cancel", "wrong", "twice", "late"]), rng.integers(3), rng.uniform(0, 0.03)
+        if event == "wrong":
+            requests[victim].set(gain=-1)
+        others = [rank for rank in range(3) if rank != victim]
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask, quick, requests[rank]) for rank in others]
+            if event == "late":
+                time.sleep(moment)
+            first = quick.stub.Select.future(iter(requests[victim].messages()), timeout=20)
+            if event == "twice":
+                time.sleep(moment)
+                pool.submit(ask, quick, requests[victim])
+            if event == "cancel":
+                time.sleep(moment)
+                first.cancel()
+            outcomes = {type(one.result(20)) is pb.SelectResponse for one in asking}
+        assert len(outcomes) == 1, (step, event, moment)
+        kinds |= {(str(event), *outcomes)}
+    assert {("wrong", False), ("late", True)} <= kinds
