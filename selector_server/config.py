@@ -80,6 +80,7 @@ class Config(BaseModel):
     max_image_pixels: Positive = Field(32 << 20, description="largest decoded image taken, height x width")
     max_text_bytes: Positive = Field(64 << 10, description="longest text taken")
     receive_seconds: Seconds = Field(30.0, description="longest pause between two messages of a request")
+    group_seconds: Seconds = Field(10.0, description="time that ranks which select as one wait for each other")
     stall_seconds: Seconds = Field(120.0, description="a request that computes longer makes the server unhealthy")
     drain_seconds: Seconds = Field(25.0, description="time that running requests get after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")

@@ -5,7 +5,8 @@ SelectorError
 ├── LimitExceeded         the request is larger than this server takes
 │   └── Overloaded        too much is under way; the same request may succeed later
 ├── NotPossible           the request is fine, this server's state is not (no such model)
-│   └── StaleWeights      the served weights are older than the request accepts; newer ones may come
+│   ├── StaleWeights      the served weights are older than the request accepts; newer ones may come
+│   └── GroupFailed       the ranks that were to select as one did not all come so far
 ├── TooLate               the deadline passed, or the client stopped sending
 ├── Unavailable           the server is draining or its worker is gone
 └── SetupError            the server cannot start: configuration, bundle, device
@@ -41,6 +42,10 @@ class NotPossible(SelectorError):
 
 class StaleWeights(NotPossible):
     """The served weights are older than the request accepts."""
+
+
+class GroupFailed(NotPossible):
+    """A rank is missing, or failed, and so all of its group are refused."""
 
 
 class TooLate(SelectorError):

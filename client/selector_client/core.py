@@ -88,6 +88,8 @@ class Core:
         picks = self.settings.picks(candidates.size)
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
+        if step is None and self.settings.world_size > 1:
+            raise ValueError(f"world_size is {self.settings.world_size}; it needs the step of each selection")
         timeout = self.timeout if timeout is None else timeout
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout}; must be positive")

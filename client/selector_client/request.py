@@ -39,6 +39,10 @@ class Settings:
     max_lag_steps: int | None = None
     max_age_seconds: float | None = None
     when_stale: str | None = None
+    # Data-parallel ranks that select as one, through one sidecar: the run's own name for them, and which one this is.
+    group: str = ""
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.sub_batch_size is not None and self.filter_ratio is not None:
@@ -55,6 +59,10 @@ class Settings:
             raise ValueError(f"max_age_seconds is {self.max_age_seconds}; must be positive and at most 1e9")
         if self.when_stale is not None:
             _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank}; must be 0 to world_size - 1, and world_size is {self.world_size}")
+        if self.world_size > 1 and not self.group:
+            raise ValueError(f"group is ''; {self.world_size} ranks that select as one need a name for their group")
 
     def picks(self, candidates: int) -> int:
         """b for a super-batch of that size. Raises TooFew, a ValueError, if there is none."""
@@ -86,6 +94,9 @@ class Settings:
             criterion=_enum(pb.Criterion, "CRITERION", self.criterion),
             draw=_enum(pb.Draw, "DRAW", self.draw),
             min_weights_version=self.min_weights_version,
+            group=self.group,
+            rank=self.rank,
+            world_size=self.world_size,
             **{name: value for name, value in optional.items() if value is not None},  # type: ignore[arg-type]
         )
 

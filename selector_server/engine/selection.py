@@ -168,10 +168,15 @@ class Selection:
 
 
 def _check_picks(task: Task, indices: NDArray[np.int64]) -> None:
-    """A policy, perhaps somebody else's, must never make the server return fewer, repeated or unknown candidates."""
+    """A policy, perhaps somebody else's, must never make the server return fewer, repeated or unknown candidates, nor
+    ranks take unequal numbers."""
     right = len(indices) == len(np.unique(indices)) == task.plan.picks
     if not (right and indices.min() >= 0 and indices.max() < task.size):
         raise RuntimeError(f"policy {task.policy.name!r} did not pick {task.plan.picks} different of {task.size}")
+    ranks, quota = task.plan.ranks, task.plan.picks // task.plan.ranks
+    if (np.bincount(indices // (task.size // ranks), minlength=ranks) != quota).any():
+        limit = f"does not take equally many candidates of each of {ranks} ranks, so ranks cannot select as one by it"
+        raise NotPossible("policy", repr(task.policy.name), limit)
 
 
 def _served(version: Version[Weights], task: Task, stale: bool) -> ServedWeights:

@@ -47,6 +47,17 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Member:
+    """Whose task this is among the data-parallel ranks that select as one: those of the same group and trainer step.
+    0 <= rank < world_size, and world_size > 1."""
+
+    group: str
+    step: int
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
 class Task:
     """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform."""
 
@@ -58,6 +69,7 @@ class Task:
     plan: Plan
     freshness: Freshness = field(default_factory=Freshness)
     request_id: str = ""
+    member: Member | None = None
 
     @property
     def needs_weights(self) -> bool:
@@ -78,6 +90,7 @@ class Stages:
     encode_reference: float = 0.0
     sample: float = 0.0
     wait: float = 0.0
+    group: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ REACH_SECONDS = 0.25
 LONGEST_SECONDS = 600.0
 
 
+def reach(remaining: float | None) -> float:
+    """Seconds that a request may wait with so many left of its deadline; endless without one."""
+    return float("inf") if remaining is None else remaining - min(REACH_SECONDS, remaining / 4)
+
+
 class Waiting:
     """Between preparation and worker. `selection` knows whether the served weights are new enough; a drain ends every
     wait."""
@@ -51,7 +56,7 @@ class Waiting:
             return 0.0
         self._metrics.stale.labels("wait").inc()
         started = time.monotonic()
-        seconds = LONGEST_SECONDS if remaining is None else remaining - min(REACH_SECONDS, remaining / 4)
+        seconds = LONGEST_SECONDS if remaining is None else reach(remaining)
         while (error := self._selection.awaited(task, time.monotonic() - started)) is not None:
             if self._admission.closed:
                 raise Unavailable("server", "draining", "it waits for no weights any more; try another one")

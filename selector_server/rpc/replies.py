@@ -19,6 +19,7 @@ KEPT_REPLIES = 1024
 @dataclass
 class _Entry:
     request: bytes  # digest
+    checksum: int | None  # of its payload, if it named one
     response: pb.SelectResponse | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
     made: float = 0.0
@@ -36,10 +37,11 @@ class Replies:
         waited for; if it fails or its client leaves, this request is run. Raises InvalidRequest if the id belongs to
         another request, and what `make` raises."""
         name, request = header.request_id, _digest(header)
+        checksum = header.payload_crc32 if header.HasField("payload_crc32") else None
         if not name:
             return await make()
         while (entry := self._entries.get(name)) is not None:
-            if entry.request != request:
+            if entry.request != request or (None not in (entry.checksum, checksum) and entry.checksum != checksum):
                 raise InvalidRequest("request_id", repr(name), "another request has it; every one needs its own")
             if entry.response is not None:
                 reply = pb.SelectResponse()
@@ -47,7 +49,7 @@ class Replies:
                 reply.repeated = True
                 return reply
             await entry.done.wait()
-        entry = self._entries[name] = _Entry(request)
+        entry = self._entries[name] = _Entry(request, checksum)
         try:
             response = await make()
         except BaseException:

@@ -84,6 +84,7 @@ def server_info(
             max_image_pixels=config.max_image_pixels,
             max_text_bytes=config.max_text_bytes,
             max_pending_requests=config.max_pending_requests,
+            max_world_size=config.max_pending_requests,  # every rank holds a permit while it waits for the others
         ),
         policies=sorted(policies),
         criteria=[pb.Criterion.ValueType(code) for code in CRITERIA if code],

@@ -12,6 +12,7 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
+from selector_server.engine.groups import Groups
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
@@ -19,6 +20,7 @@ from selector_server.engine.waiting import Waiting
 from selector_server.engine.worker import Worker
 from selector_server.errors import StaleWeights
 from selector_server.rpc import reply
+from selector_server.rpc.ranks import to_member
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.replies import Replies
 from selector_server.rpc.wire import to_task
@@ -50,7 +52,8 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status = info, status
         self._replies = Replies()
-        self._waiting = Waiting(selection, worker, admission, metrics)
+        waiting = Waiting(selection, worker, admission, metrics)
+        self._groups = Groups(waiting, admission, config.group_seconds)
 
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
@@ -63,7 +66,8 @@ class SelectorService(rpc.SelectorServiceServicer):
     async def _run(
         self, receiver: Receiver, header: pb.Selection, context: Context, started: float
     ) -> pb.SelectResponse:
-        with self._admission.admit(header.payload_bytes):
+        member = to_member(header, self._config)
+        with self._groups.entered(member) as run, self._admission.admit(header.payload_bytes):
             payload = await receiver.payload()
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
@@ -73,7 +77,7 @@ class SelectorService(rpc.SelectorServiceServicer):
                 self._selection.check(task)
                 with self._admission.enlarge(self._preparation.extra_bytes(task)):
                     prepared = await _in_thread(lambda abandoned: self._preparation.run(task, abandoned))
-                    result = await self._waiting.run(prepared, context.time_remaining)
+                    result = await run(prepared, context.time_remaining)
             except StaleWeights:
                 self._metrics.stale.labels("refuse").inc()
                 raise

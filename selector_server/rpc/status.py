@@ -28,6 +28,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.Overloaded, code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.LimitExceeded, code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"),
     (errors.StaleWeights, code_pb2.FAILED_PRECONDITION, "STALE_WEIGHTS"),
+    (errors.GroupFailed, code_pb2.FAILED_PRECONDITION, "GROUP_FAILED"),
     (errors.NotPossible, code_pb2.FAILED_PRECONDITION, "NOT_POSSIBLE"),
     (errors.TooLate, code_pb2.DEADLINE_EXCEEDED, "TOO_LATE"),
     (errors.Unavailable, code_pb2.UNAVAILABLE, "UNAVAILABLE"),

@@ -14,6 +14,7 @@ from selector_server.config import Config
 from selector_server.encoding.cache import integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
+from selector_server.rpc.ranks import to_member
 from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
 
@@ -47,7 +48,7 @@ WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_WAIT: WhenStale.WAIT,
     pb.STALENESS_POLICY_REFUSE: WhenStale.REFUSE,
 }
-_LATER = ("shared_memory", "group", "rank", "tags")
+_LATER = ("shared_memory", "tags")
 
 
 def to_task(
@@ -65,6 +66,10 @@ def to_task(
         raise InvalidRequest("policy", repr(selection.policy), f"must be one of {', '.join(sorted(policies))}")
     criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
     candidates, size = _candidates(selection, payload, config, criterion, policy)
+    member = to_member(selection, config)
+    if member is not None and member.world_size * size > config.max_super_batch:
+        value, limit = f"{member.world_size} x {size}", f"at most {config.max_super_batch} together"
+        raise LimitExceeded("candidates of all ranks", value, limit)
     loss = _enum("loss", selection.loss, LOSSES, pb.Loss)
     if isinstance(candidates, Samples) and selection.loss == pb.LOSS_UNSPECIFIED:
         loss = models_loss
@@ -77,6 +82,7 @@ def to_task(
         plan=_plan(selection, size, policy, config.max_chunks),
         freshness=_freshness(selection, config),
         request_id=selection.request_id,
+        member=member,
     )
 
 
@@ -87,8 +93,6 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
             raise InvalidRequest(name, "set", "this server does not serve it yet; leave it unset")
     if selection.HasField("sample_ids") and selection.WhichOneof("candidates") != "samples":
         raise InvalidRequest("sample_ids", "set", "only raw samples are looked up by id; leave it unset")
-    if selection.world_size > 1:
-        raise InvalidRequest("world_size", selection.world_size, "this server serves ranks one by one; at most 1")
     if len(selection.request_id) > MAX_REQUEST_ID or not selection.request_id.isprintable():
         raise InvalidRequest("request_id", repr(selection.request_id), f"at most {MAX_REQUEST_ID} printable characters")
     if selection.trainer_step > MAX_STEP:

@@ -222,3 +222,12 @@ def test_the_asyncio_twin_selects_at_once_and_falls_back(plain_server):
     assert asyncio.run(nobody()) == ["unavailable"] * 3 + ["breaker_open"]
     with pytest.raises(RemoteError, match="policy"):
         asyncio.run(mistaken())
+
+
+def test_an_id_of_other_data_is_refused(plain_server):
+    first, second = some_losses(request_id="data", count=20), some_losses(request_id="data", count=20)
+    second.payload = bytes(len(second.payload))
+    assert plain_server.select(first).indices
+    error = plain_server.refuse(second)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "request_id" in error.details()

@@ -426,9 +426,13 @@ CASES = {
     ),
     # reserved for later
     "shared memory": (lambda: reserved(shared_memory=pb.SharedMemory()), INVALID, "shared_memory is set", "unset"),
-    "group": (lambda: reserved(group="g"), INVALID, "group is set", "unset"),
-    "rank": (lambda: reserved(rank=1), INVALID, "rank is set", "unset"),
-    "world size": (lambda: reserved(world_size=2), INVALID, "world_size is 2", "at most 1"),
+    "a rank without others": (lambda: reserved(rank=1), INVALID, "rank is 1", "must be below world_size, 0"),
+    "world size": (
+        lambda: reserved(world_size=2),
+        EXHAUSTED,
+        "world_size is 2",
+        "max_pending_requests of this server, 1",
+    ),
     "tags": (lambda: reserved(tags=TENSOR), INVALID, "tags is set", "unset"),
     # what is there and what is not
     "nothing to choose from": (

@@ -1,0 +1,211 @@
+"""Data-parallel ranks that select as one: on the event loop, beside the device's worker and its queue.
+
+A party is the ranks of one group at one step. It ends in one way for all of them: each gets its share of one result,
+or all are refused for one reason, at once; then a rank that comes too late is refused for it too.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from selector_proto.tensors import WireError
+
+from selector_server.engine.admission import Admission
+from selector_server.engine.joining import check_alike, join, joined_bytes, share
+from selector_server.engine.preparation import Prepared
+from selector_server.engine.task import Member, Result
+from selector_server.engine.waiting import TICK_SECONDS, Waiting, reach
+from selector_server.errors import GroupFailed, InvalidRequest, SelectorError, Unavailable
+
+log = logging.getLogger(__name__)
+
+# Refused parties are remembered that long, and so many of them.
+REMEMBERED_SECONDS = 60.0
+REMEMBERED = 1024
+# Missing ranks that a refusal lists.
+_LISTED = 8
+
+Remaining: TypeAlias = Callable[[], float | None]
+Run: TypeAlias = Callable[[Prepared, Remaining], Awaitable[Result]]
+
+
+@dataclass(eq=False)
+class _Seat:
+    """One rank's request. What is None is so until it has joined."""
+
+    rank: int
+    prepared: Prepared | None = None
+    remaining: Remaining | None = None
+    future: asyncio.Future[Result] | None = None
+    joined: float = 0.0  # time.monotonic(), as is `until`
+    until: float = float("inf")  # when waiting must end, so that all hear of it in time
+
+    def settle(self, outcome: Result | Exception) -> None:
+        if self.future is None or self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+@dataclass(eq=False)
+class _Party:
+    key: tuple[str, int]
+    world_size: int
+    seats: dict[int, _Seat] = field(default_factory=dict)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    life: asyncio.Task[None] | None = None
+    error: Exception | None = None
+
+    @property
+    def joined(self) -> list[_Seat]:
+        """In the order of ranks."""
+        return [seat for _, seat in sorted(self.seats.items()) if seat.prepared is not None]
+
+    def failed(self, limit: str) -> GroupFailed:
+        group, step = self.key
+        return GroupFailed("group", repr(group), f"step {step} of its {self.world_size} ranks failed: {limit}")
+
+
+class Groups:
+    """Between preparation and `waiting`. A party waits `seconds` for its ranks, from the first one that is ready."""
+
+    def __init__(self, waiting: Waiting, admission: Admission, seconds: float) -> None:
+        self._waiting, self._admission, self._seconds = waiting, admission, seconds
+        self._parties: dict[tuple[str, int], _Party] = {}
+        self._refused: dict[tuple[str, int], tuple[float, Exception]] = {}
+
+    @contextmanager
+    def entered(self, member: Member | None) -> Iterator[Run]:
+        """Gives what runs a prepared task: with the other ranks, or alone without a `member`. An exception in the
+        block, be it that the client went away, refuses all ranks. Raises GroupFailed and InvalidRequest."""
+        if member is None:
+            yield self._waiting.run
+            return
+        party, seat = self._enter(member)
+        try:
+            yield lambda prepared, remaining: self._join(party, seat, prepared, remaining)
+        except asyncio.CancelledError:
+            self._lose(party, seat, "went away")
+            raise
+        except Exception as error:
+            known = isinstance(error, SelectorError | WireError)
+            self._lose(party, seat, f"was refused: {error}" if known else "met an internal error")
+            raise
+
+    def _enter(self, member: Member) -> tuple[_Party, _Seat]:
+        key = (member.group, member.step)
+        when, error = self._refused.get(key, (0.0, None))
+        if error is not None and time.monotonic() - when < REMEMBERED_SECONDS:
+            raise _again(error)
+        party = self._parties.setdefault(key, _Party(key, member.world_size))
+        if party.world_size != member.world_size:
+            values = f"{party.world_size} on rank {min(party.seats)} and {member.world_size} on rank {member.rank}"
+            self._stop(party, InvalidRequest("world_size", values, "must be the same for all ranks of a group"))
+        elif party.full.is_set():
+            self._stop(party, party.failed(f"rank {member.rank} asked again while the draw ran"))
+        if party.error is not None:
+            raise _again(party.error)
+        seat = _Seat(member.rank)
+        if (older := party.seats.get(member.rank)) is not None:
+            older.settle(party.failed(f"a newer request of rank {member.rank} took this one's place"))
+        party.seats[member.rank] = seat
+        return party, seat
+
+    async def _join(self, party: _Party, seat: _Seat, prepared: Prepared, remaining: Remaining) -> Result:
+        if party.error is not None:
+            raise _again(party.error)
+        if party.seats[seat.rank] is not seat:
+            raise party.failed(f"a newer request of rank {seat.rank} took this one's place")
+        if (first := next((other.prepared for other in party.joined), None)) is not None:
+            try:
+                check_alike(first, prepared)
+            except InvalidRequest as error:
+                self._stop(party, error)
+                raise
+        seat.prepared, seat.remaining, seat.joined = prepared, remaining, time.monotonic()
+        seat.until = seat.joined + reach(remaining())
+        seat.future = asyncio.get_running_loop().create_future()
+        if len(party.joined) == party.world_size:
+            party.full.set()
+        if party.life is None:
+            party.life = asyncio.create_task(self._live(party))
+        return await seat.future
+
+    async def _live(self, party: _Party) -> None:
+        """From the first rank that is ready to the end."""
+        try:
+            await self._gather(party)
+            gathered, seats = time.monotonic(), party.joined
+            parts = [seat.prepared for seat in seats if seat.prepared is not None]
+            result = await self._run(parts, seats)
+            shares = [
+                share(result, part, seat.rank, gathered - seat.joined) for part, seat in zip(parts, seats, strict=True)
+            ]
+        except Exception as error:
+            self._refuse(party, error)
+            return
+        del self._parties[party.key]
+        for seat, mine in zip(seats, shares, strict=True):
+            seat.settle(mine)
+
+    async def _gather(self, party: _Party) -> None:
+        end = time.monotonic() + self._seconds
+        while not party.full.is_set():
+            if self._admission.closed and len(party.seats) < party.world_size:  # no other will be let in
+                raise Unavailable("server", "draining", "it waits for no ranks any more; try another one")
+            left = min([end, *(seat.until for seat in party.joined)]) - time.monotonic()
+            if left <= 0:
+                raise self._missing(party, end)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(TICK_SECONDS, left)):
+                    await party.full.wait()
+
+    def _missing(self, party: _Party, end: float) -> GroupFailed:
+        there = {seat.rank for seat in party.joined}
+        missing = [str(rank) for rank in range(party.world_size) if rank not in there]
+        names = ", ".join(missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
+        late = time.monotonic() >= end
+        return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if late else "in time"))
+
+    async def _run(self, parts: list[Prepared], seats: list[_Seat]) -> Result:
+        def remaining() -> float | None:
+            times = [seat.remaining() for seat in seats if seat.remaining is not None]
+            return min((left for left in times if left is not None), default=None)
+
+        with self._admission.enlarge(joined_bytes(parts)):
+            return await self._waiting.run(await asyncio.to_thread(join, parts), remaining)
+
+    def _lose(self, party: _Party, seat: _Seat, why: str) -> None:
+        """A rank's request ended; nothing happens if it was replaced, or its party is over."""
+        if self._parties.get(party.key) is party and party.seats[seat.rank] is seat:
+            self._stop(party, party.failed(f"rank {seat.rank} {why}"))
+
+    def _stop(self, party: _Party, error: Exception) -> None:
+        if party.life is not None:
+            party.life.cancel()
+        self._refuse(party, error)
+
+    def _refuse(self, party: _Party, error: Exception) -> None:
+        """Tells all ranks that wait, and those that will come."""
+        log.info("group %r, step %d: all ranks are refused: %s", *party.key, error)
+        self._parties.pop(party.key, None)
+        party.error = _again(error)
+        self._refused.pop(party.key, None)
+        self._refused[party.key] = (time.monotonic(), party.error)
+        while len(self._refused) > REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        for seat in party.seats.values():
+            seat.settle(_again(error))
+
+
+def _again(error: Exception) -> Exception:
+    """The same for another rank: an error without its traceback, which holds on to a request's arrays."""
+    if isinstance(error, SelectorError):
+        return type(error)(error.field, error.value, error.limit)
+    return RuntimeError(f"the ranks' selection failed: {error!r}")
