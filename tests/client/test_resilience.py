@@ -225,8 +225,9 @@ def test_the_asyncio_twin_selects_at_once_and_falls_back(plain_server):
 
 
 def test_an_id_of_other_data_is_refused(plain_server):
-    first, second = some_losses(request_id="data", count=20), some_losses(request_id="data", count=20)
+    first, second = some_losses(request_id="data").with_crc(), some_losses(request_id="data")
     second.payload = bytes(len(second.payload))
+    second.with_crc()
     assert plain_server.select(first).indices
     error = plain_server.refuse(second)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
