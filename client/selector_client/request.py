@@ -103,7 +103,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelEmbeddings:
-    """One model's embeddings, float32 or float16 [B, D], its logit scale (not its logarithm) and bias."""
+    """One model's embeddings, float32, float16 or bfloat16 [B, D], its logit scale (not its logarithm) and bias."""
 
     image: ArrayLike
     text: ArrayLike

@@ -4,6 +4,7 @@ Writing never copies an array; reading never copies one either, except BF16, whi
 widened to float32.
 """
 
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -57,16 +58,19 @@ class Payload:
         self._parts: list[memoryview] = []
 
     def add(self, array: ArrayLike) -> pb.Tensor:
-        """Appends an array of float32, float16, uint8, int32 or int64 and returns the view that names it.
+        """Appends an array of float32, float16, bfloat16 (of torch or JAX), uint8, int32 or int64 and returns the view
+        that names it.
 
         Raises TypeError for any other dtype: a silent conversion would change the trainer's numbers.
         """
-        values = np.asarray(array, order="C")
+        values, code = _array(array)
         little = values.dtype.newbyteorder("<")
-        if little not in _DATA_TYPE:
-            raise TypeError(f"dtype {values.dtype} cannot be sent; use float32, float16, uint8, int32 or int64")
+        if code is None:
+            raise TypeError(
+                f"dtype {values.dtype} cannot be sent; use float32, float16, bfloat16, uint8, int32 or int64"
+            )
         self._append(memoryview(bytes(-self.nbytes % ALIGNMENT)))
-        view = pb.Tensor(dtype=_DATA_TYPE[little], shape=values.shape, offset=self.nbytes)
+        view = pb.Tensor(dtype=code, shape=values.shape, offset=self.nbytes)
         if values.size:
             self._append(values.astype(little, copy=False).reshape(-1).view(np.uint8).data)
         return view
@@ -92,6 +96,19 @@ class Payload:
         if len(part):
             self._parts.append(part)
             self.nbytes += len(part)
+
+
+def _array(array: Any) -> tuple[Array, pb.DataType.ValueType | None]:
+    """As numpy's, and its type on the wire, None if it has none. bfloat16, which numpy lacks, as its bits."""
+    torch = sys.modules.get("torch")  # a tensor of torch without importing it
+    if torch is not None and isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        if array.dtype == torch.bfloat16:
+            return array.contiguous().view(torch.int16).numpy().view(np.uint16), pb.DATA_TYPE_BF16
+    values = np.asarray(array, order="C")
+    if values.dtype.name == "bfloat16":  # of ml_dtypes, which JAX uses
+        return values.view(np.uint16), pb.DATA_TYPE_BF16
+    return values, _DATA_TYPE.get(values.dtype.newbyteorder("<"))
 
 
 def read(

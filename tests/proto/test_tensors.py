@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -127,3 +128,12 @@ def test_hostile_byte_strings_raise_wire_errors_and_nothing_else(message, data):
 )
 def test_sub_batch_size_is_exact(candidates, ratio, picks):
     assert sub_batch_size(candidates, ratio) == picks
+
+
+def test_tensors_of_torch_on_their_way_from_a_graph():
+    values = torch.randn(5, 3, requires_grad=True)
+    payload = Payload()
+    plain, narrow = payload.add(values), payload.add(values.bfloat16())
+    data = memoryview(b"".join(payload.chunks()))
+    assert np.array_equal(read(plain, data, "plain", FLOATS, [5, 3]), values.detach().numpy())
+    assert np.array_equal(read(narrow, data, "narrow", FLOATS, [5, 3]), values.detach().bfloat16().float().numpy())
