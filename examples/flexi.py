@@ -2,14 +2,13 @@
 there, so that the scores stay good. Prints what that costs against training without selection."""
 
 import torch
+from pairs import SIDE, smaller, super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks import TrainingHooks
 from selector_client.flexi import MixedResolution, at_size
 from selector_client.flops import FlopMeter, Towers
-from torch.utils.flop_counter import FlopCounterMode
-
-from pairs import SIDE, smaller, super_batches
 from shared import arguments, report
+from torch.utils.flop_counter import FlopCounterMode
 from towers import TwoTower, pixels, sigmoid_loss
 
 

@@ -6,13 +6,12 @@ import tempfile
 from typing import Any
 
 import torch
+from pairs import END, MAX_TOKENS, SIDE, VOCABULARY, super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks.huggingface import SelectorCallback
-from transformers import CLIPConfig, CLIPModel, Trainer, TrainerState, TrainingArguments
-
-from pairs import END, MAX_TOKENS, SIDE, VOCABULARY, super_batches
 from shared import arguments, report
 from towers import pixels
+from transformers import CLIPConfig, CLIPModel, Trainer, TrainerState, TrainingArguments
 
 
 def tiny_clip() -> CLIPModel:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
+from pairs import super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks.lightning import SelectorCallback
-
-from pairs import super_batches
 from shared import arguments, report
 from towers import TwoTower, pixels, sigmoid_loss
 

@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from pairs import MAX_TOKENS, SIDE, VOCABULARY, pairs, smaller
+from safetensors.torch import save_file
 from selector_tools.cli import main as selector
 from selector_tools.export.torchvision import make_importable
+from torch import Tensor
 from towers import LinearTowers, TwoTower, pixels, sigmoid_loss
 
 REFERENCE_STEPS = 150
 
 
 def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Tensor], file: Path) -> None:
-    """A few hundred steps on clean pairs; the weights go into `file`."""
+    """Some steps on clean pairs; the weights go into `file`."""
     rng, optimizer = np.random.default_rng(7), torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(REFERENCE_STEPS):
         optimizer.zero_grad()

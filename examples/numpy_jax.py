@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from pairs import SIDE, VOCABULARY, super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks import TrainingHooks
-
-from pairs import SIDE, VOCABULARY, super_batches
 from shared import arguments, report
 
 try:

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import smaller, super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks import TrainingHooks
 from selector_client.flexi import MixedResolution
 from selector_proto.resize import resize_matrix
-from torch.func import functional_call
-
-from pairs import smaller, super_batches
 from selector_tools.export.torchvision import make_importable
 from shared import arguments, report
+from torch.func import functional_call
 from towers import pixels
 
 make_importable()  # not needed where torch and torchvision come from the same place

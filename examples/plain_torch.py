@@ -1,10 +1,9 @@
 """Selection in a plain PyTorch loop: the lines that it needs are numbered."""
 
 import torch
+from pairs import super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.callbacks import TrainingHooks
-
-from pairs import super_batches
 from shared import arguments, report
 from towers import TwoTower, pixels, sigmoid_loss
 

@@ -4,34 +4,33 @@ import math
 from typing import Any
 
 import torch
+from pairs import SIDE, VOCABULARY
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from pairs import SIDE, VOCABULARY
-
 WIDTH = 16
+torch.set_num_threads(1)  # the models are too small for more, and the sidecar wants a core
 
 
 class TwoTower(nn.Module):
-    """A convolution over patches and the mean of words. Takes images of any size, as the pooling does."""
+    """A convolution, pooled to 8 x 8, and the mean of words. Takes images of any multiple of 16."""
 
     def __init__(self, image_size: int = SIDE) -> None:
         super().__init__()
         self.image_size = image_size  # what its bundle takes
         torch.manual_seed(0)
-        self.patches = nn.Conv2d(3, 64, 4, stride=4)
-        self.mix = nn.Conv2d(64, 128, 3, padding=1)
-        self.project = nn.Linear(128 * 16, WIDTH)
+        self.stem = nn.Conv2d(3, 32, 4, stride=2, padding=1)
+        self.norm = nn.LayerNorm(32 * 64)
+        self.project = nn.Linear(32 * 64, WIDTH)
         self.words = nn.Embedding(VOCABULARY, WIDTH)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.logit_bias = nn.Parameter(torch.tensor(-4.0))  # -log(b): the prior of a batch of 64
 
     def encode_image(self, images: Tensor) -> Tensor:
         """float [B, 3, H, W] to [B, D]."""
-        hidden = self.mix(self.patches(images).relu()).relu()
-        side = hidden.shape[-1] // 4
-        pooled = nn.functional.avg_pool2d(hidden, side)  # 4 x 4 at any size
-        out: Tensor = self.project(pooled.flatten(1))
+        hidden = self.stem(images).relu()
+        pooled = nn.functional.avg_pool2d(hidden, hidden.shape[-1] // 8)  # 8 x 8 at any size
+        out: Tensor = self.project(self.norm(pooled.flatten(1)))
         return out
 
     def encode_text(self, tokens: Tensor) -> Tensor:

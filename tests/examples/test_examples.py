@@ -53,7 +53,7 @@ def test_an_example_trains_on_what_the_sidecar_picks(program, made, sidecar, red
     if program.startswith("lightning") and not importlib.util.find_spec("lightning"):
         assert "lightning is not installed" in run(program, folder=tmp_path)
         pytest.skip("LIGHTNING IS NOT INSTALLED: the example said so and trained nothing")
-    running = sidecar(made(PROGRAMS[program]) | {"redis": redis_url, "run": run_name})
+    running = sidecar(made(PROGRAMS[program]) | {"redis": redis_url, "run": run_name, "threads": 1})
     flags = ("--sidecar", running.address, "--redis", redis_url, "--run", run_name, "--steps", STEPS)
     said = run(program, *flags, folder=tmp_path)
     assert f"steps: {STEPS}, fallbacks: 0," in said, said
