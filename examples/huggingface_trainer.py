@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from pairs import END, MAX_TOKENS, SIDE, VOCABULARY, super_batches
 from selector_client import SelectingLoader, Selector, WeightPublisher
-from selector_client.callbacks.huggingface import SelectorCallback
+from selector_tools.export.torchvision import make_importable
 from shared import arguments, report
 from towers import pixels
-from transformers import CLIPConfig, CLIPModel, Trainer, TrainerState, TrainingArguments
+
+make_importable()  # not needed where torch and torchvision come from the same place
+from selector_client.callbacks.huggingface import SelectorCallback  # noqa: E402
+from transformers import CLIPConfig, CLIPModel, Trainer, TrainerState, TrainingArguments  # noqa: E402
 
 
 def tiny_clip() -> CLIPModel:
