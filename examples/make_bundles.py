@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from selector_tools.cli import main as selector
 from selector_tools.export.torchvision import make_importable
 from torch import Tensor
-from towers import LinearTowers, TwoTower, pixels, sigmoid_loss
+from towers import LinearTowers, TwoTower, low_resolution, pixels, sigmoid_loss
 
 REFERENCE_STEPS = 150
 
@@ -32,17 +32,17 @@ def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Ten
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file)
 
 
-def own_module(towers: type[TwoTower] | type[LinearTowers], side: int, work: Path) -> list[list[str]]:
-    """Flags of `selector export` for learner and reference, both looking at pictures of `side`."""
-    model = towers()
+def own_module(build: Callable[[], TwoTower | LinearTowers], work: Path) -> list[list[str]]:
+    """Flags of `selector export` for learner and reference, both what `build` returns, and as small."""
+    model = build()
 
     def loss(batch: dict[str, Any]) -> Tensor:
-        image = model.encode_image(pixels(smaller(batch["images"], SIDE // side)))
+        image = model.encode_image(pixels(smaller(batch["images"], SIDE // model.image_size)))
         return sigmoid_loss(image, model.encode_text(torch.from_numpy(batch["texts"])), model)
 
     train_reference(model, loss, work / "reference.safetensors")
-    sizes = ["--image-size", str(side), "--max-tokens", str(MAX_TOKENS), "--vocabulary", str(VOCABULARY)]
-    return [["--module", f"towers:{towers.__name__}", *sizes]] * 2
+    sizes = ["--max-tokens", str(MAX_TOKENS), "--vocabulary", str(VOCABULARY)]
+    return [["--module", f"towers:{build.__name__}", *sizes]] * 2
 
 
 def open_clip_model(work: Path) -> list[list[str]]:
@@ -78,9 +78,9 @@ def huggingface_model(work: Path) -> list[list[str]]:
 
 
 MODELS: dict[str, Callable[[Path], list[list[str]]]] = {
-    "two-tower": lambda work: own_module(TwoTower, SIDE, work),
-    "two-tower-low": lambda work: own_module(TwoTower, SIDE // 2, work),
-    "linear": lambda work: own_module(LinearTowers, SIDE, work),
+    "two-tower": lambda work: own_module(TwoTower, work),
+    "two-tower-low": lambda work: own_module(low_resolution, work),
+    "linear": lambda work: own_module(LinearTowers, work),
     "open-clip": open_clip_model,
     "huggingface": huggingface_model,
 }

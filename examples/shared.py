@@ -14,7 +14,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--sidecar", default="localhost:50051", help="address of `selector serve`")
     parser.add_argument("--redis", default="redis://localhost:6379", help="the URL that the sidecar was given")
     parser.add_argument("--run", default="example", help="the name that the sidecar was given")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     return parser.parse_args()
 
 

@@ -39,6 +39,11 @@ class TwoTower(nn.Module):
         return out
 
 
+def low_resolution() -> TwoTower:
+    """The same parameters, for a bundle that takes pictures of 16 pixels."""
+    return TwoTower(SIDE // 2)
+
+
 class LinearTowers(nn.Module):
     """The twin in torch of numpy_jax.py's model, needed once, for its bundle."""
 

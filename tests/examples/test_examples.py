@@ -9,7 +9,7 @@ import pytest
 from support.processes import spawn
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-STEPS = 100
+STEPS = 60
 PROGRAMS = {
     "plain_torch.py": "two-tower",
     "flexi.py": "two-tower-low",
