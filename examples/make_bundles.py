@@ -71,7 +71,8 @@ def huggingface_model(work: Path) -> list[list[str]]:
 
     def loss(batch: dict[str, Any]) -> Tensor:
         images, texts = pixels(batch["images"]), torch.from_numpy(batch["texts"])
-        return model(input_ids=texts, pixel_values=images, return_loss=True).loss
+        out: Tensor = model(input_ids=texts, pixel_values=images, return_loss=True).loss
+        return out
 
     train_reference(model, loss, work / "reference.safetensors")
     return [["--transformers", str(work / "model"), "--mean", "0.5", "--std", "0.5"]] * 2

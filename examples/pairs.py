@@ -43,4 +43,5 @@ def smaller(images: np.ndarray[Any, Any], factor: int = 2) -> np.ndarray[Any, An
     """uint8 [B, H, W, 3] at a `factor`-th of the side: means of blocks."""
     count, high, wide, channels = images.shape
     blocks = images.reshape(count, high // factor, factor, wide // factor, factor, channels)
-    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+    means: np.ndarray[Any, Any] = blocks.mean(axis=(2, 4)).round()
+    return means.astype(np.uint8)
