@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selection, WeightPublisher
 from selector_client.callbacks import TrainingHooks
-from selector_client.callbacks.lightning import SelectorCallback as LightningCallback
 from selector_client.selection import Statistics
+from selector_tools.export.torchvision import make_importable
 from support.processes import free_port
+
+make_importable()  # lightning imports torchvision
+from selector_client.callbacks.lightning import SelectorCallback as LightningCallback  # noqa: E402
 
 LAST = Selection(
     indices=np.arange(2), objective=0.5, objective_uniform=0.25, weights_lag_steps=3, weights_age_seconds=1.5

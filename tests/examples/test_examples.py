@@ -24,13 +24,22 @@ def run(program, *arguments, folder) -> str:
     """What a program of the examples printed; it must end well."""
     log = folder / f"{Path(program).stem}.log"
     with log.open("w") as output:
-        process = spawn(EXAMPLES / program, *arguments, stdout=output, stderr=output)
+        process = spawn(*_started(program), *arguments, stdout=output, stderr=output)
         try:
             status = process.wait(timeout=110)
         finally:
             process.kill()
     assert status == 0, log.read_text()
     return log.read_text()
+
+
+def _started(program) -> list[str]:
+    """Lightning and transformers import torchvision, which need not fit the torch that the tests run with."""
+    if not program.startswith(("lightning", "huggingface")):
+        return [str(EXAMPLES / program)]
+    importable = "from selector_tools.export.torchvision import make_importable; make_importable()"
+    there = f"import runpy, sys; sys.path.insert(0, {str(EXAMPLES)!r}); sys.argv[0] = {program!r}"
+    return ["-c", f"{importable}; {there}; runpy.run_path({str(EXAMPLES / program)!r}, run_name='__main__')"]
 
 
 @pytest.fixture(scope="module")
