@@ -18,6 +18,7 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
+from selector_client.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Selector:
     `timeout` seconds bound every selection. Whatever goes wrong on the way, `select` returns a uniform sub-batch of
     the same size, flagged in `Selection.fallback` and counted in `statistics`; with `on_error="raise"` it raises
     SelectorClientError instead. Mistakes of the caller (shapes, sizes, settings) always raise ValueError or
-    TypeError. `seed` makes the picks of a run repeatable.
+    TypeError. `seed` makes the picks of a run repeatable. `shared_memory`: large payloads go through memory that a
+    sidecar on this host shares (None: where it can; False: never; True: a selection fails where it cannot).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Selector:
         timeout: float = 10.0,
         seed: int | None = None,
         on_error: Literal["fallback", "raise"] = "fallback",
+        shared_memory: bool | None = None,
         **settings: Any,
     ) -> None:
         if not timeout > 0:
@@ -59,6 +62,7 @@ class Selector:
         self.statistics = Statistics()
         self._address, self._timeout, self._on_error = address, timeout, on_error
         self._seed = secrets.randbits(64) if seed is None else seed
+        self._transport = Transport(address, shared_memory)
         self._count = 0
         self._lock = threading.Lock()
         self._connection: tuple[int, grpc.Channel] | None = None
@@ -107,6 +111,7 @@ class Selector:
             if self._connection is not None and self._connection[0] == os.getpid():
                 self._connection[1].close()
             self._connection = None
+        self._transport.close()
 
     def __enter__(self) -> "Selector":
         return self
@@ -129,7 +134,7 @@ class Selector:
             header.trainer_step = step
         started = time.perf_counter()
         try:
-            response = self._call(lambda stub: stub.Select(candidates.messages(header), timeout=self._timeout))
+            response = self._call(lambda stub: self._transport.select(stub, candidates, header, self._timeout))
             try:
                 selection = Selection.from_response(response, candidates.size, picks)
             except ValueError as error:

@@ -47,7 +47,7 @@ WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_WAIT: WhenStale.WAIT,
     pb.STALENESS_POLICY_REFUSE: WhenStale.REFUSE,
 }
-_LATER = ("shared_memory", "group", "rank", "tags")
+_LATER = ("group", "rank", "tags")
 
 
 def to_task(
