@@ -50,19 +50,21 @@ class Receiver:
     async def _streamed(self, size: int) -> memoryview:
         """All payload bytes of the stream, which must be `size`."""
         assert self._first is not None
+        shared = self._first.selection.HasField("shared_memory")
+        says = "shared_memory leaves none for the stream" if shared else f"payload_bytes says {size}"
         buffer, end = bytearray(size), 0
         message: pb.SelectRequest | None = self._first
         while message is not None:
             piece = message.payload
             if end + len(piece) > size:
-                raise InvalidRequest("payload", f"over {end + len(piece)} bytes", f"the stream must carry {size}")
+                raise InvalidRequest("payload", f"over {end + len(piece)} bytes", says)
             buffer[end : end + len(piece)] = piece
             end += len(piece)
             message = await self._next()
             if message is not None and message.HasField("selection"):
                 raise InvalidRequest("selection", "set again", "only the first message may carry it")
         if end != size:
-            raise InvalidRequest("payload", f"{end} bytes", f"payload_bytes says {size}")
+            raise InvalidRequest("payload", f"{end} bytes", says)
         return memoryview(buffer).toreadonly()
 
     async def _next(self) -> pb.SelectRequest | None:

@@ -62,11 +62,11 @@ class SharedFolder:
             raise InvalidRequest("shared_memory.name", repr(where.name), "must be a regular file")
         if status.st_size < layout.PAYLOAD_OFFSET + payload_bytes:
             limit = f"the file has {status.st_size} bytes, {layout.PAYLOAD_OFFSET} of them before the payload"
-            raise InvalidRequest("payload_bytes", payload_bytes, limit)
+            raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", limit)
         self._check(file, where, payload_bytes)
         view = memoryview(self._pool.take(payload_bytes))
         if (found := layout.read_all(file, view, layout.PAYLOAD_OFFSET)) != payload_bytes:
-            raise InvalidRequest("payload_bytes", payload_bytes, f"the file ends after {found}")
+            raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", f"the file ends after {found}")
         self._check(file, where, payload_bytes)  # it may have been written anew meanwhile
         return view.toreadonly()
 
@@ -79,7 +79,9 @@ class SharedFolder:
             limit = f"the file is at {header.generation}; a payload must stay until its request is answered"
             raise InvalidRequest("shared_memory.generation", where.generation, limit)
         if header.payload_bytes != payload_bytes:
-            raise InvalidRequest("payload_bytes", payload_bytes, f"the file's header says {header.payload_bytes}")
+            raise InvalidRequest(
+                "shared_memory", f"{payload_bytes} bytes", f"the file's header says {header.payload_bytes}"
+            )
 
     def _write_token(self) -> None:
         """Whole or not at all: clients read it at any time."""

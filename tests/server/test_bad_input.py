@@ -425,7 +425,6 @@ CASES = {
         "printable",
     ),
     # reserved for later
-    "shared memory": (lambda: reserved(shared_memory=pb.SharedMemory()), INVALID, "shared_memory is set", "unset"),
     "group": (lambda: reserved(group="g"), INVALID, "group is set", "unset"),
     "rank": (lambda: reserved(rank=1), INVALID, "rank is set", "unset"),
     "world size": (lambda: reserved(world_size=2), INVALID, "world_size is 2", "at most 1"),
