@@ -32,7 +32,9 @@ class Transport:
         if shared_memory and not local:
             raise ValueError(f"shared_memory is True; {address!r} is not an address of this host")
         self._wanted, self._must = local and shared_memory is not False, bool(shared_memory)
-        self._forget()
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._asked = False
+        self._ring: Ring | None = None
 
     def select(self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float) -> pb.SelectResponse:
         """The sidecar's answer, within `timeout` seconds. Raises grpc.RpcError, or RemoteError if shared memory is a
@@ -122,8 +124,7 @@ class Transport:
 
     def _forget(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._asked = False
-        self._ring: Ring | None = None
+        self._asked, self._ring = False, None
 
 
 def _written(ring: Ring, candidates: Candidates) -> Slot | None:

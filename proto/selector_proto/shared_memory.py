@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 MAGIC, LAYOUT = b"selector", 1
 # Page-aligned on every page size in use.
@@ -115,5 +114,5 @@ def read_token(folder: int) -> str:
         os.close(file)
 
 
-def _pieces(part: memoryview) -> Iterator[memoryview[Any]]:
+def _pieces(part: memoryview) -> Iterator[memoryview]:
     return (part[start : start + PIECE_BYTES] for start in range(0, len(part), PIECE_BYTES))

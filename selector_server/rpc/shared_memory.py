@@ -64,7 +64,7 @@ class SharedFolder:
             limit = f"the file has {status.st_size} bytes, {layout.PAYLOAD_OFFSET} of them before the payload"
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", limit)
         self._check(file, where, payload_bytes)
-        view = memoryview(self._pool.take(payload_bytes))
+        view = self._pool.take(payload_bytes).data
         if (found := layout.read_all(file, view, layout.PAYLOAD_OFFSET)) != payload_bytes:
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", f"the file ends after {found}")
         self._check(file, where, payload_bytes)  # it may have been written anew meanwhile

@@ -38,7 +38,7 @@ def where(slot, **changes) -> pb.SharedMemory:
     return pb.SharedMemory(**({"name": slot.name, "generation": slot.generation} | changes))
 
 
-def refused(folder, where, size=len(DATA)) -> str:
+def refused(folder, where, size=300_000) -> str:
     with pytest.raises(InvalidRequest) as caught:
         folder.read(where, size)
     assert caught.value.field.startswith("shared_memory")
