@@ -36,8 +36,8 @@ class Trial:
         payload = Payload()
         payload.add(self._data.view(np.uint8))
         self._candidates = Candidates(1, pb.Selection(), payload)
-        self._stream = self._channel.stream_unary(_STREAM, pb.SelectRequest.SerializeToString)
-        self._unary = self._channel.unary_unary(_UNARY, pb.SelectRequest.SerializeToString)
+        self._stream = self._channel.stream_unary(_STREAM, pb.SelectRequest.SerializeToString, bytes)
+        self._unary = self._channel.unary_unary(_UNARY, pb.SelectRequest.SerializeToString, bytes)
 
     def run(self, repeats: int) -> dict[str, list[float]]:
         """Seconds of each way, after one round that warms up."""
