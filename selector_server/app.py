@@ -29,6 +29,7 @@ from selector_server.rpc import reply
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
+from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
@@ -78,7 +79,10 @@ class App:
         policies = _policies()
         self._worker = Worker(selection.run, config.stall_seconds)
         self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
-        info = reply.server_info(config, _versions(), policies, self._learner, self._reference)
+        self._shared = None if config.shared_memory_dir is None else SharedFolder(config.shared_memory_dir)
+        if self._shared is not None:
+            self.metrics.shm_swept.inc(self._shared.swept)
+        info = reply.server_info(config, _versions(), policies, self._learner, self._reference, self._shared)
         self._service = SelectorService(
             config,
             self._admission,
@@ -90,6 +94,7 @@ class App:
             self._loss(),
             lambda: info,
             self._status,
+            self._shared,
         )
         self._admin_service = AdminService(self._store)
         build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}

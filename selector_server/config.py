@@ -69,6 +69,9 @@ class Config(BaseModel):
     max_weights_age_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         0.0, description="age of weights that requests accept unless they name one, 0 for any"
     )
+    shared_memory_dir: Path | None = Field(
+        None, description="folder in memory where clients of this host leave payloads; of this sidecar alone"
+    )
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")
     max_payload_bytes: Positive = Field(2 << 30, description="largest request taken")
     max_inflight_bytes: Positive = Field(4 << 30, description="payload bytes of all requests under way")

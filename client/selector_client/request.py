@@ -167,12 +167,17 @@ class Candidates:
             raise ValueError(f"losses must all have the same length, not {sizes}")
         return Candidates(sizes[0], pb.Selection(losses=losses), payload)
 
+    def selection(self, settings: pb.Selection) -> pb.Selection:
+        """What is asked, but for where the payload is."""
+        header = pb.Selection(payload_bytes=self.payload.nbytes)
+        header.MergeFrom(self.header)
+        header.MergeFrom(settings)
+        return header
+
     def messages(self, settings: pb.Selection) -> Iterator[pb.SelectRequest]:
         """The request's stream."""
-        header = pb.Selection()
-        header.CopyFrom(self.header)
-        header.MergeFrom(settings)
-        header.payload_bytes, header.payload_crc32 = self.payload.nbytes, self.payload.crc32()
+        header = self.selection(settings)
+        header.payload_crc32 = self.payload.crc32()
         chunks = self.payload.chunks()
         yield pb.SelectRequest(selection=header, payload=next(chunks, b""))
         for chunk in chunks:

@@ -17,6 +17,7 @@ from selector_client.core import Core
 from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
+from selector_client.transport import Transport
 
 
 class Selector:
@@ -29,7 +30,9 @@ class Selector:
     failures in a row it does so at once, until a probe beside the trainer finds the sidecar healthy. With
     `on_error="raise"` it raises SelectorClientError instead. A request that the sidecar refuses as wrong raises as long
     as none has succeeded; mistakes that are seen here (shapes, sizes, settings) always raise ValueError or TypeError.
-    `seed` makes the picks of a run repeatable. The environment variable SELECTOR_OFF=1 makes every selection uniform.
+    `seed` makes the picks of a run repeatable. `shared_memory`: large payloads go through memory that a sidecar on this
+    host shares (None: where it can; False: never; True: a selection fails where it cannot). The environment variable
+    SELECTOR_OFF=1 makes every selection uniform.
     """
 
     def __init__(
@@ -39,17 +42,21 @@ class Selector:
         timeout: float = 10.0,
         seed: int | None = None,
         on_error: Literal["fallback", "raise"] = "fallback",
+        shared_memory: bool | None = None,
         **settings: Any,
     ) -> None:
         self.core = Core(address, timeout, seed, on_error, **settings)
+        self._shared_memory, self._transport = shared_memory, Transport(address, shared_memory)
         self._lock = threading.Lock()
         self._connection: tuple[int, grpc.Channel] | None = None
 
-    def __getstate__(self) -> Core:
-        return self.core
+    def __getstate__(self) -> tuple[Core, bool | None]:
+        return self.core, self._shared_memory
 
-    def __setstate__(self, core: Core) -> None:
-        self.core, self._lock, self._connection = core, threading.Lock(), None
+    def __setstate__(self, state: tuple[Core, bool | None]) -> None:
+        self.core, self._shared_memory = state
+        self._transport = Transport(self.core.address, self._shared_memory)
+        self._lock, self._connection = threading.Lock(), None
 
     @property
     def settings(self) -> Settings:
@@ -127,6 +134,7 @@ class Selector:
             if self._connection is not None and self._connection[0] == os.getpid():
                 self._connection[1].close()
             self._connection = None
+        self._transport.close()
 
     def __enter__(self) -> "Selector":
         return self
@@ -142,7 +150,7 @@ class Selector:
             try:
                 self.core.check()
                 response = self._call(
-                    lambda stub: stub.Select(candidates.messages(ask.header), timeout=max(ask.left, 1e-3))
+                    lambda stub: self._transport.select(stub, candidates, ask.header, max(ask.left, 1e-3))
                 )
                 return self.core.answered(ask, response)
             except SelectorClientError as error:

@@ -85,6 +85,10 @@ class Payload:
         """The payload in pieces that each fit one message."""
         return (bytes(piece) for piece in cut(self._parts, CHUNK_BYTES))
 
+    def parts(self) -> Sequence[memoryview]:
+        """The payload as views of the arrays, back to back."""
+        return tuple(self._parts)
+
     def crc32(self) -> int:
         """CRC-32 of the whole payload."""
         crc = 0

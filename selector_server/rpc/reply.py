@@ -8,6 +8,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_server.config import Config
 from selector_server.encoding.model import Model
 from selector_server.engine.task import Result, Task
+from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
 from selector_server.sampling import Policy
 from selector_server.weights.store import Store, SyncState
@@ -71,6 +72,7 @@ def server_info(
     policies: Mapping[str, Policy],
     learner: Model | None,
     reference: Model | None,
+    shared: SharedFolder | None,
 ) -> pb.GetServerInfoResponse:
     return pb.GetServerInfoResponse(
         server_version=versions["jest-selector"],
@@ -95,6 +97,8 @@ def server_info(
         device=config.device,
         versions=versions,
         config=config.shown(),
+        shared_memory_dir="" if shared is None else str(shared.path),
+        shared_memory_token="" if shared is None else shared.token,
     )
 
 

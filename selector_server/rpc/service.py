@@ -1,10 +1,8 @@
 """The service: each method receives, hands to the engine, and answers. Errors become status in `status.py`."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from threading import Event
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 from selector_proto.v1 import selector_pb2 as pb
@@ -23,11 +21,12 @@ from selector_server.rpc import reply
 from selector_server.rpc.ranks import to_member
 from selector_server.rpc.receive import Receiver
 from selector_server.rpc.replies import Replies
+from selector_server.rpc.shared_memory import SharedFolder
+from selector_server.rpc.threads import in_thread
 from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
 from selector_server.telemetry.metrics import Metrics
 
-T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 
 
@@ -46,11 +45,12 @@ class SelectorService(rpc.SelectorServiceServicer):
         default_loss: Loss,
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
+        shared: SharedFolder | None = None,
     ) -> None:
         self._config, self._admission = config, admission
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
-        self._info, self._status = info, status
+        self._info, self._status, self._shared = info, status, shared
         self._replies = Replies()
         waiting = Waiting(selection, worker, admission, metrics)
         self._groups = Groups(waiting, admission, config.group_seconds)
@@ -59,7 +59,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
     ) -> pb.SelectResponse:
         started = time.perf_counter()
-        receiver = Receiver(request_iterator, self._config.receive_seconds)
+        receiver = Receiver(request_iterator, self._config.receive_seconds, self._shared)
         header = await receiver.header(self._config.max_payload_bytes)
         return await self._replies.once(header, lambda: self._run(receiver, header, context, started))
 
@@ -72,11 +72,11 @@ class SelectorService(rpc.SelectorServiceServicer):
             received = time.perf_counter() - started
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
             parts = (header, payload, self._config, self._policies, self._default_loss)
-            task = await _in_thread(lambda _: to_task(*parts))
+            task = await in_thread(lambda _: to_task(*parts))
             try:
                 self._selection.check(task)
                 with self._admission.enlarge(self._preparation.extra_bytes(task)):
-                    prepared = await _in_thread(lambda abandoned: self._preparation.run(task, abandoned))
+                    prepared = await in_thread(lambda abandoned: self._preparation.run(task, abandoned))
                     result = await run(prepared, context.time_remaining)
             except StaleWeights:
                 self._metrics.stale.labels("refuse").inc()
@@ -112,18 +112,3 @@ class SelectorService(rpc.SelectorServiceServicer):
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)
-
-
-async def _in_thread(work: Callable[[Event], T]) -> T:
-    """What `work` returns, called off the event loop. It is told when nobody waits for it any more, and holds its
-    request's permit until it has ended."""
-    abandoned = Event()
-    running = asyncio.ensure_future(asyncio.to_thread(work, abandoned))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        abandoned.set()
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # looked at, for nobody else will
-        raise

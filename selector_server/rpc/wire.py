@@ -48,7 +48,7 @@ WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_WAIT: WhenStale.WAIT,
     pb.STALENESS_POLICY_REFUSE: WhenStale.REFUSE,
 }
-_LATER = ("shared_memory", "tags")
+_LATER = ("tags",)
 
 
 def to_task(

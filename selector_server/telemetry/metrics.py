@@ -64,6 +64,9 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.shm_swept = Counter(
+            "selector_shm_swept_total", "Payload files of dead clients removed at the start.", registry=r
+        )
         self.worker_up = Gauge("selector_worker_up", "1 while the device's worker makes progress.", registry=r)
 
 

@@ -425,7 +425,6 @@ CASES = {
         "printable",
     ),
     # reserved for later
-    "shared memory": (lambda: reserved(shared_memory=pb.SharedMemory()), INVALID, "shared_memory is set", "unset"),
     "a rank without others": (lambda: reserved(rank=1), INVALID, "rank is 1", "must be below world_size, 0"),
     "world size": (
         lambda: reserved(world_size=2),

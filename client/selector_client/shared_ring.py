@@ -1,0 +1,157 @@
+"""Files in shared memory that this process writes payloads into, again and again: warm pages are ten times as fast."""
+
+import fcntl
+import mmap
+import os
+import secrets
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+
+from selector_proto import shared_memory as layout
+
+# Requests in flight that can have a file.
+MAX_SLOTS = 8
+# Sizes are rounded up to this, so that a payload that grows a little finds room.
+_STEP = 1 << 20
+
+
+class Slot:
+    """One file of the ring, locked as long as it is open. Raises OSError."""
+
+    def __init__(self, folder: int, threads: Executor) -> None:
+        self._folder, self.name, self._threads = folder, layout.new_name(), threads
+        self._file = layout.open_within(folder, self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._room = 0
+        self._map: mmap.mmap | None = None  # its pages stay warm; touched under the lease only
+        self.generation = secrets.randbits(63)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(self._file, 0o640)  # the sidecar may be another user of the folder's group
+        except OSError:
+            self.remove()
+            raise
+
+    def write(self, parts: Sequence[memoryview], size: int) -> None:
+        """Puts a payload of `size` bytes into the file under a new generation."""
+        status = os.fstat(self._file)
+        if status.st_nlink == 0:
+            raise FileNotFoundError(f"{self.name} was removed")
+        if status.st_size < layout.PAYLOAD_OFFSET + max(size, self._room):
+            self._room, self._map = -(-size // _STEP) * _STEP, None
+            # A full folder says so here.
+            os.posix_fallocate(self._file, 0, layout.PAYLOAD_OFFSET + self._room)
+        self._head(layout.Header(0, 0))
+        with self._alone() as alone:
+            if alone:
+                layout.copy_all(self._mapped(size), parts, self._threads)
+            else:
+                layout.write_all(self._file, parts, layout.PAYLOAD_OFFSET, self._threads)
+        self.generation = self.generation % (2**64 - 1) + 1
+        self._head(layout.Header(self.generation, size))
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether nobody else has the file open, nor can open or truncate it meanwhile: a write lease makes whoever
+        tries wait. Without one, writing to mapped memory could be this process's end: pages of a truncated file are a
+        bus error."""
+        try:
+            # Who waits for the lease is announced by a signal. This one does nothing, the default one would end the
+            # process; giving a lease back resets it.
+            fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError:  # the sidecar still reads, or this system has no leases
+            yield False
+            return
+        try:
+            yield os.fstat(self._file).st_size >= layout.PAYLOAD_OFFSET + self._room
+        finally:
+            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def _mapped(self, size: int) -> memoryview:
+        if self._map is None:
+            self._map = mmap.mmap(self._file, layout.PAYLOAD_OFFSET + self._room)
+        return memoryview(self._map)[layout.PAYLOAD_OFFSET : layout.PAYLOAD_OFFSET + size]
+
+    def remove(self) -> None:
+        try:
+            os.unlink(self.name, dir_fd=self._folder)
+        except OSError:
+            pass  # somebody else did
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the file, which stays another process's."""
+        self._map = None
+        os.close(self._file)
+
+    def _head(self, header: layout.Header) -> None:
+        layout.write(self._file, memoryview(header.encode()), 0)
+
+
+class Ring:
+    """The files of one process in one folder; safe to use from several threads. Raises OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(layout.copiers(), thread_name_prefix="selector-shared-memory")
+        self._free: list[Slot] = []
+        self._closed, self._owner = False, os.getpid()
+        self._all: set[Slot] = set()
+        self._end = weakref.finalize(self, _remove, os.getpid(), self._folder, self._all)
+        layout.sweep(self._folder)
+
+    def take(self) -> Slot | None:
+        """A slot for one request; None if all are in use."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._closed or len(self._all) == MAX_SLOTS:
+                return None
+            slot = Slot(self._folder, self._threads)
+            self._all.add(slot)
+            return slot
+
+    def give(self, slot: Slot) -> None:
+        """The request has ended, answered or not: what is written next has another generation."""
+        with self._lock:
+            if not self._closed:
+                self._free.append(slot)
+                return
+            self._all.discard(slot)
+            slot.remove()
+            if not self._all:
+                self._end()
+
+    def drop(self, slot: Slot) -> None:
+        """The file is of no use any more."""
+        with self._lock:
+            if slot in self._all:
+                self._all.remove(slot)
+                slot.remove()
+
+    def close(self) -> None:
+        """Removes the files, those in use when their requests end."""
+        if self._owner != os.getpid():  # a forked child: the files are its parent's
+            self._end()
+            return
+        with self._lock:
+            self._closed = True
+            for slot in self._free:
+                self._all.discard(slot)
+                slot.remove()
+            self._free.clear()
+            if not self._all:
+                self._end()
+
+
+def _remove(owner: int, folder: int, slots: set[Slot]) -> None:
+    for slot in slots:
+        slot.remove() if os.getpid() == owner else slot.abandon()
+    slots.clear()
+    os.close(folder)

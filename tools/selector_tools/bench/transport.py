@@ -1,0 +1,82 @@
+"""`selector bench transport`: payloads to another process by shared memory, by a chunked stream, by one message."""
+
+import argparse
+import json
+from statistics import median
+from typing import Any
+
+from selector_tools.mistakes import any_mistake
+
+WAYS = ("shared_memory", "stream", "unary")
+MIB = 1 << 20
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "transport",
+        help="shared memory against gRPC",
+        description="Sends payloads to a server process that sums every byte (as 64-bit words), and counts until the "
+        "sum is back.",
+    )
+    parser.set_defaults(handler=run, extra="server")
+    parser.add_argument("--mib", type=int, nargs="+", default=[64, 256], help="payload sizes (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="of each way, interleaved (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    a = arguments
+    mistakes = [
+        (not all(1 <= mib <= 1024 for mib in a.mib), "--mib", a.mib, "each must be 1 to 1024"),
+        (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
+    ]
+    if any_mistake("selector bench transport", mistakes):
+        return 2
+    result = _measure(a.mib, a.repeats)
+    print(json.dumps(result) if a.json else _table(result))
+    return 0
+
+
+def _measure(sizes: list[int], repeats: int) -> dict[str, Any]:
+    import tempfile  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+
+    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.transport_client import Trial, serving  # noqa: PLC0415
+
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+    machine, by_size = describe("cpu"), {}
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder, serving(folder) as address:
+        for mib in sizes:
+            with Trial(address, folder, mib * MIB) as trial:
+                by_size[str(mib)] = _summary(trial.run(repeats), mib * MIB)
+    return {
+        "shm_over_memcpy": max(size["shm_over_memcpy"] for size in by_size.values()),
+        "shm_over_unary": min(size["shm_over_unary"] for size in by_size.values()),
+        "mib": by_size,
+        "setting": {
+            "repeats": repeats,
+            "sum": "uint64 words by numpy, two threads, every byte, in the clock of all three ways, not of memcpy",
+            "memcpy": "one np.copyto between warm buffers, on one thread, in the client's process",
+            "folder": "in memory" if memory.is_dir() else "on disk: there is no /dev/shm",
+        },
+        **machine,
+    }
+
+
+def _summary(seconds: dict[str, list[float]], size: int) -> dict[str, Any]:
+    middle = {way: median(values) for way, values in seconds.items()}
+    return {
+        "gb_per_second": {way: size / value / 1e9 for way, value in middle.items()},
+        "seconds": seconds,
+        "shm_over_memcpy": middle["shared_memory"] / middle["memcpy"],
+        "shm_over_unary": middle["unary"] / middle["shared_memory"],
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"shm_over_memcpy {result['shm_over_memcpy']:.2f}, shm_over_unary {result['shm_over_unary']:.1f}"]
+    for mib, size in result["mib"].items():
+        speeds = ", ".join(f"{way} {speed:.2f}" for way, speed in size["gb_per_second"].items())
+        lines.append(f"{mib:>5} MiB, GB/s: {speeds}")
+    return "\n".join(lines)
