@@ -85,4 +85,8 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _mix_int(value: int) -> int:
-    return int(_mix(torch.tensor([_signed(value)], dtype=torch.int64)).item()) & _MASK64
+    """The same of one number."""
+    value &= _MASK64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64
+    return value ^ value >> 31

@@ -21,7 +21,9 @@ class Sigmoid(Running):
         super().__init__(models, tile_bytes, fused)
         # What strips are made of: own pairs stay in full precision.
         self._candidates = [(weight, model.half()) for weight, model in models] if fused else models
-        self._score = torch.stack([weight * softplus(-model.own_logits()) for weight, model in models]).sum(dim=0)
+        own = [(weight, model.own_logits()) for weight, model in models]
+        self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
+        self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
         self._total = 0.0
 
     def scores(self) -> Tensor:
@@ -56,5 +58,5 @@ class Sigmoid(Running):
     def _count(self, chunk: Chunk, strip: Tensor) -> None:
         """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,
         and each pick with itself as a negative, twice."""
-        itself = sum(weight * softplus(model.at(chunk.rows).own_logits()) for weight, model in self.models)
+        itself = self._itself[chunk.rows]
         self._total += float(self._score[chunk.rows].sum()) + float((strip / 2 - itself).sum())
