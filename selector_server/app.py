@@ -20,6 +20,7 @@ from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
+from selector_server.engine.peer_link import PeerLink
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
@@ -78,6 +79,7 @@ class App:
         policies = _policies()
         self._worker = Worker(selection.run, config.stall_seconds)
         self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
+        self._link = self._peer_link(device)
         info = reply.server_info(config, _versions(), policies, self._learner, self._reference)
         self._service = SelectorService(
             config,
@@ -87,6 +89,7 @@ class App:
             selection,
             policies,
             self.metrics,
+            self._link,
             self._loss(),
             lambda: info,
             self._status,
@@ -109,6 +112,8 @@ class App:
         self._worker.start()
         if self._subscriber is not None:
             self._subscriber.start()
+        if self._link is not None:
+            self._link.start()
         await self._follow(server)
         for one in (server, *others):
             await one.start()
@@ -132,6 +137,8 @@ class App:
         self._worker.stop(timeout=0 if force.is_set() else 5)
         if self._subscriber is not None:
             await asyncio.to_thread(self._subscriber.stop)
+        if self._link is not None:
+            await asyncio.to_thread(self._link.stop)
         self._decoder.close()
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
@@ -212,6 +219,13 @@ class App:
             for model in (self._learner, self._reference)
         )
         return Preparation(learner, reference, self._cache)
+
+    def _peer_link(self, device: Device) -> PeerLink | None:
+        config = self.config
+        if not config.peers:
+            return None
+        backend = "nccl" if device.torch.type == "cuda" else "gloo"
+        return PeerLink(config.peer_address, config.peer_rank, config.peer_count, config.peer_seconds, backend)
 
     def _loss(self) -> Loss:
         """What the models were made for. Raises SetupError if they disagree."""
