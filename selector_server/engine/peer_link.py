@@ -7,6 +7,7 @@ one: then all leave the former process group and meet in a new one. Nobody has t
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,11 +28,12 @@ _KEY = "generation"
 
 class Generation:
     """One process group, which is torch's default one, while it lasts. `store` is its own part of the store; `turns`
-    counts the draws that sidecar 0 has called for, under `numbering`."""
+    counts the draws that sidecar 0 has called for; `refused` are times and keys of requests that this sidecar refused;
+    `lock` is for both."""
 
     def __init__(self, number: int, store: Store) -> None:
         self.number, self.store, self.over = number, store, False
-        self.turns, self.numbering = 0, Lock()
+        self.turns, self.refused, self.lock = 0, deque[tuple[float, list[str]]](), Lock()
         self._turn, self._changed = 0, Condition()
 
     @contextmanager

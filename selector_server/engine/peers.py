@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from selector_proto.tensors import WireError
 
 from selector_server.engine.agreement import Asked
-from selector_server.engine.groups import REMEMBERED_SECONDS, Run
+from selector_server.engine.groups import Run
 from selector_server.engine.joining import joint_plan, rank_settings, share
 from selector_server.engine.peer_link import PeerLink
 from selector_server.engine.preparation import Prepared
@@ -35,7 +34,6 @@ class Peers:
         # Beside event loop and worker: these threads wait for other sidecars.
         self._pool = ThreadPoolExecutor(most, "peers")
         self._under_way: dict[tuple[str, int], Asked] = {}
-        self._refused: deque[tuple[float, Asked]] = deque()
 
     @contextmanager
     def entered(self, member: Member | None) -> Iterator[Run]:
@@ -75,11 +73,10 @@ class Peers:
     def _together(self, asked: Asked, prepared: Prepared, scored: Scored, until: float) -> Result:
         """This rank's share. Raises InvalidRequest and GroupFailed, as on all other sidecars."""
         started, task, seconds = time.monotonic(), prepared.task, self._link.seconds
-        settings = rank_settings(prepared).values
-        settings["weights version"] = None if scored.weights is None else scored.weights.version
+        version = None if scored.weights is None else scored.weights.version
+        record = {"settings": rank_settings(prepared).values, "seed": task.plan.seed, "weights": version}
         try:
-            self._forget_refused()
-            outcome = asked.outcome({"settings": settings, "seed": task.plan.seed}, until, seconds)
+            outcome = asked.outcome(record, until, seconds)
             if "invalid" in outcome:
                 raise InvalidRequest(*outcome["invalid"])
             if "failed" in outcome:
@@ -119,14 +116,6 @@ class Peers:
 
     def _fail(self, asked: Asked, limit: str) -> None:
         try:
-            if asked.fail(limit):
-                self._refused.append((time.monotonic(), asked))
+            asked.fail(limit)
         except RuntimeError:  # no store, and so no generation that would wait for this rank
             self._link.lose(asked.generation)
-
-    def _forget_refused(self) -> None:
-        """Late ranks are refused for a minute; then the step may be asked for again."""
-        while self._refused and time.monotonic() - self._refused[0][0] > REMEMBERED_SECONDS:
-            _, asked = self._refused.popleft()
-            if not asked.generation.over:
-                asked.forget()

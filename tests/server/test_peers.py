@@ -1,6 +1,5 @@
 """Sidecars that select as one, each for its own trainer, against one process; and what is left when one is lost."""
 
-import itertools
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from selector_proto.v1 import admin_pb2, admin_pb2_grpc
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
-from server.test_groups import all_embedded, as_ranks, assert_refused_alike, balanced, models_of, shares
 from support.model import POLICIES, samples
 from support.processes import eventually, free_port, run_serve
+from support.ranks import STEPS, all_embedded, as_ranks, assert_refused_alike, balanced, models_of, shares
+from support.trainers import Trainer
 from support.wire import embeddings, error_info, raw, some_losses
 
 REFUSED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
 SECONDS = 2.0
-STEPS = itertools.count(1)
 
 
 class Circle:
@@ -64,7 +64,7 @@ def is_error(answer):
 
 
 def step(count, size=20, **fields):
-    return as_ranks([embeddings(*m, seed=3) for m in models_of(count, size)], **({"step": next(STEPS)} | fields))
+    return as_ranks([embeddings(*m, seed=3, **fields) for m in models_of(count, size)])
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +87,17 @@ def assert_shares(replies, scores, plan, size):
 
 def test_embeddings_are_picked_as_by_one_sidecar_for_all_ranks(pair, plain_server):
     models = models_of(2, 40)
-    number = next(STEPS)
-    requests = [embeddings(*m, seed=7 + r, chunks=3, gain=5.0) for r, m in enumerate(models)]
-    replies = pair.ask(as_ranks(requests, number))
+    requests = as_ranks([embeddings(*m, seed=7 + r, chunks=3, gain=5.0) for r, m in enumerate(models)])
+    replies = pair.ask(requests)
     assert_shares(replies, all_embedded(models), balanced(8, 3, 2, 7, 5.0), 40)
     with ThreadPoolExecutor(2) as pool:
-        group = list(pool.map(lambda request: plain_server.select(request), requests))
+        group = list(pool.map(plain_server.select, requests))
     assert [list(one.indices) for one in group] == [list(one.indices) for one in replies]
 
 
 def test_samples_are_encoded_by_their_own_sidecar(pair, bundles):
     parts = [samples(30, seed) for seed in range(2)]
-    replies = pair.ask(as_ranks([raw(*part, seed=5 + r, gain=3.0) for r, part in enumerate(parts)], next(STEPS)))
+    replies = pair.ask(as_ranks([raw(*part, seed=5 + r, gain=3.0) for r, part in enumerate(parts)]))
     pixels, ids = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
     assert_shares(replies, bundles.scores(pixels, ids), balanced(6, 6, 2, 5, 3.0), 30)
     assert {reply.weights.version for reply in replies} == {0}
@@ -107,7 +106,7 @@ def test_samples_are_encoded_by_their_own_sidecar(pair, bundles):
 def test_four_sidecars(start_sidecars):
     with start_sidecars() as start:
         circle, models = Circle(start, 4), models_of(4, 20)
-        replies = circle.ask(as_ranks([embeddings(*m, seed=r) for r, m in enumerate(models)], next(STEPS)))
+        replies = circle.ask(as_ranks([embeddings(*m, seed=r) for r, m in enumerate(models)]))
     assert_shares(replies, all_embedded(models), balanced(4, 4, 4, 0), 20)
 
 
@@ -195,6 +194,53 @@ def test_a_lost_sidecar_comes_back_without_a_restart_of_the_others(start_sidecar
         circle.sidecars[lost].wait_healthy()
         circle.connected()
         assert other.process.poll() is None
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_sidecar_lost_while_they_draw(start_sidecars, how):
+    with start_sidecars() as start, ThreadPoolExecutor(1) as pool:
+        circle = Circle(start, 2, {"max_chunks": 2000})
+        asked = pool.submit(circle.ask, step(2, 4000, filter_ratio=0.5, chunks=1500))
+        time.sleep(1)
+        assert not asked.done()
+        circle.sidecars[1].signal(how)
+        started = time.monotonic()
+        if how is signal.SIGSTOP:
+            time.sleep(SECONDS + 1)
+            circle.sidecars[1].signal(signal.SIGCONT)
+        answer = asked.result(60)[0]
+        assert time.monotonic() - started < 2 * SECONDS + 2
+        assert_refused_alike([answer], REFUSED, "a sidecar was lost", reason="GROUP_FAILED")
+        assert circle.sidecars[0].health() == "SERVING"
+        if how is signal.SIGKILL:
+            circle.start(1)
+            circle.sidecars[1].wait_healthy()
+        circle.connected()
+
+
+def test_a_sidecar_that_ends_says_so(start_sidecars):
+    with start_sidecars() as start:
+        circle = Circle(start, 2)
+        circle.sidecars[1].hang_up()
+        circle.sidecars[1].signal(signal.SIGTERM)
+        assert circle.sidecars[1].process.wait(15) == 0
+        requests, started = [step(2)[0], None], time.monotonic()
+        eventually(lambda: "not all 2 sidecars are connected" in circle.ask(requests)[0].details())
+        assert time.monotonic() - started < SECONDS
+
+
+def test_ranks_scored_by_different_weights_are_refused(start_sidecars, bundles, redis_url, run_name):
+    with start_sidecars() as start:
+        circle = Circle(start, 2, bundles.flags | {"redis": redis_url, "run": run_name})
+        Trainer(circle.sidecars[1], bundles, redis_url, run_name).serve(seed=5)
+        parts = [samples(20, seed) for seed in range(2)]
+        eventually(lambda: circle.sidecars[0].status().serving.version == 1)
+        replies = circle.ask(as_ranks([raw(*part) for part in parts]))
+        assert [reply.weights.version for reply in replies] == [1, 1]
+        admin_pb2_grpc.AdminServiceStub(circle.sidecars[0].channel).PinWeights(admin_pb2.PinWeightsRequest(version=0))
+        answers = circle.ask(as_ranks([raw(*part) for part in parts]))
+        text = "weights version is 0 on rank 0 and 1 on rank 1"
+        assert_refused_alike(answers, REFUSED, text, reason="GROUP_FAILED")
 
 
 def test_a_sidecar_that_stops_answering_is_left_behind(start_sidecars):
