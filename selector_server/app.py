@@ -108,12 +108,12 @@ class App:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
         metrics_server = self._serve_metrics()
+        if self._link is not None:
+            self._link.start()
         server, *others = self._servers()
         self._worker.start()
         if self._subscriber is not None:
             self._subscriber.start()
-        if self._link is not None:
-            self._link.start()
         await self._follow(server)
         for one in (server, *others):
             await one.start()

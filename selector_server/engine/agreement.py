@@ -27,6 +27,8 @@ class Asked:
         self._nonce = secrets.token_hex(8)
         self._outcome = f"outcome/{name}"
         self._records: list[str] = [f"record/{rank}/{name}" for rank in range(member.world_size)]
+        # In the order in which they go: no record may be left when the step is asked for again.
+        self._keys = [*self._records, self._outcome]
 
     def failed(self, limit: str) -> GroupFailed:
         group, step, count = repr(self.member.group), self.member.step, self.member.world_size
@@ -83,7 +85,7 @@ class Asked:
 
     def _refuse(self, outcome: dict[str, Any]) -> None:
         if self._write(outcome):
-            self.generation.refused.append((time.monotonic(), [self._outcome, *self._records]))
+            self.generation.refused.append((time.monotonic(), self._keys))
 
     def _write(self, outcome: dict[str, Any]) -> bool:
         text = json.dumps(outcome)
@@ -99,7 +101,7 @@ class Asked:
 
     def forget(self) -> None:
         """Of all ranks, so that the step may be asked for again."""
-        self._delete([self._outcome, *self._records])
+        self._delete(self._keys)
 
     def _delete(self, keys: list[str]) -> None:
         for key in keys:

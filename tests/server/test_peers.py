@@ -1,6 +1,7 @@
 """Sidecars that select as one, each for its own trainer, against one process; and what is left when one is lost."""
 
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -265,3 +266,13 @@ def test_wrong_settings(flags, text):
     code, stderr = run_serve(flags)
     assert code == 2
     assert text in stderr
+
+
+def test_a_rendezvous_that_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        peers = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, stderr = run_serve({"peers": peers, "peer_count": 2, "metrics_listen": "", "listen": "127.0.0.1:0"})
+    assert code == 2
+    assert f"peers is {peers}; sidecar 0 cannot serve it" in stderr
