@@ -20,6 +20,7 @@ from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
+from selector_server.engine.peer_link import PeerLink
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
@@ -83,6 +84,7 @@ class App:
         if self._shared is not None:
             self.metrics.shm_swept.inc(self._shared.swept)
         info = reply.server_info(config, _versions(), policies, self._learner, self._reference, self._shared)
+        self._link = self._peer_link(device)
         self._service = SelectorService(
             config,
             self._admission,
@@ -91,6 +93,7 @@ class App:
             selection,
             policies,
             self.metrics,
+            self._link,
             self._loss(),
             lambda: info,
             self._status,
@@ -110,6 +113,8 @@ class App:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
         metrics_server = self._serve_metrics()
+        if self._link is not None:
+            self._link.start()
         server, *others = self._servers()
         self._worker.start()
         if self._subscriber is not None:
@@ -137,6 +142,8 @@ class App:
         self._worker.stop(timeout=0 if force.is_set() else 5)
         if self._subscriber is not None:
             await asyncio.to_thread(self._subscriber.stop)
+        if self._link is not None:
+            await asyncio.to_thread(self._link.stop)
         self._decoder.close()
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
@@ -217,6 +224,13 @@ class App:
             for model in (self._learner, self._reference)
         )
         return Preparation(learner, reference, self._cache)
+
+    def _peer_link(self, device: Device) -> PeerLink | None:
+        config = self.config
+        if not config.peers:
+            return None
+        backend = "nccl" if device.torch.type == "cuda" else "gloo"
+        return PeerLink(config.peer_address, config.peer_rank, config.peer_count, config.peer_seconds, backend)
 
     def _loss(self) -> Loss:
         """What the models were made for. Raises SetupError if they disagree."""

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selector_proto.redis_link import LinkError, LinkOptions, check, masked
@@ -84,9 +85,25 @@ class Config(BaseModel):
     max_text_bytes: Positive = Field(64 << 10, description="longest text taken")
     receive_seconds: Seconds = Field(30.0, description="longest pause between two messages of a request")
     group_seconds: Seconds = Field(10.0, description="time that ranks which select as one wait for each other")
+    peers: str = Field(
+        "", description="tcp://host:port where sidecar 0 of those that select as one is found; empty for none"
+    )
+    peer_rank: Annotated[int, Field(ge=0)] = Field(
+        0, description="this sidecar among its peers, and its trainer's rank"
+    )
+    peer_count: Positive = Field(1, description="sidecars that select as one, and their trainers' world_size")
+    peer_seconds: Seconds = Field(10.0, description="time that peers wait for each other, and for any one exchange")
     stall_seconds: Seconds = Field(120.0, description="a request that computes longer makes the server unhealthy")
     drain_seconds: Seconds = Field(25.0, description="time that running requests get after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Host and port of `peers`. Raises ValueError."""
+        url = urlsplit(self.peers)
+        if url.scheme != "tcp" or not url.hostname or not url.port or url.path or url.query or url.username:
+            raise ValueError("must be tcp://host:port")
+        return url.hostname, url.port
 
     def shown(self) -> dict[str, str]:
         """All settings as text, secrets masked."""
@@ -132,9 +149,23 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         Keys(config.run)
     except ValueError as error:
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
+    _check_peers(config)
     try:
         if config.redis is not None:
             check(config.redis, config.link())
     except LinkError as error:
         raise SetupError(f"redis_{error.option}" if error.option else "redis", error.value, error.limit) from error
     return config
+
+
+def _check_peers(config: Config) -> None:
+    if not config.peers:
+        return
+    try:
+        _ = config.peer_address
+    except ValueError as error:
+        raise SetupError("peers", repr(config.peers), str(error)) from error
+    if config.peer_count < 2:
+        raise SetupError("peer_count", config.peer_count, "must be 2 or more with peers")
+    if config.peer_rank >= config.peer_count:
+        raise SetupError("peer_rank", config.peer_rank, f"must be below peer_count, {config.peer_count}")

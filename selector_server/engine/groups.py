@@ -15,10 +15,10 @@ from typing import TypeAlias
 from selector_proto.tensors import WireError
 
 from selector_server.engine.admission import Admission
-from selector_server.engine.joining import check_alike, join, joined_bytes, share
+from selector_server.engine.joining import check_alike, join, joined_bytes, listed, rank_settings, share
 from selector_server.engine.preparation import Prepared
 from selector_server.engine.task import Member, Result
-from selector_server.engine.waiting import TICK_SECONDS, Waiting, reach
+from selector_server.engine.waiting import TICK_SECONDS, Remaining, Waiting, reach
 from selector_server.errors import GroupFailed, InvalidRequest, SelectorError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 # Refused parties are remembered that long, and so many of them.
 REMEMBERED_SECONDS = 60.0
 REMEMBERED = 1024
-# Missing ranks that a refusal lists.
-_LISTED = 8
 
-Remaining: TypeAlias = Callable[[], float | None]
 Run: TypeAlias = Callable[[Prepared, Remaining], Awaitable[Result]]
 
 
@@ -124,7 +121,7 @@ class Groups:
             raise party.failed(f"a newer request of rank {seat.rank} took this one's place")
         if (first := next((other.prepared for other in party.joined), None)) is not None:
             try:
-                check_alike(first, prepared)
+                check_alike(rank_settings(first), rank_settings(prepared))
             except InvalidRequest as error:
                 self._stop(party, error)
                 raise
@@ -168,8 +165,7 @@ class Groups:
 
     def _missing(self, party: _Party, end: float) -> GroupFailed:
         there = {seat.rank for seat in party.joined}
-        missing = [str(rank) for rank in range(party.world_size) if rank not in there]
-        names = ", ".join(missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
+        names = listed([rank for rank in range(party.world_size) if rank not in there])
         late = time.monotonic() >= end
         return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if late else "in time"))
 

@@ -1,7 +1,7 @@
 """The tasks of several ranks as one task, and its result as each rank's: pure functions of arrays and settings."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,33 @@ from selector_server.encoding.cache import Found
 from selector_server.engine.preparation import ModelInput, Prepared
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Result, Samples, Stages
 from selector_server.errors import InvalidRequest
+from selector_server.sampling import Plan
+
+# Ranks that a refusal lists.
+_LISTED = 8
 
 
-def check_alike(first: Prepared, other: Prepared) -> None:
+@dataclass(frozen=True)
+class RankSettings:
+    """What a rank asks for: all that must be equal, the most telling first; plain values, as JSON has them."""
+
+    rank: int
+    values: dict[str, Any]
+
+
+def check_alike(first: RankSettings, other: RankSettings) -> None:
     """Raises InvalidRequest naming the first setting, as used, that two ranks do not share, and both values."""
-    ranks = [prepared.task.member.rank for prepared in (first, other) if prepared.task.member is not None]
-    for name, value in _settings(first).items():
-        if (others := _settings(other).get(name)) != value:
-            values = f"{value} on rank {ranks[0]} and {others} on rank {ranks[1]}"
+    for name, value in first.values.items():
+        if (others := other.values.get(name)) != value:
+            values = f"{value} on rank {first.rank} and {others} on rank {other.rank}"
             raise InvalidRequest(name, values, "must be the same for all ranks of a group")
 
 
-def _settings(prepared: Prepared) -> dict[str, Any]:
-    """All that must be equal, the most telling first."""
+def rank_settings(prepared: Prepared) -> RankSettings:
+    """Of a task that has a member."""
     task, plan, fresh = prepared.task, prepared.task.plan, prepared.task.freshness
-    return {
+    assert task.member is not None
+    values = {
         "candidates": type(task.candidates).__name__.lower(),
         "number of candidates": task.size,
         "policy": task.policy.name,
@@ -41,6 +53,7 @@ def _settings(prepared: Prepared) -> dict[str, Any]:
         "when_stale below min_weights_version": fresh.below_minimum.value,
         **_kinds(task.candidates),
     }
+    return RankSettings(task.member.rank, values)
 
 
 def _kinds(candidates: Samples | Embeddings | Losses) -> dict[str, Any]:
@@ -64,11 +77,21 @@ def join(ranks: Sequence[Prepared]) -> Prepared:
     """One task over the candidates of all ranks, which are alike, in the order of ranks. Every chunk takes equally
     many of each; the seed is rank 0's."""
     first = ranks[0].task
-    plan = replace(first.plan, sizes=tuple(len(ranks) * size for size in first.plan.sizes), ranks=len(ranks))
+    plan = joint_plan(first.plan, len(ranks), first.plan.seed)
     task = replace(first, candidates=_candidates(ranks), size=len(ranks) * first.size, plan=plan)
     learner = _input([part.learner for part in ranks])
     reference = learner if _one_input(ranks) else _input([part.reference for part in ranks])
     return Prepared(task, learner, reference, _found([part.found for part in ranks if part.found is not None]))
+
+
+def listed(ranks: Sequence[int]) -> str:
+    """As refusals name them."""
+    return ", ".join(map(str, ranks[:_LISTED])) + (", …" if len(ranks) > _LISTED else "")
+
+
+def joint_plan(plan: Plan, ranks: int, seed: int) -> Plan:
+    """One rank's plan as the plan of them all."""
+    return replace(plan, sizes=tuple(ranks * size for size in plan.sizes), ranks=ranks, seed=seed)
 
 
 def joined_bytes(ranks: Sequence[Prepared]) -> int:

@@ -1,5 +1,7 @@
 """Scores a task and picks: the one path from candidates to indices. Runs on the worker's thread."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,12 +19,22 @@ from selector_server.engine.task import (
     Result,
     Samples,
     ServedWeights,
+    Stages,
     Task,
 )
 from selector_server.errors import NotPossible, StaleWeights
 from selector_server.sampling import Criterion, Embedded, Needs, PairScores, ScalarScores, Scores
 from selector_server.weights.freshness import Breach, WhenStale
 from selector_server.weights.store import Store, SyncState, Version
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Candidates to draw from; `stages` are those of their task."""
+
+    scores: Scores
+    weights: ServedWeights | None
+    stages: Stages
 
 
 class Selection:
@@ -85,6 +97,11 @@ class Selection:
                     cached=0 if prepared.found is None else int(prepared.found.known.sum()),
                     stages=stages,
                 )
+
+    def score(self, prepared: Prepared) -> Scored:
+        """What `run` would draw from. Raises SelectorError."""
+        with torch.inference_mode():
+            return Scored(*self._scores(prepared), prepared.stages)
 
     def _scores(self, prepared: Prepared) -> tuple[Scores, ServedWeights | None]:
         task, stages = prepared.task, prepared.stages

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
 
 from selector_server.engine.admission import Admission
 from selector_server.engine.preparation import Prepared
-from selector_server.engine.selection import Selection
+from selector_server.engine.selection import Scored, Selection
 from selector_server.engine.task import Result, Task
-from selector_server.engine.worker import Worker
+from selector_server.engine.worker import Staged, Worker
 from selector_server.errors import StaleWeights, Unavailable
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.freshness import WhenStale
@@ -19,6 +20,9 @@ TICK_SECONDS = 0.02
 REACH_SECONDS = 0.25
 # Of a request without a deadline.
 LONGEST_SECONDS = 600.0
+
+T = TypeVar("T", bound=Staged)
+Remaining: TypeAlias = Callable[[], float | None]
 
 
 def reach(remaining: float | None) -> float:
@@ -34,14 +38,22 @@ class Waiting:
         self._selection, self._worker = selection, worker
         self._admission, self._metrics = admission, metrics
 
-    async def run(self, prepared: Prepared, remaining: Callable[[], float | None]) -> Result:
+    async def run(self, prepared: Prepared, remaining: Remaining) -> Result:
         """The task's result, once the weights are as new as it accepts. `remaining` seconds are left of its deadline,
         None without one. Raises StaleWeights when that comes within reach, Unavailable when the server drains."""
+        return await self._fresh(prepared, remaining, lambda: self._worker.submit(prepared, remaining()))
+
+    async def score(self, prepared: Prepared, remaining: Remaining) -> Scored:
+        """As `run`, but for a draw that is made elsewhere."""
+        score = self._selection.score
+        return await self._fresh(prepared, remaining, lambda: self._worker.call(score, prepared, remaining()))
+
+    async def _fresh(self, prepared: Prepared, remaining: Remaining, submit: Callable[[], Awaitable[T]]) -> T:
         task, waited = prepared.task, 0.0
         while True:
             waited += await self._until_fresh(task, remaining())
             try:
-                result = await self._worker.submit(prepared, remaining())
+                result = await submit()
             except StaleWeights:
                 # They aged in the queue, or an older version was pinned. A task that waits goes back to waiting.
                 if task.freshness.when_stale is not WhenStale.WAIT:

@@ -7,23 +7,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any, Protocol, TypeVar
 
 from selector_server.engine.preparation import Prepared
-from selector_server.engine.task import Result
+from selector_server.engine.task import Result, Stages
 from selector_server.errors import SelectorError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
 
 
+class Staged(Protocol):
+    """What the worker needs of what it makes."""
+
+    @property
+    def stages(self) -> Stages: ...
+
+
+T = TypeVar("T", bound=Staged)
+
+
 @dataclass
 class _Job:
+    run: Callable[[Prepared], Staged]
     prepared: Prepared
     deadline: float  # time.monotonic()
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Result]
+    future: asyncio.Future[Any]
     queued: float
 
-    def settle(self, result: Result | BaseException) -> None:
+    def settle(self, result: Staged | BaseException) -> None:
         """Hands the outcome to the waiting request, from any thread."""
 
         def deliver() -> None:
@@ -68,14 +80,18 @@ class Worker:
 
     async def submit(self, prepared: Prepared, timeout: float | None) -> Result:
         """The task's result. `timeout` in seconds from now; a cancelled wait drops the task if it has not begun."""
+        return await self.call(self._run, prepared, timeout)
+
+    async def call(self, run: Callable[[Prepared], T], prepared: Prepared, timeout: float | None) -> T:
+        """What `run` makes of the task on the worker's thread; see `submit`."""
         if self._stopped or not self.alive:
             raise Unavailable("worker", "stopped", "the server is going down")
         now = time.monotonic()
         deadline = now + timeout if timeout is not None else float("inf")
         loop = asyncio.get_running_loop()
-        job = _Job(prepared, deadline, loop, loop.create_future(), now)
-        self._jobs.put(job)
-        return await job.future
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.put(_Job(run, prepared, deadline, loop, future, now))
+        return await future
 
     def _loop(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -90,9 +106,9 @@ class Worker:
             self._busy_since = None
             del job  # or an idle worker would hold the last request's arrays
 
-    def _attempt(self, job: _Job, waited: float) -> Result | BaseException:
+    def _attempt(self, job: _Job, waited: float) -> Staged | BaseException:
         try:
-            result = self._run(job.prepared)
+            result = job.run(job.prepared)
             result.stages.queue = waited
             return result
         except SelectorError as error:

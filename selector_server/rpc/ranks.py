@@ -16,7 +16,12 @@ def to_member(selection: pb.Selection, config: Config) -> Member | None:
         raise InvalidRequest("rank", rank, f"must be below world_size, {world_size}")
     if world_size <= 1:
         return None
-    if world_size > config.max_pending_requests:
+    if config.peers:
+        if world_size != config.peer_count:
+            raise InvalidRequest("world_size", world_size, f"must be peer_count of this sidecar, {config.peer_count}")
+        if rank != config.peer_rank:
+            raise InvalidRequest("rank", rank, f"must be peer_rank of this sidecar, {config.peer_rank}")
+    elif world_size > config.max_pending_requests:
         limit = f"at most max_pending_requests of this server, {config.max_pending_requests}: all ranks wait in it"
         raise LimitExceeded("world_size", world_size, limit)
     if not 1 <= len(group) <= MAX_GROUP or not group.isprintable():

@@ -86,7 +86,8 @@ def server_info(
             max_image_pixels=config.max_image_pixels,
             max_text_bytes=config.max_text_bytes,
             max_pending_requests=config.max_pending_requests,
-            max_world_size=config.max_pending_requests,  # every rank holds a permit while it waits for the others
+            # Without peers every rank holds a permit here while it waits for the others.
+            max_world_size=config.peer_count if config.peers else config.max_pending_requests,
         ),
         policies=sorted(policies),
         criteria=[pb.Criterion.ValueType(code) for code in CRITERIA if code],

@@ -11,6 +11,8 @@ from selector_proto.v1 import selector_pb2_grpc as rpc
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
 from selector_server.engine.groups import Groups
+from selector_server.engine.peer_link import PeerLink
+from selector_server.engine.peers import Peers
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.task import Result, Task
@@ -31,7 +33,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type
 
 
 class SelectorService(rpc.SelectorServiceServicer):
-    """`info` and `status` give the two answers that need no device."""
+    """`link` leads to the sidecars that select as one with this one; `info` and `status` give the two answers that
+    need no device."""
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         selection: Selection,
         policies: Mapping[str, Policy],
         metrics: Metrics,
+        link: PeerLink | None,
         default_loss: Loss,
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
@@ -53,7 +57,11 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._info, self._status, self._shared = info, status, shared
         self._replies = Replies()
         waiting = Waiting(selection, worker, admission, metrics)
-        self._groups = Groups(waiting, admission, config.group_seconds)
+        self._groups: Groups | Peers
+        if link is None:
+            self._groups = Groups(waiting, admission, config.group_seconds)
+        else:
+            self._groups = Peers(link, waiting, config.max_pending_requests)
 
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context

@@ -67,7 +67,7 @@ def to_task(
     criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
     candidates, size = _candidates(selection, payload, config, criterion, policy)
     member = to_member(selection, config)
-    if member is not None and member.world_size * size > config.max_super_batch:
+    if member is not None and not config.peers and member.world_size * size > config.max_super_batch:
         value, limit = f"{member.world_size} x {size}", f"at most {config.max_super_batch} together"
         raise LimitExceeded("candidates of all ranks", value, limit)
     loss = _enum("loss", selection.loss, LOSSES, pb.Loss)

@@ -10,7 +10,7 @@ from selector_server.engine.admission import Admission
 from selector_server.engine.task import Stages
 from selector_server.engine.worker import Worker
 from selector_server.errors import NotPossible, Overloaded, TooLate, Unavailable
-from selector_server.rpc.service import _in_thread
+from selector_server.rpc.threads import in_thread
 from selector_server.telemetry.metrics import Metrics
 
 
@@ -192,7 +192,7 @@ def test_a_request_that_is_given_up_holds_its_permit_until_its_thread_has_ended(
         ended.append(time.monotonic())
 
     async def main():
-        waiting = asyncio.create_task(_in_thread(work))
+        waiting = asyncio.create_task(in_thread(work))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -15,12 +15,12 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 from support.model import POLICIES, samples
 from support.processes import SlowClient, eventually
+from support.ranks import all_embedded, as_ranks, assert_refused_alike, balanced, models_of, shares
 from support.wire import embeddings, error_info, losses, raw, some_embeddings, some_losses
 
-from selector_server.sampling import Criterion, Draw, Embedded, Loss, PairScores, Plan, ScalarScores, chunk_sizes
+from selector_server.sampling import Draw, Loss, Plan, ScalarScores
 
 REFUSED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
-STEPS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +53,11 @@ class Asking:
         return [self._futures[rank].result(60) for rank in sorted(self._futures)]
 
 
-def as_ranks(requests, step=None, group="g", **fields):
-    step = next(STEPS) if step is None else step
-    for rank, request in enumerate(requests):
-        request.set(**({"group": group, "rank": rank, "world_size": len(requests), "trainer_step": step} | fields))
-    return requests
-
-
 def together(server, requests, order=None, pause=0.0, **fields):
     """The replies to requests that are made one group's."""
     replies = Asking(server, as_ranks(requests, **fields), order, pause).answers()
     assert all(isinstance(reply, pb.SelectResponse) for reply in replies), replies
     return replies
-
-
-def balanced(picks, chunks, ranks, seed, gain=100.0, draw=Draw.SAMPLE):
-    return Plan(tuple(ranks * size for size in chunk_sizes(picks, chunks)), gain, draw, seed, ranks)
-
-
-def shares(picks, size, ranks):
-    """What each rank gets of picks out of all ranks' candidates: indices and scores, in draw order."""
-    for rank in range(ranks):
-        mine = picks.indices // size == rank
-        yield (picks.indices[mine] - rank * size).tolist(), picks.scores[mine].numpy()
 
 
 def assert_shares(replies, scores, policy, plan, size):
@@ -88,18 +70,6 @@ def assert_shares(replies, scores, policy, plan, size):
         assert reply.seed == plan.seed
         assert reply.objective == pytest.approx(picks.total / plan.picks, rel=1e-4)
         assert reply.objective_uniform == pytest.approx(scores.uniform_total(plan.picks) / plan.picks, rel=1e-4)
-
-
-def models_of(ranks, size):
-    return [some_embeddings(size, seed=rank) for rank in range(ranks)]
-
-
-def all_embedded(models, loss=Loss.SIGMOID):
-    sides = []
-    for side in (0, 1):
-        image, text = (torch.from_numpy(np.concatenate([model[side][part] for model in models])) for part in (0, 1))
-        sides.append(Embedded.normalise(image, text, *models[0][side][2:]))
-    return PairScores(Criterion.LEARNABILITY, *sides, loss)
 
 
 def some_ranks(count=2, size=20, **fields):
@@ -197,14 +167,6 @@ def test_known_references_of_one_rank_and_new_ones_of_another(sidecar, bundles, 
 
 
 # All are refused, or none
-
-
-def assert_refused_alike(answers, code, *texts, reason=None):
-    for answer in answers:
-        assert isinstance(answer, grpc.RpcError), answer
-        assert answer.code() is code, answer
-        assert all(text in answer.details() for text in texts), answer.details()
-        assert reason is None or error_info(answer)["reason"] == reason
 
 
 def test_a_missing_rank_refuses_all_in_time_and_a_late_one_at_once(quick):
