@@ -21,7 +21,7 @@ help: ## list the verbs
 demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html (about 3 minutes)
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
 
-test: $(VENV)/.dev ## every test (under 10 minutes)
+test: $(VENV)/.dev ## every test (10 to 15 minutes)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 check: $(VENV)/.dev ## format, lint, types, contract, fast tests
@@ -38,7 +38,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights (about 25 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader (about 30 minutes)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
@@ -46,6 +46,8 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench serve
 	$(BIN)/selector bench cache
 	$(BIN)/selector bench weights --soak 1000
+	$(BIN)/selector bench transport
+	$(BIN)/selector bench loader
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
