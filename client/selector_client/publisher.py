@@ -6,7 +6,6 @@ raised into the training loop.
 """
 
 import logging
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from selector_proto.copiers import copiers
 from selector_proto.redis_link import LinkOptions
 from selector_proto.stores import open_store
 from selector_proto.weights import CANARY, MAX_CANARY, Keys
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 MAX_BACKOFF_SECONDS = 5.0
 # How often live keys are looked after, at least; they live four times as long.
 HEARTBEAT_SECONDS = 15.0
-# Threads that copy while the trainer waits: more than fill a memory bus would only take turns.
-MAX_COPIERS = 4
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,7 @@ class WeightPublisher:
         self.last_version = 0
         self.last_error = ""
         self.fenced = False
-        copiers = min(MAX_COPIERS, len(os.sched_getaffinity(0)))
-        self._copiers = ThreadPoolExecutor(copiers, thread_name_prefix="weight-copier")
+        self._copiers = ThreadPoolExecutor(copiers(), thread_name_prefix="weight-copier")
         self._thread = threading.Thread(target=self._run, name="weight-publisher", daemon=True)
         self._thread.start()
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from selector_proto import shared_memory as layout
+from selector_proto.copiers import copiers
 
 # Requests in flight that can have a file.
 MAX_SLOTS = 8
@@ -99,7 +100,7 @@ class Ring:
     def __init__(self, path: str) -> None:
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(layout.copiers(), thread_name_prefix="selector-shared-memory")
+        self._threads = ThreadPoolExecutor(copiers(), thread_name_prefix="selector-shared-memory")
         self._free: list[Slot] = []
         self._closed, self._owner = False, os.getpid()
         self._all: set[Slot] = set()

@@ -22,7 +22,6 @@ TOKEN_FILE = "token"  # noqa: S105 - a name, no secret
 MAX_TOKEN = 64
 # Bytes of one read or write: large enough for the system call not to count, far below its limit of 2 GiB.
 PIECE_BYTES = 4 << 20
-MAX_COPIERS = 4
 
 _HEADER = struct.Struct("<8sQQQ")
 HEADER_BYTES = _HEADER.size
@@ -67,12 +66,6 @@ def is_name(name: str) -> bool:
 def open_within(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
     """Opens a file of the folder (a descriptor); never through a link, and never waiting for a FIFO's other end."""
     return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
-
-
-def copiers() -> int:
-    """Threads that copy one payload: more than fill a memory bus would only take turns."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MAX_COPIERS, usable or 1)
 
 
 def copy_all(room: memoryview, parts: Iterable[memoryview], threads: Executor) -> None:

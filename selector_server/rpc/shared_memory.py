@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from selector_proto import shared_memory as layout
+from selector_proto.copiers import copiers
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.errors import InvalidRequest, SetupError
@@ -24,7 +25,7 @@ class SharedFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.token, self._pool = path.absolute(), secrets.token_hex(16), Pool(SPARE)
-        self._threads = ThreadPoolExecutor(layout.copiers(), thread_name_prefix="shared-memory")
+        self._threads = ThreadPoolExecutor(copiers(), thread_name_prefix="shared-memory")
         try:
             if not path.is_dir():
                 path.mkdir(parents=True)

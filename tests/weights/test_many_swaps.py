@@ -2,19 +2,14 @@
 
 import threading
 import time
-from pathlib import Path
 
 from selector_client import WeightPublisher
+from selector_tools.bench.pinning import resident_bytes
 from support.model import TwoTower, as_published, plan, samples
 from support.wire import raw
 
 PIXELS, IDS = samples(30)
 SWAPS, SETTLED = 1000, 50
-
-
-def resident_bytes(pid) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
 
 
 def test_a_thousand_swaps_under_load(sidecar, bundles, redis_url, run_name):

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from selector_client import SelectingLoader, Selector, WeightPublisher
 
-from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.encoding.export import export_learner, export_reference
-from selector_server.encoding.source import Source
 from selector_tools.bench import pinning
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, make_tokenizer
-from selector_tools.demo.model import MAX_TOKENS, MEAN, SIDE, STD, SmallSigLip
+from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.services import redis_server, sidecar_process
+from selector_tools.demo.source import source
 
 CHUNKS = 16
 PUBLISH_EVERY = 10
@@ -56,7 +55,8 @@ def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], Non
     torch.manual_seed(0)
     model, reference = (SmallSigLip(tokenizer.get_vocab_size()) for _ in range(2))
     for module, export in ((model, export_learner), (reference, export_reference)):
-        export(_source(module, tokenizer.get_vocab_size(), folder), folder / export.__name__)
+        words = folder / "tokenizer.json"
+        export(source("demo", module, tokenizer.get_vocab_size(), words), folder / export.__name__)
     flags = ["--learner", str(folder / "export_learner"), "--reference", str(folder / "export_reference")]
     flags += ["--cache", str(folder / "cache"), "--threads", "1", "--log-level", "warning"]
     with (
@@ -145,17 +145,6 @@ def _table(ratio: float, ahead: dict[str, Any], alone: dict[str, Any]) -> dict[s
         "wait_share_without_prefetch": alone["waited"] / (alone["waited"] + alone["worked"]),
         "decodes_saved": 1 - ahead["decoded"],
     }
-
-
-def _source(module: SmallSigLip, vocabulary: int, folder: Path) -> Source:
-    return Source(
-        name="demo",
-        module=module,
-        image=ImageInput(height=SIDE, width=SIDE, channels=1, mean=(MEAN,), std=(STD,)),
-        text=TextInput(max_tokens=MAX_TOKENS, vocabulary=vocabulary),
-        logit=Logit(scale_parameter="log_scale", scale_is_log=True, bias_parameter="bias"),
-        tokenizer=folder / "tokenizer.json",
-    )
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.encoding.export import export_learner, export_reference
-from selector_server.encoding.source import Source
 from selector_tools.demo import pool
 from selector_tools.demo.arms import Setting, Snapshot, run_arm
 from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
-from selector_tools.demo.model import MAX_TOKENS, MEAN, SIDE, STD, SmallSigLip
+from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Example, Report
 from selector_tools.demo.services import redis_server
+from selector_tools.demo.source import source
 from selector_tools.demo.training import train
 
 BATCH = 128
@@ -131,20 +130,9 @@ def _train_reference(curated: Pairs, vocabulary: int, seed: int, progress: Progr
 
 def _export(setting: Setting, reference: SmallSigLip, tokenizer: Path, progress: Progress) -> None:
     task = progress.add_task("export learner, reference", total=2)
-
-    def source(name: str, model: SmallSigLip) -> Source:
-        return Source(
-            name=name,
-            module=model,
-            image=ImageInput(height=SIDE, width=SIDE, channels=1, mean=(MEAN,), std=(STD,)),
-            text=TextInput(max_tokens=MAX_TOKENS, vocabulary=setting.vocabulary),
-            logit=Logit(scale_parameter="log_scale", scale_is_log=True, bias_parameter="bias"),
-            tokenizer=tokenizer,
-        )
-
-    export_learner(source("demo-learner", setting.fresh_model()), setting.learner)
+    export_learner(source("demo-learner", setting.fresh_model(), setting.vocabulary, tokenizer), setting.learner)
     progress.advance(task)
-    export_reference(source("demo-reference", reference), setting.reference)
+    export_reference(source("demo-reference", reference, setting.vocabulary, tokenizer), setting.reference)
     progress.advance(task)
 
 
