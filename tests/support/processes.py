@@ -73,6 +73,7 @@ class Sidecar:
         self.port, self.metrics_port = port or free_port(), free_port()
         self.address, self.log = f"127.0.0.1:{self.port}", log
         addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
+        self.started = time.time()
         with log.open("ab") as stream:
             command = serve_command(addresses | {"threads": 2} | (flags or {}))
             self.process = spawn(*command, env=env, stdout=stream, stderr=stream)
