@@ -13,33 +13,46 @@ _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
+# Noise made at once: more would not be faster, and would be most of a large super-batch's memory.
+NOISE_AHEAD = 1 << 16
+
+
 def gumbel(seed: int, stream: int, candidates: Tensor) -> Tensor:
     """Standard Gumbel noise, float64 [n], for the candidate indices int64 [n] in round `stream` of `seed`.
 
     SplitMix64 (Steele et al., 2014): the generator's output function on a counter, its key mixed from seed and
     round.
     """
-    key = _mix_int(_mix_int(seed & _MASK64) + (stream + 1) * _GOLDEN)
-    bits = _mix(candidates * _signed(_GOLDEN) + _signed(key))
-    # 53 bits, centred in their cells: never 0, never 1, so both logarithms are finite.
-    uniform = (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(uniform))
+    return _gumbel(seed, range(stream, stream + 1), candidates)[0]
+
+
+class Keys:
+    """What the draws of a plan rank candidates by: logits plus noise, unless the draw is top-k.
+
+    `first` is the index of the first of these candidates in the whole super-batch.
+    """
+
+    def __init__(self, plan: Plan, count: int, device: torch.device, first: int = 0) -> None:
+        self._plan, self._candidates = plan, torch.arange(first, first + count, device=device)
+        self._made = range(0)
+        self._noise: Tensor
+
+    def of(self, logits: Tensor, round_: int) -> Tensor:
+        """float64 [n] for logits float64 [n]; rounds are asked for in order."""
+        if self._plan.draw is Draw.TOP_K:
+            return logits
+        if (
+            round_ not in self._made
+        ):  # several rounds at once, or a small super-batch's noise would cost as a large one's
+            rounds = max(1, NOISE_AHEAD // max(1, len(self._candidates)))
+            self._made = range(round_, min(round_ + rounds, max(round_ + 1, len(self._plan.sizes))))
+            self._noise = _gumbel(self._plan.seed, self._made, self._candidates)
+        return logits + self._noise[round_ - self._made.start]
 
 
 def open_logits(score: Tensor, taken: Tensor, plan: Plan) -> Tensor:
     """gain * score, float64 [n], kept finite whatever the two are, so that only what is taken already is at -inf."""
     return (score * plan.gain).clamp(min=torch.finfo(score.dtype).min).masked_fill(taken, -torch.inf)
-
-
-def keys(logits: Tensor, plan: Plan, stream: int, first: int = 0) -> Tensor:
-    """What a draw ranks candidates by, float64 [n]: the logits, plus noise unless the draw is top-k.
-
-    `first` is the index of the first of these candidates in the whole super-batch.
-    """
-    if plan.draw is Draw.TOP_K:
-        return logits
-    candidates = torch.arange(first, first + len(logits), device=logits.device)
-    return logits + gumbel(plan.seed, stream, candidates)
 
 
 def best(ranking: Tensor, size: int) -> Tensor:
@@ -54,17 +67,27 @@ def best(ranking: Tensor, size: int) -> Tensor:
     return top.indices[:size]
 
 
-def draw_chunk(logits: Tensor, size: int, plan: Plan, stream: int) -> Tensor:
-    """Indices int64 [size] of one chunk without replacement; -inf marks what must not be drawn.
+def draw_chunk(ranking: Tensor, size: int, plan: Plan) -> Tensor:
+    """Indices int64 [size] of one chunk without replacement, given the candidates' keys; -inf marks what must not be
+    drawn.
 
     With several ranks, the same number from each, rank 0's first.
     """
-    ranking = keys(logits, plan, stream)
     if plan.ranks == 1:
         return best(ranking, size)
-    share = len(logits) // plan.ranks
+    share = len(ranking) // plan.ranks
     parts = [best(part, size // plan.ranks) + rank * share for rank, part in enumerate(torch.split(ranking, share))]
     return torch.cat(parts)
+
+
+def _gumbel(seed: int, streams: range, candidates: Tensor) -> Tensor:
+    """float64 [streams, n]."""
+    mixed = [_signed(_mix_int(_mix_int(seed & _MASK64) + (stream + 1) * _GOLDEN)) for stream in streams]
+    keys = torch.tensor(mixed, device=candidates.device).unsqueeze(1)
+    bits = _mix(candidates * _signed(_GOLDEN) + keys)
+    # 53 bits, centred in their cells: never 0, never 1, so both logarithms are finite.
+    uniform = (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
 
 
 def _signed(value: int) -> int:

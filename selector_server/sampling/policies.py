@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from selector_server.sampling.noise import draw_chunk, open_logits
+from selector_server.sampling.noise import Keys, draw_chunk, open_logits
 from selector_server.sampling.plan import Draw, Plan
 from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores, Scores
@@ -53,12 +53,14 @@ class Joint(Policy):
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
         running = scores.running()
-        taken = torch.zeros(scores.size, dtype=torch.bool, device=running.scores().device)
+        device = running.scores().device
+        keys = Keys(plan, scores.size, device)
+        taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
         chunks: list[Tensor] = []
         drawn: list[Tensor] = []
         for round_, size in enumerate(plan.sizes):
             score = running.scores()
-            rows = draw_chunk(open_logits(score, taken, plan), size, plan, round_)
+            rows = draw_chunk(keys.of(open_logits(score, taken, plan), round_), size, plan)
             taken[rows] = True
             chunks.append(rows)
             drawn.append(score[rows])
@@ -76,7 +78,7 @@ class Independent(Policy):
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         own = scores.own()
-        picks = draw_chunk(own * plan.gain, plan.picks, plan, 0)
+        picks = _drawn_at_once(own * plan.gain, plan)
         return Picks(picks, own[picks], scores.total(picks))
 
 
@@ -88,5 +90,9 @@ class Uniform(Policy):
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         same = torch.zeros_like(scores.own())
-        picks = draw_chunk(same, plan.picks, replace(plan, draw=Draw.SAMPLE), 0)
+        picks = _drawn_at_once(same, replace(plan, draw=Draw.SAMPLE))
         return Picks(picks, same[picks], 0.0)
+
+
+def _drawn_at_once(logits: Tensor, plan: Plan) -> Tensor:
+    return draw_chunk(Keys(plan, len(logits), logits.device).of(logits, 0), plan.picks, plan)

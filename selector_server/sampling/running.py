@@ -13,7 +13,7 @@ from selector_server.sampling.embedded import Embedded
 Weighted = tuple[int, Embedded]
 
 # Candidates whose pairs estimate what a uniform sub-batch would score.
-SAMPLE = 1024
+SAMPLE = 512
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
+from selector_server.sampling import at_once
 from selector_server.sampling.embedded import Embedded
 from selector_server.sampling.running import Running, Weighted, total_of
 from selector_server.sampling.sigmoid import Sigmoid
@@ -110,10 +112,16 @@ class PairScores:
 
     def running(self) -> Running:
         """Scores that a draw in chunks keeps up to date."""
+        if self.loss is Loss.SIGMOID and not self.fused and at_once.fits(self.size, self.tile_bytes):
+            return at_once.AtOnce(self.models, self.own(), self._pairs)
+        return self.streamed()
+
+    def streamed(self) -> Running:
+        """The same for candidates of which there are more elsewhere, or too many to score all pairs at once."""
         return _RUNNING[self.loss](self.models, self.tile_bytes, self.fused)
 
     def own(self) -> Tensor:
-        return self.running().scores()
+        return self.streamed().scores()
 
     def total(self, picks: Tensor) -> float:
         models = [(weight, model.at(picks)) for weight, model in self.models]
@@ -121,3 +129,7 @@ class PairScores:
 
     def uniform_total(self, picks: int) -> float:
         return self.running().uniform_total(picks)
+
+    @cached_property
+    def _pairs(self) -> Tensor:
+        return at_once.pairs_of(self.models)

@@ -20,14 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.noise import best, keys, open_logits
+from selector_server.sampling.noise import Keys, best, open_logits
 from selector_server.sampling.plan import Plan
 from selector_server.sampling.policies import Picks
 from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores
 
 # Of what is exchanged; to be raised with every change of it, or of the bits of a score.
-VERSION = 1
+VERSION = 2
 # Bytes of the record that every shard shows before the first round.
 RECORD_BYTES = 4096
 
@@ -48,7 +48,8 @@ def pick_sharded(
     scores: PairScores, plan: Plan, group: dist.ProcessGroup | None = None, timeout_seconds: float = 60.0
 ) -> Picks:
     """What Joint().pick returns for the candidates of all shards, rank 0's first: equal on all of them, bit for bit
-    but for `total`, which is added up in another order.
+    but for `total`, which is added up in another order. Of super-batches that one process would score at once
+    (at_once.py), scores are equal to within rounding.
 
     To be called by every process of `group` (default: all), with its own candidates in `scores`, any number of them,
     and the same plan. Indices count through all shards. With plan.ranks > 1, which must be their number, shards hold
@@ -61,13 +62,14 @@ def pick_sharded(
     sizes = _agree(shards, scores, plan)
     ends = torch.tensor(sizes, device=shards.device).cumsum(0)
     first = sum(sizes[: shards.rank])
-    running = scores.running()
+    running = scores.streamed()
+    keys = Keys(plan, scores.size, device, first)
     taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
     chunks: list[Tensor] = []
     drawn: list[Tensor] = []
     for round_, size in enumerate(plan.sizes):
         score = running.scores()
-        ranking = keys(open_logits(score, taken, plan), plan, round_, first)
+        ranking = keys.of(open_logits(score, taken, plan), round_)
         index, index_score = _draw(shards, ranking, score, size, first, balanced=plan.ranks > 1)
         owner = torch.searchsorted(ends, index, right=True)
         rows = (index[owner == shards.rank] - first).to(device)

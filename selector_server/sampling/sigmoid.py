@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selector_server.sampling.at_once import pairs_of, uniform_total
 from selector_server.sampling.kernel import StripModel, strips
-from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted, total_of
-from selector_server.sampling.strips import softplus, softplus_strips
+from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
+from selector_server.sampling.strips import Sides, softplus
 
 
 class Sigmoid(Running):
@@ -19,44 +20,50 @@ class Sigmoid(Running):
 
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
         super().__init__(models, tile_bytes, fused)
-        # What strips are made of: own pairs stay in full precision.
-        self._candidates = [(weight, model.half()) for weight, model in models] if fused else models
+        self._strips = _Strips(models, tile_bytes, fused)
         own = [(weight, model.own_logits()) for weight, model in models]
-        self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
+        self._own = self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
         self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
-        self._total = 0.0
+        self._picked: list[Tensor] = []
 
     def scores(self) -> Tensor:
         return self._score
 
     def add(self, chunk: Chunk) -> None:
-        strip = self._strip(self._candidates, chunk)
-        self._count(chunk, strip[chunk.rows])
-        self._score = self._score + strip
+        self._picked.append(chunk.rows)
+        self._score = self._score + self._strips.of(chunk)
 
     def finish(self, chunk: Chunk) -> float:
-        self._count(chunk, self._strip([(weight, model.at(chunk.rows)) for weight, model in self._candidates], chunk))
-        return self._total
+        # Only the picks' own scores matter now, and with this chunk they hold each pair of picks twice, and each pick
+        # with itself as a negative, twice.
+        rows = torch.cat([*self._picked, chunk.rows])
+        picks = _Strips([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes, self.fused)
+        complete = self._score[rows] + picks.of(chunk)
+        return float(((self._own[rows] + complete) / 2 - self._itself[rows]).sum())
 
     def uniform_total(self, picks: int) -> float:
         rows = self.sample(SAMPLE)
-        own = float(self._score[rows].sum())
-        among = total_of(Sigmoid, [(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
-        pairs = len(rows) * (len(rows) - 1)
-        pair_mean = (among - own) / pairs if pairs else 0.0
-        return picks * float(self._score.mean()) + picks * (picks - 1) * pair_mean
+        pairs = pairs_of([(weight, model.at(rows)) for weight, model in self.models])
+        return uniform_total(self._own[rows], pairs, picks, own_mean=float(self._own.mean()))
 
-    def _strip(self, candidates: Sequence[Weighted], chunk: Chunk) -> Tensor:
-        """Sum over picks k of S_ki + S_ik for each candidate, every pair counted as a negative."""
-        pairs = list(zip(candidates, chunk.models, strict=True))
-        if self.fused and len(candidates[0][1]):
-            halves = [(weight, model, picked.half()) for (weight, model), picked in pairs]
-            return strips([StripModel(m.image, m.text, p.image, p.text, m.scale, m.bias, w) for w, m, p in halves])
-        parts = [weight * softplus_strips(model, picked, self.tile_bytes) for (weight, model), picked in pairs]
-        return torch.stack(parts).sum(dim=0)
 
-    def _count(self, chunk: Chunk, strip: Tensor) -> None:
-        """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,
-        and each pick with itself as a negative, twice."""
-        itself = self._itself[chunk.rows]
-        self._total += float(self._score[chunk.rows].sum()) + float((strip / 2 - itself).sum())
+class _Strips:
+    """What picks add to each candidate's score: the candidates, kept ready for round after round."""
+
+    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None, fused: bool) -> None:
+        self._weights = [weight for weight, _ in models]
+        self._signs = models[0][1].image.new_tensor(self._weights, dtype=torch.float64)
+        self._tile_bytes = tile_bytes
+        candidates = [model for _, model in models]
+        # Their own pairs stay in full precision.
+        self._halves = [model.half() for model in candidates] if fused and len(candidates[0]) else None
+        self._sides = Sides(candidates) if self._halves is None else None
+
+    def of(self, chunk: Chunk) -> Tensor:
+        """Sum over picks k of S_ki + S_ik for each candidate, float64 [B], every pair counted as a negative."""
+        if self._sides is not None:
+            return self._signs @ self._sides.softplus_sums(chunk.models, self._tile_bytes)
+        assert self._halves is not None
+        picks = [model.half() for model in chunk.models]
+        parts = zip(self._halves, picks, self._weights, strict=True)
+        return strips([StripModel(m.image, m.text, p.image, p.text, m.scale, m.bias, w) for m, p, w in parts])

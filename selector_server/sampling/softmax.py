@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selector_server.sampling.embedded import Embedded
 from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import softplus, tiles
+from selector_server.sampling.strips import Side, softplus, tiles
 
 
 class Softmax(Running):
@@ -22,6 +22,7 @@ class Softmax(Running):
         super().__init__(models, tile_bytes, fused)
         self._own = torch.stack([weight * (model.bias - model.own_logits()) for weight, model in models]).sum(dim=0)
         self._sums = [self._own.new_full((2, len(self._own)), -torch.inf) for _ in models]
+        self._sides = [_sides(model) for _, model in models]
         self._picked: list[Tensor] = []
 
     def scores(self) -> Tensor:
@@ -29,14 +30,14 @@ class Softmax(Running):
 
     def add(self, chunk: Chunk) -> None:
         self._picked.append(chunk.rows)
-        for sums, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True):
-            sums.copy_(_merge(sums, _log_sums(model, picked, self.tile_bytes)))
+        for sums, sides, picked in zip(self._sums, self._sides, chunk.models, strict=True):
+            sums.copy_(_merge(sums, _log_sums(sides, picked, self.tile_bytes)))
 
     def finish(self, chunk: Chunk) -> float:
         # Only the picks' own denominators matter now, and with this chunk they are complete.
         rows = torch.cat([*self._picked, chunk.rows])
         sums = [
-            _merge(before[:, rows], _log_sums(model.at(rows), picked, self.tile_bytes))
+            _merge(before[:, rows], _log_sums(_sides(model.at(rows)), picked, self.tile_bytes))
             for before, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True)
         ]
         return float(self._scores(self._own[rows], sums).sum())
@@ -61,10 +62,14 @@ def _merge(old: Tensor, new: Tensor) -> Tensor:
     return new + softplus(old - new)
 
 
-def _log_sums(candidates: Embedded, picked: Embedded, tile_bytes: int | None) -> Tensor:
+def _sides(candidates: Embedded) -> tuple[Side, Side]:
+    return Side(candidates.image), Side(candidates.text)
+
+
+def _log_sums(candidates: tuple[Side, Side], picked: Embedded, tile_bytes: int | None) -> Tensor:
     """lse over picks k of a s_ik (row 0) and of a s_ki (row 1), float64 [2, B]."""
-    sums = torch.empty((2, len(candidates)), dtype=torch.float64, device=candidates.image.device)
-    for index, (side, others) in enumerate(((candidates.image, picked.text), (candidates.text, picked.image))):
-        for rows, products in tiles(side, others * picked.scale, tile_bytes):
-            sums[index, rows] = torch.logsumexp(products, dim=1).double()
+    others = [picked.text * picked.scale, picked.image * picked.scale]
+    sums = others[0].new_empty((2, candidates[0].count), dtype=torch.float64)
+    for which, rows, products in tiles(candidates, others, tile_bytes):
+        sums[which, rows] = torch.logsumexp(products, dim=2).double()
     return sums

@@ -1,6 +1,6 @@
 """Strips of logits between candidates and picks: where the sampler spends its time, and what bounds its memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 from selector_server.sampling.embedded import Embedded
 
 # Bytes of logits held at once. On a CPU they stay in the cache between the product and the sum; a GPU wants them large.
-CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 512
+CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 256
 GPU_TILE_BYTES, GPU_TILE_ROWS = 256 << 20, 16384
 
 
@@ -19,52 +19,75 @@ def softplus(logits: Tensor) -> Tensor:
     return -logsigmoid(-logits)
 
 
-def softplus_strips(candidates: Embedded, picked: Embedded, tile_bytes: int | None = None) -> Tensor:
-    """Sum over k of softplus(logit_ki) + softplus(logit_ik), float64 [B], for candidates i and picked k.
+class Side:
+    """One side of the candidates, [B, D], ready for products with picks, round after round: aligned, and where there
+    are fewer of them than a tile has rows, filled up with zeros."""
 
-    Two products of [B, D] by [D, c], and 2 B c softplus. `tile_bytes` bounds the memory beyond inputs and result.
-    """
-    total = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.image.device)
-    sums = candidates.image.new_empty(len(candidates))
-    for side, others in ((candidates.text, picked.image), (candidates.image, picked.text)):
-        for rows, products in tiles(side, others * -picked.scale, tile_bytes):
-            products.sub_(picked.bias)
+    def __init__(self, rows: Tensor) -> None:
+        self.count, on_cpu = len(rows), rows.device.type == "cpu"
+        self.tile_bytes, self.tile_rows = (CPU_TILE_BYTES, CPU_TILE_ROWS) if on_cpu else (GPU_TILE_BYTES, GPU_TILE_ROWS)
+        self.rows = _aligned(rows, self.tile_rows)
+
+
+class Sides:
+    """Both sides of the candidates as each of the models sees them, for sums of softplus."""
+
+    def __init__(self, models: Sequence[Embedded]) -> None:
+        self._sides = [Side(rows) for model in models for rows in (model.text, model.image)]
+        self._biases = models[0].image.new_tensor([model.bias for model in models]).repeat_interleave(2)
+
+    def softplus_sums(self, picked: Sequence[Embedded], tile_bytes: int | None = None) -> Tensor:
+        """For each model, sum over k of softplus(logit_ki) + softplus(logit_ik), float64 [M, B], for candidates i and
+        picked k.
+
+        Two products of [B, D] by [D, c], and 2 B c softplus, for each model. `tile_bytes` bounds the memory beyond
+        inputs and result.
+        """
+        others = [rows * -model.scale for model in picked for rows in (model.image, model.text)]
+        sums = others[0].new_empty((len(others), self._sides[0].count))
+        for which, rows, products in tiles(self._sides, others, tile_bytes):
+            products.sub_(self._biases[which, None, None])
             # -softplus(logit), in place: a second tile would push the first out of the cache.
-            torch.sum(torch.ops.aten.log_sigmoid.out(products, out=products), dim=1, out=sums[rows])
-        total -= sums
-    return total
+            torch.sum(torch.ops.aten.log_sigmoid.out(products, out=products), dim=2, out=sums[which, rows])
+        return -sums.double().view(len(picked), 2, -1).sum(dim=1)
 
 
-def tiles(left: Tensor, right: Tensor, tile_bytes: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (rows, left[rows] @ right.T), [rows, c], in one buffer that the next tile overwrites.
+def tiles(
+    lefts: Sequence[Side], rights: Sequence[Tensor], tile_bytes: int | None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields (which, rows, products), products[j] = lefts[which][j][rows] @ rights[which][j].T, [n, rows, c], in one
+    buffer that the next tile overwrites: as many sides at once as fit into a tile, for each step costs some
+    microseconds however small it is.
 
-    All tiles have one shape, which depends on `right` and the bound alone: the last one overlaps the one before or is
-    filled up with zeros. So a candidate's products come out bit-equal however candidates are divided among shards.
+    All products have one shape, which depends on the number of picks and the bound alone: the last one overlaps the one
+    before or is filled up with zeros. So a candidate's products come out bit-equal however candidates are divided among
+    shards.
     """
-    left, right = _aligned(left), _aligned(right)
-    on_cpu = left.device.type == "cpu"
-    bound = tile_bytes or (CPU_TILE_BYTES if on_cpu else GPU_TILE_BYTES)
-    height = max(16, min(CPU_TILE_ROWS if on_cpu else GPU_TILE_ROWS, bound // (len(right) * left.element_size())))
-    if len(left) < height:
-        padded = left.new_zeros((height, left.shape[1]))
-        padded[: len(left)] = left
-        yield slice(0, len(left)), (padded @ right.T)[: len(left)]
-        return
-    buffer = torch.empty((height, len(right)), dtype=left.dtype, device=left.device)
-    for end in range(height, len(left) + height, height):
-        stop = min(end, len(left))
-        torch.mm(left[stop - height : stop], right.T, out=buffer)
-        yield slice(end - height, stop), buffer[end - stop :]
+    rights, first = [_aligned(right) for right in rights], lefts[0]
+    bound = tile_bytes or first.tile_bytes
+    row_bytes = len(rights[0]) * rights[0].element_size()
+    height = max(16, min(first.tile_rows, bound // row_bytes))
+    together = max(1, min(len(lefts), bound // (height * row_bytes)))
+    buffer = rights[0].new_empty((together, height, len(rights[0])))
+    for start in range(0, len(lefts), together):
+        some = slice(start, min(start + together, len(lefts)))
+        for end in range(height, first.count + height, height):
+            stop = max(height, min(end, first.count))
+            for left, right, room in zip(lefts[some], rights[some], buffer, strict=False):
+                torch.mm(left.rows[stop - height : stop], right.T, out=room)
+            rows = slice(end - height, min(end, first.count))
+            yield some, rows, buffer[: some.stop - start, rows.start - stop + height : rows.stop - stop + height]
 
 
-def _aligned(rows: Tensor) -> Tensor:
-    """The same rows, each from a multiple of 64 bytes on: copied and filled up with zeros unless they lie so already.
+def _aligned(rows: Tensor, least: int = 0) -> Tensor:
+    """The same rows, each from a multiple of 64 bytes on, and at least so many: copied and filled up with zeros unless
+    they lie so already.
 
     Elsewhere the last bits of a product depend on where its row lies in memory.
     """
     spare = -rows.shape[1] % (64 // rows.element_size())
-    if spare == 0 and rows.is_contiguous() and rows.data_ptr() % 64 == 0:
+    if spare == 0 and len(rows) >= least and rows.is_contiguous() and rows.data_ptr() % 64 == 0:
         return rows
-    copy = rows.new_zeros((len(rows), rows.shape[1] + spare))
-    copy[:, : rows.shape[1]] = rows
+    copy = rows.new_zeros((max(least, len(rows)), rows.shape[1] + spare))
+    copy[: len(rows), : rows.shape[1]] = rows
     return copy

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -21,9 +22,12 @@ from selector_server.sampling import (
     chunk_sizes,
     load_policies,
 )
-from selector_server.sampling.noise import draw_chunk, gumbel
+from selector_server.sampling.noise import Keys, draw_chunk, gumbel
 
 POLICIES = load_policies()
+# Bounds on memory with which so few candidates are scored all at once, and round by round.
+AT_ONCE, STREAMED = None, 1_000
+both_ways = pytest.mark.parametrize("tile_bytes", [AT_ONCE, STREAMED], ids=["at once", "streamed"])
 
 
 def embeddings(count, width, seed, scale, bias, dtype=torch.float64):
@@ -51,14 +55,16 @@ def oracle_noise(plan, count):
     return np.stack(rounds) * (plan.draw is Draw.SAMPLE)
 
 
+@both_ways
 @pytest.mark.parametrize("criterion", Criterion)
 @pytest.mark.parametrize("draw", Draw)
 @pytest.mark.parametrize("gain", [1.0, 100.0])
 @pytest.mark.parametrize(("count", "picks", "chunks"), [(96, 20, 5), (64, 64, 4), (33, 7, 7), (40, 11, 1)])
-def test_joint_equals_the_literal_algorithm(criterion, draw, gain, count, picks, chunks):
+def test_joint_equals_the_literal_algorithm(criterion, draw, gain, count, picks, chunks, tile_bytes):
     learner, reference = models(count)
     plan = Plan(chunk_sizes(picks, chunks), gain, draw, seed=7)
-    got = POLICIES["joint"].pick(PairScores(criterion, learner, reference), plan)
+    super_batch = PairScores(criterion, learner, reference, tile_bytes=tile_bytes)
+    got = POLICIES["joint"].pick(super_batch, plan)
     matrix = oracle_matrix(criterion, learner, reference)
     want, scores = oracle.joint(matrix, plan.sizes, gain, oracle_noise(plan, count))
     assert got.indices.tolist() == want.tolist()
@@ -143,10 +149,12 @@ def test_a_missing_model_is_named():
         PairScores(Criterion.LEARNABILITY, learner, None)
 
 
-def test_joint_in_float32_reaches_the_oracles_objective():
+@both_ways
+def test_joint_in_float32_reaches_the_oracles_objective(tile_bytes):
     learner, reference = models(512, width=32, dtype=torch.float32)
     plan = Plan(chunk_sizes(102, 16), 100.0, Draw.SAMPLE, seed=3)
-    got = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference), plan)
+    scores = PairScores(Criterion.LEARNABILITY, learner, reference, tile_bytes=tile_bytes)
+    got = POLICIES["joint"].pick(scores, plan)
     matrix = oracle_matrix(Criterion.LEARNABILITY, learner, reference)
     want, _ = oracle.joint(matrix, plan.sizes, 100.0, oracle_noise(plan, 512))
     best = oracle.total(matrix, want)
@@ -155,10 +163,11 @@ def test_joint_in_float32_reaches_the_oracles_objective():
     assert got.total == pytest.approx(oracle.total(matrix, got.indices.numpy()), rel=1e-4)
 
 
+@both_ways
 @pytest.mark.parametrize("criterion", Criterion)
-def test_totals_equal_the_matrix(criterion):
+def test_totals_equal_the_matrix(criterion, tile_bytes):
     learner, reference = models(60)
-    scores = PairScores(criterion, learner, reference)
+    scores = PairScores(criterion, learner, reference, tile_bytes=tile_bytes)
     matrix = oracle_matrix(criterion, learner, reference)
     picks = torch.tensor([3, 9, 0, 44, 59, 17])
     np.testing.assert_allclose(scores.own().numpy(), np.diag(matrix), rtol=1e-10)
@@ -191,7 +200,8 @@ def test_every_policy_returns_exactly_b_different_candidates(data):
     if data.draw(st.booleans(), "identical candidates"):
         learner, reference = (m.at(torch.zeros(count, dtype=torch.int64)) for m in (learner, reference))
     criterion, loss = data.draw(st.sampled_from(Criterion), "criterion"), data.draw(st.sampled_from(Loss), "loss")
-    scores = PairScores(criterion, learner, reference, loss)
+    tile_bytes = data.draw(st.sampled_from([AT_ONCE, STREAMED]), "tile bytes")
+    scores = PairScores(criterion, learner, reference, loss, tile_bytes)
     for policy in POLICIES.values():
         plan = Plan(chunk_sizes(picks, chunks), gain, draw, seed)
         got = policy.pick(scores, plan).indices.tolist()
@@ -226,7 +236,7 @@ def test_draws_follow_the_exact_law():
     counts = dict.fromkeys(itertools.permutations(range(4), 2), 0)
     for seed in range(trials):
         plan = Plan((2,), 1.0, Draw.SAMPLE, seed)
-        first, second = draw_chunk(logits, 2, plan, 0).tolist()
+        first, second = draw_chunk(Keys(plan, 4, logits.device).of(logits, 0), 2, plan).tolist()
         counts[first, second] += 1
     expected = {(i, j): trials * p[i] * p[j] / (1 - p[i]) for i, j in counts}
     chi2 = sum((counts[k] - expected[k]) ** 2 / expected[k] for k in counts)
@@ -268,3 +278,15 @@ def test_zero_rows_normalise_to_zero():
     model = Embedded.normalise(torch.zeros(3, 4), torch.ones(3, 4) * 9, 10.0, -10.0)
     assert torch.equal(model.image, torch.zeros(3, 4))
     assert model.text.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("count", [767, 768, 769])
+def test_where_pairs_are_scored_at_once_makes_no_difference(count):
+    learner, reference = models(count)
+    scores = PairScores(Criterion.LEARNABILITY, learner, reference)
+    plan = Plan(chunk_sizes(150, 16), 100.0, Draw.SAMPLE, seed=2)
+    running = scores.running(), scores.streamed()
+    assert (type(running[0]) is type(running[1])) == (count > 768)
+    got, streamed = (POLICIES["joint"].pick(replace(scores, tile_bytes=bound), plan) for bound in (None, 10**6))
+    assert got.indices.tolist() == streamed.indices.tolist()
+    assert got.total == pytest.approx(streamed.total, rel=1e-9)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
-from selector_server.sampling.strips import tiles
+from selector_server.sampling.strips import Side, tiles
 from selector_tools.bench import literal
 from selector_tools.bench.machine import describe
 from selector_tools.bench.memory import HOW, peak_mib
@@ -98,9 +98,8 @@ def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
         for _, model in scores.models:
             picked = model.at(rows)
             sides: Embedded = model if round_ + 1 < len(chunks) else picked
-            for left, right in ((sides.text, picked.image), (sides.image, picked.text)):
-                for _ in tiles(left, right, scores.tile_bytes):
-                    pass
+            for _ in tiles([Side(sides.text), Side(sides.image)], [picked.image, picked.text], scores.tile_bytes):
+                pass
 
 
 def _prepare(race: Race, pick: Callable[[PairScores, Plan], Tensor]) -> Callable[[], Tensor]:
