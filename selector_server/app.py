@@ -25,7 +25,7 @@ from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
-from selector_server.machine import usable_cpus
+from selector_server.machine import keep_freed_memory, usable_cpus
 from selector_server.rpc import reply
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
@@ -258,6 +258,7 @@ class App:
 
 def run(config: Config) -> int:
     """Builds the app and serves; returns the exit status. Raises SetupError."""
+    keep_freed_memory()
     return asyncio.run(App(config).serve())
 
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -67,7 +68,8 @@ class SelectingLoader:
     `view(super_batch)` gives the arguments of `Selector.select` (default: keys "images" and "texts" of a mapping, and
     "ids" if it has them, or the first two of a tuple or list); `take(super_batch, indices)` gives the sub-batch
     (default: indexes every array, tensor and list in it). `prefetch` is how many selections may be ready or under way
-    ahead of the trainer; 0 selects while the trainer waits. `first_step` is the trainer step of the first sub-batch.
+    ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1, one after the other;
+    at 0, while the trainer waits. `first_step` is the trainer step of the first sub-batch.
     `deadline` seconds bound each selection; by default they follow the trainer's own step time, within the selector's
     timeout. A super-batch of which fewer can be picked than of the first one (the last of an epoch) is dropped, unless
     `last="keep"`.
@@ -85,7 +87,7 @@ class SelectingLoader:
         *,
         view: Callable[[Any], Mapping[str, Any]] | None = None,
         take: Callable[[Any, Any], Any] | None = None,
-        prefetch: int = 1,
+        prefetch: int = 2,
         first_step: int = 0,
         deadline: float | None = None,
         last: Literal["drop", "keep"] = "drop",
@@ -146,7 +148,9 @@ class SelectingLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._rewind()
-        batches = ahead(self._selected(self._made), self._prefetch)
+        # From two on, a thread of its own selects while another one takes the picks of the selection before.
+        selected = ahead(self._selected(self._made), max(0, self._prefetch - 1))
+        batches = ahead(self._taken(selected), min(1, self._prefetch))
         while True:
             started = time.perf_counter()
             found = next(batches, None)
@@ -204,7 +208,12 @@ class SelectingLoader:
             self._super_batches.load_state_dict(last.source)  # type: ignore[attr-defined]
             self._resumed.extendleft(item.selection for item in reversed(left))
 
-    def _selected(self, made: deque[_Item]) -> Iterator[tuple[_Item, Any]]:
+    def _taken(self, selected: Iterator[_Item]) -> Iterator[tuple[_Item, Any]]:
+        with closing(selected):  # type: ignore[type-var] # a generator
+            for item in selected:
+                yield item, self._take(item.super_batch, item.selection.indices)
+
+    def _selected(self, made: deque[_Item]) -> Iterator[_Item]:
         super_batches = iter(self._super_batches)
         drawn, step = self._skip, self._first_step + self.progress.steps
         for _ in range(self._skip):
@@ -228,10 +237,9 @@ class SelectingLoader:
             core = getattr(self._selector, "core", None)
             count = 0 if core is None else core.count
             item = _Item(super_batch, selection, candidates, drawn, source, count)
-            batch = self._take(super_batch, selection.indices)
             with self._lock:
                 made.append(item)
-            yield item, batch
+            yield item
 
     def _select(self, super_batch: Any, step: int) -> tuple[Selection, int]:
         if self._resumed:

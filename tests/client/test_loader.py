@@ -87,6 +87,25 @@ def test_no_more_than_prefetch_selections_run_ahead(prefetch):
     iterator.close()
 
 
+def test_the_next_selection_is_made_while_picks_are_taken():
+    recorder, taken, go = Recorder(), [], threading.Event()
+
+    def take(batch, rows):
+        taken.append(len(recorder.steps))
+        go.wait(10)
+        return batch["id"][rows[0]]
+
+    iterator = iter(SelectingLoader(batches(5), recorder, take=take))
+    reader = threading.Thread(target=lambda: taken.append(next(iterator)))
+    reader.start()
+    eventually(lambda: len(recorder.steps) == 2)
+    assert taken == [1], "the first sub-batch is still being taken"
+    go.set()
+    reader.join(10)
+    iterator.close()
+    eventually(lambda: not loader_threads())
+
+
 def test_steps_count_on_over_epochs():
     recorder = Recorder()
     data = list(batches(3))

@@ -23,6 +23,7 @@ from selector_tools.demo.source import source
 
 CHUNKS = 16
 PUBLISH_EVERY = 10
+AHEAD = 2  # selections: the loader's default
 WARM_UP = 30
 RATIOS = {"half": 0.5, "most": 0.8}
 
@@ -72,15 +73,15 @@ def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], Non
         try:
             on_stage("fill the cache")
             with Selector(address, timeout=60.0, on_error="raise") as selector:
-                for _ in _loader(dataset, selector, batch, 0.5, prefetch=1):
+                for _ in _loader(dataset, selector, batch, 0.5, AHEAD):
                     pass
             tables = {}
             for name, ratio in RATIOS.items():
                 runs = {}
-                for prefetch in (1, 0):
+                for prefetch in (AHEAD, 0):
                     on_stage(f"f = {ratio}, {'ahead' if prefetch else 'not ahead'}")
                     runs[prefetch] = _run(dataset, address, publisher, model, batch, ratio, prefetch, steps)
-                tables[name] = _table(ratio, runs[1], runs[0])
+                tables[name] = _table(ratio, runs[AHEAD], runs[0])
         finally:
             if cores is not None:
                 pinning.pin(os.getpid(), usable)

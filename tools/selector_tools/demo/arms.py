@@ -137,7 +137,8 @@ class _Selected:
         self.publisher = stack.enter_context(WeightPublisher(setting.redis, run, every=setting.publish_every))
         rows = draws(len(setting.mislabelled), setting.super_batch, setting.seed)
         super_batches = (setting.pairs.at(next(rows)) for _ in range(steps))
-        self._loader = SelectingLoader(super_batches, self._selector, take=self._take)
+        # The demo's learner changes with every step: scores of one step ago are better than those of two.
+        self._loader = SelectingLoader(super_batches, self._selector, take=self._take, prefetch=1)
 
     def __iter__(self) -> Iterator[Any]:
         for step, batch in enumerate(self._loader):
