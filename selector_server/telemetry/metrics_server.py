@@ -43,6 +43,8 @@ class _Server(ThreadingWSGIServer):
     """Cuts the oldest connection for one too many: whoever sends a byte now and then keeps no scrape away, which is
     over in milliseconds."""
 
+    request_queue_size = 128  # five by default: more at once wait for seconds
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._open: OrderedDict[Any, None] = OrderedDict()
         self._lock = Lock()
