@@ -25,6 +25,7 @@ WEIGHTS = "weights"
 
 # More than any trainer has under way; what it bounds is what is held for calls before they are admitted.
 MAX_CALLS = 1024
+MAX_CALLS_A_CONNECTION = 256  # one more waits at the client
 # Until a connection has said what it wants, in TLS too. After that, silent ones are asked for a sign of life.
 HANDSHAKE_SECONDS = 5
 PING_SECONDS = 60
@@ -104,6 +105,7 @@ def _options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", 64 << 20),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CALLS_A_CONNECTION),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         ("grpc.keepalive_time_ms", PING_SECONDS * 1000),

@@ -135,13 +135,14 @@ def test_nothing_of_others_is_replaced(place):
 
 
 def test_what_takes_the_sockets_place_is_not_followed(place):
-    path = place / "s.sock"
-    (target := place / "target").write_text("kept")
-    target.chmod(0o640)
-    with pytest.raises(SetupError, match="its permissions cannot be set"):
-        with bound("listen", f"unix:{path}", 0o666, None):
-            path.symlink_to(target)
-    assert mode_of(target) == 0o640
+    """Not even to another socket of ours."""
+    path, target = place / "s.sock", place / "target"
+    with listen(target):
+        target.chmod(0o640)
+        with pytest.raises(SetupError, match="its permissions cannot be set"):
+            with bound("listen", f"unix:{path}", 0o666, None):
+                path.symlink_to(target)
+        assert mode_of(target) == 0o640
 
 
 @pytest.mark.parametrize("name", ["x" * 120, ""])

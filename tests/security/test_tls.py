@@ -1,6 +1,7 @@
 """TLS between trainer and sidecar: who is let in, what the others are told, and certificates that are rotated."""
 
 import asyncio
+import pickle
 import shutil
 import socket
 import ssl
@@ -37,7 +38,7 @@ def der(path) -> bytes:
 
 
 def test_who_has_both_selects(secured, losses):
-    with selector(secured) as chosen:
+    with pickle.loads(pickle.dumps(selector(secured))) as chosen:  # as a spawned worker gets it
         assert chosen.connect(10).policies
         assert len(chosen.select_losses(*losses).indices) == 8
         assert chosen.weights_status().state
