@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test check format proto bench clean
+.PHONY: help demo test check audit format proto bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -30,6 +30,9 @@ check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/mypy
 	cd proto && $(abspath $(BIN))/buf lint
 	$(BIN)/python -m pytest -q tests/sampling tests/proto tests/test_imports.py tests/demo
+
+audit: $(VENV)/.dev $(VENV)/audit/bin/pip-audit ## pins, licences and known vulnerabilities of all dependencies
+	$(BIN)/python tools/audit.py $(VENV)/audit/bin/pip-audit
 
 format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only .
@@ -64,3 +67,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# In an environment of its own: nothing else needs what it brings.
+$(VENV)/audit/bin/pip-audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit==2.10.1'

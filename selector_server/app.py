@@ -27,13 +27,15 @@ from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
 from selector_server.machine import keep_freed_memory, usable_cpus
 from selector_server.rpc import reply
+from selector_server.rpc.access import Access
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
-from selector_server.telemetry.metrics import Metrics, MetricsServer
+from selector_server.telemetry.metrics import Metrics
+from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.weights.host_share import HostShare
 from selector_server.weights.source import News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
@@ -53,6 +55,7 @@ class App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.metrics = Metrics()
+        self._access = Access(config, self.metrics)
         threads = config.threads or usable_cpus()
         torch.set_num_threads(threads)
         device = Device(config.device, threads)
@@ -124,9 +127,10 @@ class App:
             await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
         for one in others:
-            log.info("the admin service is on %s, port %d", self.config.admin_listen, one.port)
+            log.info("%s is on %s, port %d", one.setting, one.listen, one.port)
         while not stop.is_set() and self._worker.alive:
             await self._follow(server)
+            await asyncio.to_thread(self._access.refresh)
             await _wait(stop, TICK_SECONDS)
         log.info("draining, at most %s s", self.config.drain_seconds)
         drained = asyncio.create_task(self._drain(server))
@@ -153,14 +157,16 @@ class App:
         return 1 if died else 0
 
     def _servers(self) -> list[RpcServer]:
-        """The one of trainers first; the admin service shares its address unless it has one of its own."""
-        service, admin, config, size = self._service, self._admin_service, self.config, self.config.max_message_bytes
-        if not config.admin_listen:
-            return [RpcServer(service, admin, self.metrics, "listen", config.listen, size)]
-        return [
-            RpcServer(service, None, self.metrics, "listen", config.listen, size),
-            RpcServer(None, admin, self.metrics, "admin_listen", config.admin_listen, size),
-        ]
+        """The one of trainers first; the admin service shares its address unless it has one of its own. One health."""
+        service, admin, config = self._service, self._admin_service, self.config
+        shared = admin if not config.admin_listen else None
+        servers = [RpcServer(service, shared, self.metrics, "listen", config, self._access)]
+        one_health = servers[0].health
+        if config.admin_listen:
+            servers.append(RpcServer(None, admin, self.metrics, "admin_listen", config, self._access, one_health))
+        if config.health_listen:
+            servers.append(RpcServer(None, None, self.metrics, "health_listen", config, self._access, one_health))
+        return servers
 
     async def _drain(self, server: RpcServer) -> None:
         """Refuses new requests, waits for running ones, and then for nothing else: a client that watches health
@@ -244,7 +250,7 @@ class App:
             return None
         host, _, port = self.config.metrics_listen.rpartition(":")
         try:
-            return MetricsServer(self.metrics, host.strip("[]"), int(port))
+            return MetricsServer(self.metrics.registry, host.strip("[]"), int(port))
         except (OSError, ValueError, OverflowError) as error:
             raise SetupError("metrics_listen", self.config.metrics_listen, str(error)) from error
 

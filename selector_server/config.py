@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from selector_proto.local import is_local
 from selector_proto.redis_link import LinkError, LinkOptions, check, masked
 from selector_proto.weights import Keys
 
@@ -27,7 +28,30 @@ class Config(BaseModel):
     admin_listen: str = Field(
         "", description="address of the admin service alone: host:port or unix:/path; empty to serve it on listen"
     )
+    health_listen: str = Field(
+        "", description="address of grpc.health.v1 alone, plain text, no token, for probes: host:port; empty for none"
+    )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
+    tls_certificate_file: Path | None = Field(
+        None, description="this server's certificate, for listen and admin_listen; read again when it changes"
+    )
+    tls_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
+    tls_client_ca_file: Path | None = Field(
+        None, description="who may sign clients' certificates; with it, clients must have one (mutual TLS)"
+    )
+    token_file: Path | None = Field(
+        None, description="tokens that data calls must carry, one a line; read again when it changes"
+    )
+    admin_token_file: Path | None = Field(
+        None, description="tokens that admin calls must carry, one a line; good for data calls too"
+    )
+    plaintext_tokens: bool = Field(
+        False, description="take tokens without TLS from other hosts, where something else encrypts (a mesh)"
+    )
+    socket_mode: str = Field("0600", pattern=r"^0?[0-7]{3}$", description="permissions of unix sockets, octal")
+    socket_group: str | None = Field(None, description="group of unix sockets, by name or number")
+    reflection: bool = Field(True, description="tell whoever asks which services there are, without a token")
+    max_connections: Positive = Field(1024, description="most connections to each address; one more is closed")
     learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
     reference: Path | None = Field(None, description="reference's bundle")
     redis: str | None = Field(
@@ -150,6 +174,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
     except ValueError as error:
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
     _check_peers(config)
+    _check_access(config)
     try:
         if config.redis is not None:
             check(config.redis, config.link())
@@ -169,3 +194,17 @@ def _check_peers(config: Config) -> None:
         raise SetupError("peer_count", config.peer_count, "must be 2 or more with peers")
     if config.peer_rank >= config.peer_count:
         raise SetupError("peer_rank", config.peer_rank, f"must be below peer_count, {config.peer_count}")
+
+
+def _check_access(config: Config) -> None:
+    for name in ("tls_key_file", "tls_client_ca_file"):
+        if getattr(config, name) is not None and config.tls_certificate_file is None:
+            raise SetupError(name, getattr(config, name), "needs tls_certificate_file too")
+    if config.tls_certificate_file is not None or config.plaintext_tokens:
+        return
+    for name in ("token_file", "admin_token_file"):
+        for address in ("listen", "admin_listen"):
+            where = getattr(config, address)
+            if getattr(config, name) is not None and where and not is_local(where):
+                limit = f"{address} is {where}, where others can read tokens: needs tls_certificate_file, loopback or "
+                raise SetupError(name, getattr(config, name), f"{limit}a unix socket, or plaintext_tokens")

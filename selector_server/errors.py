@@ -1,6 +1,8 @@
 """Everything that can go wrong, as one tree; `rpc/status.py` maps it to gRPC status, and nothing else does.
 
 SelectorError
+├── Unauthenticated       no token that this server knows
+├── PermissionDenied      a token that is known, for other calls than this one
 ├── InvalidRequest        the request contradicts the contract or the limits of a value
 ├── LimitExceeded         the request is larger than this server takes
 │   └── Overloaded        too much is under way; the same request may succeed later
@@ -22,6 +24,14 @@ class SelectorError(Exception):
         self.field, self.limit = field, limit
         self.value = shown if len(shown) <= 200 else shown[:200] + "…"
         super().__init__(f"{field} is {self.value}; {limit}")
+
+
+class Unauthenticated(SelectorError):
+    """No token that this server knows."""
+
+
+class PermissionDenied(SelectorError):
+    """A token that is known, for other calls."""
 
 
 class InvalidRequest(SelectorError):

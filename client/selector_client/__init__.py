@@ -9,8 +9,9 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.redis_link import LinkOptions
 
+from selector_client.access import Access
 from selector_client.aio import AsyncSelector
-from selector_client.errors import PublishError, RemoteError, SelectorClientError, Unreachable
+from selector_client.errors import Denied, PublishError, RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.loader import SelectingLoader
 from selector_client.publisher import Canary, WeightPublisher
 from selector_client.request import ModelEmbeddings, Settings
@@ -18,8 +19,10 @@ from selector_client.selection import Selection, Statistics
 from selector_client.selector import Selector
 
 __all__ = [
+    "Access",
     "AsyncSelector",
     "Canary",
+    "Denied",
     "LinkOptions",
     "ModelEmbeddings",
     "PublishError",
@@ -31,5 +34,6 @@ __all__ = [
     "Settings",
     "Statistics",
     "Unreachable",
+    "Untrusted",
     "WeightPublisher",
 ]

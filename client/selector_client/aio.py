@@ -1,6 +1,7 @@
 """The asyncio twin of Selector: the same settings, fallbacks and statistics."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Literal
@@ -8,11 +9,10 @@ from typing import Any, Literal
 import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_client.channel import OPTIONS, error_of
-from selector_client.core import Core
-from selector_client.errors import SelectorClientError
+from selector_client.channel import error_of, open_aio_channel, service
+from selector_client.core import CONNECT_PAUSE_SECONDS, Core
+from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
 
@@ -43,12 +43,19 @@ class AsyncSelector:
         return self.core.statistics
 
     async def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
-        """Waits until the sidecar answers, and returns what it is. Raises Unreachable."""
-        request = pb.GetServerInfoRequest()
-        info: pb.GetServerInfoResponse = await self._call(
-            lambda stub: stub.GetServerInfo(request, timeout=timeout, wait_for_ready=True)
-        )
-        return info
+        """Waits until the sidecar answers, and returns what it is. Raises Unreachable, at once if it is Untrusted, and
+        Denied."""
+        request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
+        while True:
+            try:
+                info: pb.GetServerInfoResponse = await self._call(
+                    lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
+                )
+                return info
+            except Unreachable as error:
+                if not self.core.again(error, deadline):
+                    raise
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
 
     async def weights_status(self) -> pb.GetWeightsStatusResponse:
         """Which learner weights are served. Raises SelectorClientError."""
@@ -123,10 +130,10 @@ class AsyncSelector:
 
     async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.core.address, options=OPTIONS)
+            self._channel = open_aio_channel(self.core.address, self.core.access)
         try:
-            return await call(rpc.SelectorServiceStub(self._channel))  # type: ignore[no-untyped-call]
+            return await call(service(self._channel, self.core.access))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._channel = None  # the next call opens one; other calls may still be in this one
-            raise error_of(error, self.core.address) from error
+            raise error_of(error, self.core.address, self.core.access) from error

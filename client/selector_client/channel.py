@@ -1,8 +1,15 @@
 """gRPC channels to a sidecar, and what their errors mean."""
 
-import grpc
+import re
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+import grpc
+from selector_proto.v1 import selector_pb2_grpc as rpc
+
+from selector_client.access import Access
+from selector_client.errors import Denied, RemoteError, SelectorClientError, Unreachable, Untrusted
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -20,18 +27,75 @@ _HEALTH_REQUEST = b"\x0a" + bytes([len(_SERVICE)]) + _SERVICE
 _SERVING = b"\x08\x01"
 
 
-def error_of(error: grpc.RpcError, address: str) -> SelectorClientError:
+_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# How gRPC tells that one side does not trust the other, or speaks another language.
+_UNTRUSTED = re.compile(r"(tls|ssl) handshake failed|verification check failed", re.IGNORECASE)
+_CAUSE = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED: ([a-z -]+)|(Hostname Verification Check failed)|(WRONG_VERSION_NUMBER)"
+)
+# A server that wants a certificate of its client closes the connection without a word.
+_CLOSED = "failed to connect to all addresses"
+
+
+def open_channel(address: str, access: Access) -> grpc.Channel:
+    """Raises Untrusted."""
+    credentials = access.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    return grpc.secure_channel(address, credentials, options=options_of(access))
+
+
+def open_aio_channel(address: str, access: Access) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    credentials = access.credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=options_of(access))
+
+
+def options_of(access: Access) -> list[tuple[str, Any]]:
+    """OPTIONS, and the name that the certificate must have."""
+    return OPTIONS + ([("grpc.ssl_target_name_override", access.server_name)] if access.server_name else [])
+
+
+def service(channel: Any, access: Access) -> Any:
+    """The calls of SelectorService, with the token as it is now. Raises Untrusted."""
+    stub, metadata = rpc.SelectorServiceStub(channel), access.metadata()  # type: ignore[no-untyped-call]
+    return SimpleNamespace(**{name: partial(call, metadata=metadata) for name, call in vars(stub).items()})
+
+
+def error_of(error: grpc.RpcError, address: str, access: Access) -> SelectorClientError:
     """A failed call as one of ours."""
-    code = error.code()
-    kind = Unreachable if code in _NO_ANSWER else RemoteError
-    return kind(code.name.lower(), f"{address}: {code.name}: {error.details() or ''}")
+    code, details = error.code(), error.details() or ""
+    message = f"{address}: {code.name}: {details}"
+    if code in _DENIED:
+        return Denied(code.name.lower(), f"{message} (token_file is {access.token_file or 'not set'})")
+    if code not in _NO_ANSWER:
+        return RemoteError(code.name.lower(), message)
+    if _UNTRUSTED.search(details):
+        return Untrusted("untrusted", f"{address}: {_cause(details)}")
+    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_CLOSED) and "Socket closed" in details:
+        hint = "a certificate of ours, which it trusts (certificate_file)" if access.secure else "TLS (ca_file)"
+        message += f"; if the sidecar is there, it may want {hint}"
+    return Unreachable(code.name.lower(), message)
 
 
-def healthy(address: str) -> bool:
+def _cause(details: str) -> str:
+    match = _CAUSE.search(details)
+    if match is None:
+        return details
+    if match[1]:
+        return f"the sidecar's certificate is not trusted: {match[1].strip()} (ca_file)"
+    if match[2]:
+        return "the sidecar's certificate is for another name than this address (server_name)"
+    return "the sidecar does not speak TLS (ca_file)"
+
+
+def healthy(address: str, access: Access) -> bool:
     """Whether a sidecar at that address says that it serves requests; asks on a connection of its own."""
-    with grpc.insecure_channel(address, options=OPTIONS) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
-        try:
+    try:
+        with open_channel(address, access) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
             return bool(check(_HEALTH_REQUEST, timeout=PROBE_SECONDS, wait_for_ready=True) == _SERVING)
-        except grpc.RpcError:
-            return False
+    except (grpc.RpcError, Untrusted):
+        return False

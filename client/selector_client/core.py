@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_client.access import ACCESS_FIELDS, Access
 from selector_client.breaker import Breaker
 from selector_client.channel import healthy
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.request import Candidates, Settings
 from selector_client.selection import Selection, Statistics
 
@@ -24,11 +25,12 @@ OFF = "SELECTOR_OFF"
 # Of one request. A request has an id, so that the sidecar runs it once however often it comes.
 MAX_RETRIES = 2
 FIRST_RETRY_SECONDS = 0.05
+CONNECT_PAUSE_SECONDS = 0.1
 # What retries may cost in all: one for so many answers, and so many in a row.
 ANSWERS_A_RETRY = 10
 RETRIES_AT_ONCE = 10
-# What the sidecar refuses for now, and what it refuses because the request is wrong.
-_FOR_NOW = ("unavailable", "resource_exhausted")
+# What fails for now (certificates may be rotated just now), and what is refused because the request is wrong.
+_FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 
 
@@ -63,9 +65,10 @@ class Core:
         if on_error not in ("fallback", "raise"):
             raise ValueError(f"on_error is {on_error!r}; must be 'fallback' or 'raise'")
         self.address, self.timeout = address, timeout
+        self.access = Access.of(address, **{name: settings.pop(name) for name in ACCESS_FIELDS & settings.keys()})
         self.settings = Settings(**settings)
         self.statistics = Statistics()
-        self.breaker = Breaker(lambda: healthy(address))
+        self.breaker = Breaker(lambda: healthy(address, self.access))
         self.off = is_off()
         self._on_error = on_error
         self.seed = secrets.randbits(64) if seed is None else seed
@@ -81,7 +84,7 @@ class Core:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address))
+        self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
 
     def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> Ask:
         """The request. Raises ValueError for the caller's mistakes."""
@@ -101,6 +104,10 @@ class Core:
         if step is not None:
             header.trainer_step = step
         return Ask(candidates, picks, header, time.monotonic() + timeout)
+
+    def again(self, error: Unreachable, deadline: float) -> bool:
+        """Whether to ask a sidecar again that is waited for until `deadline`. Waiting cures no certificate."""
+        return not isinstance(error, Untrusted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
 
     def check(self) -> None:
         """Raises Unreachable if nothing is to be asked."""

@@ -3,7 +3,9 @@ uniform one, counted and flagged.
 
 SelectorClientError
 ├── Unreachable     no answer in time: server absent, dead, hung or too slow
+│   └── Untrusted   no connection, for its certificate, ours or a file of them is not right; the message says which
 ├── RemoteError     the server refused the request; its message names field, value and limit
+│   └── Denied      the token is missing, unknown there, or for other calls (unauthenticated, permission_denied)
 └── PublishError    earlier weights could not be published
 """
 
@@ -20,8 +22,16 @@ class Unreachable(SelectorClientError):
     """No answer in time."""
 
 
+class Untrusted(Unreachable):
+    """A certificate or a token's file is not right: not signed by whom we trust, expired, of another name."""
+
+
 class RemoteError(SelectorClientError):
     """The server refused the request."""
+
+
+class Denied(RemoteError):
+    """The sidecar does not take the token, or wants one."""
 
 
 class PublishError(SelectorClientError):

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_client.channel import OPTIONS, error_of
-from selector_client.core import Core
+from selector_client.channel import error_of, open_channel, service
+from selector_client.core import CONNECT_PAUSE_SECONDS, Core
 from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
@@ -33,6 +32,9 @@ class Selector:
     `seed` makes the picks of a run repeatable. `shared_memory`: large payloads go through memory that a sidecar on this
     host shares (None: where it can; False: never; True: a selection fails where it cannot). The environment variable
     SELECTOR_OFF=1 makes every selection uniform.
+
+    `settings` are those of Settings (how to pick) and of Access: `ca_file`, `certificate_file`, `key_file`, `tls`,
+    `server_name` (TLS), `token_file`.
     """
 
     def __init__(
@@ -71,12 +73,20 @@ class Selector:
     def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
         """Waits until the sidecar answers, and returns what it is. Optional: `select` connects by itself.
 
-        Raises Unreachable, and ValueError if the sidecar does not know the policy of the settings.
+        Raises Unreachable (at once if it is Untrusted), Denied, and ValueError if the sidecar does not know the policy
+        of the settings.
         """
-        request = pb.GetServerInfoRequest()
-        info: pb.GetServerInfoResponse = self._call(
-            lambda stub: stub.GetServerInfo(request, timeout=timeout, wait_for_ready=True)
-        )
+        request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
+        while True:
+            try:
+                info: pb.GetServerInfoResponse = self._call(
+                    lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
+                )
+                break
+            except Unreachable as error:
+                if not self.core.again(error, deadline):
+                    raise
+            time.sleep(CONNECT_PAUSE_SECONDS)
         policy = self.settings.policy
         if policy and policy not in info.policies:
             raise ValueError(f"policy is {policy!r}; {self.core.address} knows {', '.join(sorted(info.policies))}")
@@ -161,11 +171,11 @@ class Selector:
     def _call(self, call: Callable[[Any], Any]) -> Any:
         channel = self._channel()
         try:
-            return call(rpc.SelectorServiceStub(channel))  # type: ignore[no-untyped-call]
+            return call(service(channel, self.core.access))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._forget(channel)
-            raise error_of(error, self.core.address) from error
+            raise error_of(error, self.core.address, self.core.access) from error
         except ValueError as error:  # the channel was closed under a running call
             raise Unreachable("closed", f"{self.core.address}: {error}") from error
 
@@ -173,7 +183,7 @@ class Selector:
         """This process's channel: one made before a fork hangs or crashes after it, so it is left behind."""
         with self._lock:
             if self._connection is None or self._connection[0] != os.getpid():
-                self._connection = (os.getpid(), grpc.insecure_channel(self.core.address, options=OPTIONS))
+                self._connection = (os.getpid(), open_channel(self.core.address, self.core.access))
             return self._connection[1]
 
     def _forget(self, channel: grpc.Channel) -> None:

@@ -2,12 +2,12 @@
 
 import logging
 import os
-import re
 import threading
 import time
 from typing import Any
 
 import grpc
+from selector_proto.local import is_local
 from selector_proto.shared_memory import read_token
 from selector_proto.v1 import selector_pb2 as pb
 
@@ -21,14 +21,20 @@ log = logging.getLogger(__name__)
 MIN_BYTES = 64 << 10
 # Part of a request's time that asking the sidecar for its folder may take.
 _ASK = 0.25
-_LOCAL = re.compile(r"(unix:.*|((dns|ipv4):(///)?)?(localhost|127\.\d+\.\d+\.\d+)(:\d+)?|(ipv6:)?\[::1\](:\d+)?)")
+# After these, whether there is shared memory may still be found out.
+_UNANSWERED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 
 
 class Transport:
     """Sends Select requests of one `Selector`. `shared_memory` as there; ValueError if it cannot be had at all."""
 
     def __init__(self, address: str, shared_memory: bool | None) -> None:
-        local = _LOCAL.fullmatch(address) is not None
+        local = is_local(address)
         if shared_memory and not local:
             raise ValueError(f"shared_memory is True; {address!r} is not an address of this host")
         self._wanted, self._must = local and shared_memory is not False, bool(shared_memory)
@@ -89,7 +95,7 @@ class Transport:
             try:
                 info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout * _ASK)
             except grpc.RpcError as error:
-                self._asked = error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                self._asked = error.code() not in _UNANSWERED
                 return None  # the request itself will say what is wrong
             reason = self._open(info)
             if reason and self._must:

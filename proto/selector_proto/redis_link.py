@@ -4,7 +4,6 @@ The password comes from a file that is read for every new connection, so a rotat
 certificates. Nothing here logs, and no error or repr tells a password.
 """
 
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from redis.credentials import CredentialProvider, UsernamePasswordCredentialProv
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from selector_proto import certificates
 from selector_proto.link_url import Address, LinkError, masked, parse
 
 __all__ = ["LinkError", "LinkOptions", "check", "connect", "masked"]
@@ -147,27 +147,8 @@ def _credentials(options: LinkOptions, url_username: str | None, url_password: s
 
 
 def _check_certificates(options: LinkOptions) -> None:
+    """redis-py reads the files itself, at each connection."""
     try:
-        context = ssl.create_default_context(cafile=options.ca_file)
-    except OSError as error:  # ssl.SSLError too
-        raise LinkError(options.ca_file, f"must be a file of certificates: {_why(error)}", "ca_file") from None
-    if options.certificate_file is None:
-        if options.key_file is not None:
-            raise LinkError(options.key_file, "needs a certificate file too", "key_file")
-        return
-    for name in ("certificate_file", "key_file"):
-        if (file := getattr(options, name)) is not None:
-            try:
-                Path(file).read_bytes()
-            except OSError as error:
-                raise LinkError(file, f"cannot be read: {_why(error)}", name) from None
-    try:
-        # An empty password, so that an encrypted key is an error instead of a question on the terminal.
-        context.load_cert_chain(options.certificate_file, options.key_file, password="")
-    except OSError as error:
-        limit = f"must be a certificate with its key, not encrypted: {_why(error)}"
-        raise LinkError(options.certificate_file, limit, "certificate_file") from None
-
-
-def _why(error: OSError) -> str:
-    return getattr(error, "reason", None) or error.strerror or type(error).__name__
+        certificates.read(options.ca_file, options.certificate_file, options.key_file)
+    except certificates.CertificateError as error:
+        raise LinkError(error.value, error.limit, error.option) from None

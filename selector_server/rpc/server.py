@@ -1,16 +1,21 @@
 """The grpc.aio server: services, health that follows the worker, reflection."""
 
 import socket
+from contextlib import nullcontext
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
 
+from selector_server.config import Config
 from selector_server.errors import SetupError
+from selector_server.rpc.access import Access
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.service import SelectorService
 from selector_server.rpc.status import ADMIN_SERVICE, SERVICE, StatusInterceptor
+from selector_server.rpc.unix_socket import bound
 from selector_server.telemetry.metrics import Metrics
 
 # Health service names beside "" (the process is up): requests are served; weights are the newest ones.
@@ -18,8 +23,18 @@ READY = SERVICE
 WEIGHTS = "weights"
 
 
+# More than any trainer has under way; what it bounds is what is held for calls before they are admitted.
+MAX_CALLS = 1024
+MAX_CALLS_A_CONNECTION = 256  # one more waits at the client
+# Until a connection has said what it wants, in TLS too. After that, silent ones are asked for a sign of life.
+HANDSHAKE_SECONDS = 5
+PING_SECONDS = 60
+MAX_METADATA_BYTES = 8 << 10
+
+
 class RpcServer:
-    """Serves one address, the value of `setting`. Either service may be left to another address."""
+    """Serves one address, the value of `setting`. Either service may be left to another address; without both it
+    answers health checks alone, to everybody. Health is one for all addresses: `shared_health` is another server's."""
 
     def __init__(
         self,
@@ -27,20 +42,19 @@ class RpcServer:
         admin: AdminService | None,
         metrics: Metrics,
         setting: str,
-        listen: str,
-        max_message_bytes: int,
+        config: Config,
+        access: Access,
+        shared_health: Any = None,
     ) -> None:
-        _check_free(setting, listen)
+        self.setting, self.listen = setting, str(getattr(config, setting))
+        _check_free(setting, self.listen)
         self._server = grpc.aio.server(
-            interceptors=[StatusInterceptor(metrics)],
-            options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", 64 << 20),
-                ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a twin
-            ],
+            interceptors=[StatusInterceptor(metrics), access.interceptor],
+            options=_options(config),
+            maximum_concurrent_rpcs=MAX_CALLS,
         )
         # The aio servicer: the synchronous one keeps the process alive for ever after one Watch.
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.health: Any = health.aio.HealthServicer() if shared_health is None else shared_health  # type: ignore[attr-defined]
         names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
         if service is not None:
             selector_pb2_grpc.add_SelectorServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -50,12 +64,23 @@ class RpcServer:
         if admin is not None:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)  # type: ignore[no-untyped-call]
             names.append(ADMIN_SERVICE)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(names, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        calls = service is not None or admin is not None
+        if config.reflection and calls:
+            reflection.enable_server_reflection(names, self._server)
+        self.port = self._bind(setting, config, access.credentials() if calls else None)
+
+    def _bind(self, setting: str, config: Config, credentials: grpc.ServerCredentials | None) -> int:
+        """The port; 1 for a unix socket. Raises SetupError."""
+        unix = self.listen.startswith("unix:")
+        mode, group = int(config.socket_mode, 8), config.socket_group
         try:
-            self.port: int = self._server.add_insecure_port(listen)
+            with bound(setting, self.listen, mode, group) if unix else nullcontext():
+                if credentials is None:
+                    return self._server.add_insecure_port(self.listen)
+                return self._server.add_secure_port(self.listen, credentials)
         except RuntimeError as error:
-            raise SetupError(setting, listen, "the address cannot be bound") from error
+            raise SetupError(setting, self.listen, "the address cannot be bound") from error
 
     async def start(self) -> None:
         await self.set_health("", True)
@@ -63,15 +88,29 @@ class RpcServer:
 
     async def set_health(self, name: str, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
+        await self.health.set(name, status.SERVING if healthy else status.NOT_SERVING)
 
     async def leave(self) -> None:
         """Health turns NOT_SERVING for good; requests are still answered."""
-        await self._health.enter_graceful_shutdown()
+        await self.health.enter_graceful_shutdown()
 
     async def stop(self, grace: float) -> None:
         """Closes the address; whatever still runs gets `grace` seconds."""
         await self._server.stop(grace)
+
+
+def _options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", 64 << 20),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CALLS_A_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
+        ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a twin
+    ]
 
 
 def _check_free(setting: str, listen: str) -> None:

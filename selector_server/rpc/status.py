@@ -24,6 +24,8 @@ ADMIN_SERVICE = "selector.v1.AdminService"
 # Most specific first.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
+    (errors.Unauthenticated, code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.PermissionDenied, code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (errors.InvalidRequest, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
     (errors.Overloaded, code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.LimitExceeded, code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"),

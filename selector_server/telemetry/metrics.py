@@ -1,9 +1,6 @@
 """Prometheus metrics, in base units, on a registry of their own."""
 
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 # Geometric, x1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
 SECONDS = tuple(round(0.001 * 1.7**i, 6) for i in range(22))
@@ -67,19 +64,10 @@ class Metrics:
         self.shm_swept = Counter(
             "selector_shm_swept_total", "Payload files of dead clients removed at the start.", registry=r
         )
+        self.secrets = Counter(
+            "selector_secret_reloads_total",
+            "Certificates and token files read anew after a change, by file and result: taken, refused.",
+            ["file", "result"],
+            registry=r,
+        )
         self.worker_up = Gauge("selector_worker_up", "1 while the device's worker makes progress.", registry=r)
-
-
-class MetricsServer:
-    """Serves /metrics on a thread of its own."""
-
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._thread: Thread
-        self._server, self._thread = start_http_server(port, addr=host, registry=metrics.registry)
-        self.port: int = self._server.server_port
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

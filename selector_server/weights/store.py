@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from selector_server.errors import NotPossible
-from selector_server.weights.history import Event, History, Outcome
+from selector_server.weights.history import Event, History, Outcome, printable
 
 W = TypeVar("W")
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Store(Generic[W]):
     def report(self, state: SyncState, newest: int | None = None, error: str = "", rejected: bool = False) -> None:
         """Records why the newest version is not served."""
         with self._lock:
-            old = self.status
+            old, error = self.status, printable(error)
             newest = old.newest_version if newest is None else newest
             if self.pinned is not None:
                 state, error = SyncState.PINNED, error or self._pin_reason(newest)
@@ -89,7 +89,7 @@ class Store(Generic[W]):
     def record(self, outcome: Outcome, version: int, trainer_step: int | None, reason: str) -> None:
         """Remembers what happened to a version that is not served."""
         with self._lock:
-            self._history.add(Event(version, trainer_step, outcome, reason))
+            self._history.add(Event(version, trainer_step, outcome, printable(reason)))
 
     def history(self) -> list[Event]:
         """The last events, oldest first."""

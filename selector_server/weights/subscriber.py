@@ -15,7 +15,7 @@ from selector_proto.safetensors import TensorView
 
 from selector_server.errors import SelectorError
 from selector_server.telemetry.metrics import Metrics
-from selector_server.weights.history import Outcome
+from selector_server.weights.history import Outcome, printable
 from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
 
@@ -155,6 +155,7 @@ class Subscriber(Generic[W]):
         self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)
 
     def _report(self, state: SyncState, newest: int | None, error: str, rejected: bool = False) -> None:
+        error = printable(error)
         if error != self._store.status.last_error:
             log.warning("weights: %s; version %d goes on serving", error, self._store.current.version)
         self._store.report(state, newest, error, rejected)

@@ -67,9 +67,10 @@ def listens(port) -> bool:
 
 
 class Sidecar:
-    """`selector serve` as a process of its own."""
+    """`selector serve` as a process of its own; `dial(address)` opens a channel to it."""
 
-    def __init__(self, log: Path, flags=None, *, env=None, port=None) -> None:
+    def __init__(self, log: Path, flags=None, *, env=None, port=None, dial=grpc.insecure_channel) -> None:
+        self._dial = dial
         self.port, self.metrics_port = port or free_port(), free_port()
         self.address, self.log = f"127.0.0.1:{self.port}", log
         addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
@@ -82,7 +83,7 @@ class Sidecar:
     @property
     def channel(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address)
+            self._channel = self._dial(self.address)
         return self._channel
 
     @property

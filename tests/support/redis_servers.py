@@ -1,7 +1,6 @@
 """Real servers that the wheel's Valkey is not: with TLS, watched by Sentinels, in a cluster."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,28 +38,6 @@ class Program:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
-
-
-def certificates(folder: Path) -> dict[str, Path]:
-    """An authority, a server's certificate for 127.0.0.1, and a client's; and an authority that signed none of them."""
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30, cwd=folder)
-
-    def authority(name):
-        openssl("req", "-x509", *new_key(name), "-days", 2, "-subj", f"/CN={name}", "-out", f"{name}.pem")
-
-    def new_key(name):
-        return "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key"
-
-    authority("ca")
-    authority("other")
-    for name, subject in (("server", "IP:127.0.0.1"), ("client", "DNS:trainer")):
-        (folder / f"{name}.ext").write_text(f"subjectAltName={subject}\n")
-        openssl("req", *new_key(name), "-subj", f"/CN={name}", "-out", f"{name}.csr")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", 2, "-extfile", f"{name}.ext")
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
-    return {name: folder / name for name in ("ca.pem", "other.pem", "server.pem", "client.pem", "client.key")}
 
 
 def tls_server(folder: Path, files: dict[str, Path], *lines, program="redis-server") -> tuple[Program, redis.Redis]:

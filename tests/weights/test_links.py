@@ -7,8 +7,9 @@ from selector_client import LinkOptions, WeightPublisher
 from selector_proto.link_url import parse
 from selector_proto.redis_link import LinkError, check, connect, masked
 from selector_proto.stores import open_store
+from support.certificates import certificates
 from support.processes import eventually, free_port
-from support.redis_servers import certificates, join, needs, tls_server, watched_pair
+from support.redis_servers import join, needs, tls_server, watched_pair
 
 from selector_server.config import load
 from selector_server.errors import SetupError

@@ -341,6 +341,8 @@ BAD = {
     "header of numbers": (file_of((8).to_bytes(8, "little") + b"[1,2,3]\n"), "not a JSON object"),
     "format of the future": (manifest_of(format=FORMAT + 1), f"manifest format is {FORMAT + 1}"),
     "another run's manifest": (manifest_of(run="other"), "names run 'other'"),
+    "run of a megabyte": (manifest_of(run="x" * 1_000_000), "names run 'xxx"),
+    "field that paints a terminal": (manifest_text(json.dumps({"\x1b[2J\n" * 2000: 1})), "manifest is not valid"),
     "another version's manifest": (manifest_of(version=10**6), "version 1000000"),
     "endless payload": (manifest_of(payload_bytes=2**63), "payload_bytes is 9223372036854775808; must be 1 to 1048576"),
     "no payload": (manifest_of(payload_bytes=0), "payload_bytes is 0"),
@@ -371,7 +373,8 @@ def test_a_bad_version_leaves_the_good_one_in_place_and_the_next_good_one_is_tak
     spoil(run, TwoTower(51))
     status = eventually(lambda: (s := run.server.status()).state == pb.SYNC_STATE_REJECTED and s)
     assert reason in status.last_error
-    assert len(status.last_error) < 1000
+    assert len(status.last_error) < 3000
+    assert status.last_error.isprintable()
     assert (status.serving.version, status.swaps) == (version, swaps)
     reply = run.select()
     assert reply.weights.version == version

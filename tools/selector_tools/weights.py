@@ -9,11 +9,15 @@ from typing import Any
 import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from selector_client import Untrusted
+from selector_client.channel import error_of, open_channel
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc, selector_pb2, selector_pb2_grpc
 
+from selector_tools.access import access_of, add_flags
+
 MAX_VERSION = 2**64 - 1
-# Asks with a channel and a timeout.
-Ask = Callable[[grpc.Channel, float], Message]
+# Asks with a channel, and with a call's timeout and metadata.
+Ask = Callable[[grpc.Channel, dict[str, Any]], Message]
 
 
 def add_parser(verbs: Any) -> None:
@@ -28,6 +32,7 @@ def add_parser(verbs: Any) -> None:
         one.epilog = "The address is that of --admin-listen if the sidecar has one."
     for one in actions.choices.values():
         one.add_argument("address", help="host:port or unix:/path")
+        add_flags(one)
 
 
 def _action(actions: Any, name: str, text: str, handler: Callable[[argparse.Namespace], int]) -> Any:
@@ -40,34 +45,42 @@ def _action(actions: Any, name: str, text: str, handler: Callable[[argparse.Name
 
 def run_status(arguments: argparse.Namespace) -> int:
     request = selector_pb2.GetWeightsStatusRequest()
-    return _run(arguments, lambda channel, timeout: _selector(channel).GetWeightsStatus(request, timeout=timeout))
+    return _run(arguments, lambda channel, how: _selector(channel).GetWeightsStatus(request, **how))
 
 
 def run_history(arguments: argparse.Namespace) -> int:
     request = admin_pb2.ListWeightsHistoryRequest()
-    return _run(arguments, lambda channel, timeout: _admin(channel).ListWeightsHistory(request, timeout=timeout))
+    return _run(arguments, lambda channel, how: _admin(channel).ListWeightsHistory(request, **how))
 
 
 def run_pin(arguments: argparse.Namespace) -> int:
     request = admin_pb2.PinWeightsRequest(version=arguments.version)
-    return _run(arguments, lambda channel, timeout: _admin(channel).PinWeights(request, timeout=timeout))
+    return _run(arguments, lambda channel, how: _admin(channel).PinWeights(request, **how))
 
 
 def run_unpin(arguments: argparse.Namespace) -> int:
     request = admin_pb2.UnpinWeightsRequest()
-    return _run(arguments, lambda channel, timeout: _admin(channel).UnpinWeights(request, timeout=timeout))
+    return _run(arguments, lambda channel, how: _admin(channel).UnpinWeights(request, **how))
 
 
 def _run(arguments: argparse.Namespace, ask: Ask) -> int:
     """Prints the answer; 1 and one line if there is none."""
+    where = f"selector weights {arguments.action}: "
     try:
-        with grpc.insecure_channel(arguments.address) as channel:
-            answer = ask(channel, arguments.timeout)
+        access = access_of(arguments)
+        with open_channel(arguments.address, access) as channel:
+            answer = ask(channel, {"timeout": arguments.timeout, "metadata": access.metadata()})
+    except (ValueError, Untrusted) as error:
+        print(f"{where}{error}", file=sys.stderr)
+        return 1
     except grpc.RpcError as error:
-        code, details = error.code(), " ".join((error.details() or "").split())
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            details = "not served at this address; the admin service may have its own (--admin-listen)"
-        print(f"selector weights {arguments.action}: {arguments.address}: {code.name}: {details}", file=sys.stderr)
+        said = " ".join(str(error_of(error, arguments.address, access)).split())
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            said = (
+                f"{arguments.address}: UNIMPLEMENTED: not served at this address; the admin service may have its own "
+            )
+            said += "(--admin-listen)"
+        print(f"{where}{said}", file=sys.stderr)
         return 1
     if arguments.json:
         # Zeros too: version 0 is one.

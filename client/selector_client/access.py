@@ -1,0 +1,110 @@
+"""How a sidecar is reached safely: TLS and a token, from files that may be rotated."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import grpc
+from selector_proto import certificates
+from selector_proto.local import is_local
+
+from selector_client.errors import Untrusted
+
+ENV_PREFIX = "SELECTOR_"
+MAX_TOKEN_FILE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Access:
+    """Whom to trust, and what to show. What is left out comes from the environment: SELECTOR_TLS (1 or 0),
+    SELECTOR_CA_FILE and so on.
+
+    TLS is used if `tls` says so, or if it is None and one of `ca_file`, `certificate_file`, `key_file` is given. Files
+    are PEM; they are read for each new connection. The token is the first line of `token_file` that is not empty and
+    does not begin with #, read for each call.
+    """
+
+    tls: bool | None = None
+    ca_file: str | Path | None = None  # who may sign the sidecar's certificate; None: the public authorities
+    certificate_file: str | Path | None = None  # this side's, where the sidecar wants one
+    key_file: str | Path | None = None  # None: it is in the certificate's file
+    server_name: str | None = None  # name in the sidecar's certificate, if it is not the address's
+    token_file: str | Path | None = None
+    plaintext_token: bool | None = None  # send it to another host without TLS, where something else encrypts
+
+    @classmethod
+    def of(cls, address: str, **given: Any) -> "Access":
+        """The `given`, else the environment's. Raises ValueError for what cannot be."""
+        values = {
+            one.name: given[one.name] if given.get(one.name) is not None else _env(one.name) for one in fields(cls)
+        }
+        access = cls(**values)
+        access._check(address)
+        return access
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is used."""
+        if self.tls is not None:
+            return self.tls
+        return any(file is not None for file in (self.ca_file, self.certificate_file, self.key_file))
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Of a new connection; None: without TLS. Raises Untrusted if a file cannot be read now."""
+        if not self.secure:
+            return None
+        try:
+            found = certificates.read(self.ca_file, self.certificate_file, self.key_file)
+        except certificates.CertificateError as error:
+            raise Untrusted("untrusted", str(error)) from error
+        return grpc.ssl_channel_credentials(found.ca, found.key, found.certificate)
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """What a call carries. Raises Untrusted if the token cannot be read now."""
+        if self.token_file is None:
+            return []
+        try:
+            return [("authorization", f"Bearer {_token(self.token_file)}")]
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise Untrusted("untrusted", f"token_file is {self.token_file}; {why}") from None
+
+    def _check(self, address: str) -> None:
+        for name in ("ca_file", "certificate_file", "key_file", "server_name"):
+            if getattr(self, name) is not None and not self.secure:
+                raise ValueError(f"{name} is {getattr(self, name)}; needs TLS, and tls is {self.tls}")
+        if self.secure:
+            certificates.read(self.ca_file, self.certificate_file, self.key_file)
+        if self.token_file is None:
+            return
+        if not (self.secure or self.plaintext_token or is_local(address)):
+            limit = f"others can read it on the way to {address}: needs TLS (ca_file), or plaintext_token=True"
+            raise ValueError(f"token_file is {self.token_file}; {limit}")
+        try:
+            _token(self.token_file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"token_file is {self.token_file}; {getattr(error, 'strerror', None) or error}") from None
+
+
+ACCESS_FIELDS = frozenset(one.name for one in fields(Access))
+
+
+def _token(file: str | Path) -> str:
+    """Raises OSError and ValueError, which never quotes it."""
+    lines = certificates.read_file(file, MAX_TOKEN_FILE_BYTES).split(b"\n")
+    for line in map(bytes.strip, lines):
+        if line and not line.startswith(b"#"):
+            if not line.isascii() or not all(33 <= byte <= 126 for byte in line):
+                raise ValueError("its token must be printable ASCII without spaces")
+            return line.decode()
+    raise ValueError("has no token")
+
+
+def _env(name: str) -> Any:
+    value = os.environ.get(ENV_PREFIX + name.upper()) or None
+    if name not in ("tls", "plaintext_token") or value is None:
+        return value
+    if value.lower() not in ("0", "1", "false", "true"):
+        raise ValueError(f"{ENV_PREFIX}{name.upper()} is {value!r}; must be 1 or 0")
+    return value.lower() in ("1", "true")

@@ -1,0 +1,74 @@
+"""Unix sockets: nothing but a socket that we left is replaced, and nobody connects before its permissions are set.
+
+gRPC binds the socket itself, replaces whatever socket is at its path (also of a living server), and says nothing of who
+connected; see docs/adr/0017-unix-sockets-by-permission.md.
+"""
+
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selector_server.errors import SetupError
+
+MAX_PATH_BYTES = 107
+
+
+@contextmanager
+def bound(setting: str, listen: str, mode: int, group: str | None) -> Iterator[None]:
+    """The address must be bound within. Raises SetupError."""
+    path = Path(listen.removeprefix("unix:").removeprefix("//"))  # unix:path, unix:/path and unix:///path
+    _make_way(setting, listen, path)
+    former = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(former)
+    try:
+        _permit(path, mode, group)
+    except (OSError, ValueError, KeyError) as error:
+        raise SetupError(setting, listen, f"its permissions cannot be set: {error}") from error
+
+
+def _make_way(setting: str, listen: str, path: Path) -> None:
+    """Removes a socket on which nobody listens, as a killed server leaves it."""
+    if not 1 <= len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        raise SetupError(setting, listen, f"its path must have 1 to {MAX_PATH_BYTES} bytes")
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SetupError(setting, listen, f"cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SetupError(setting, listen, "there is something else than a socket; move it away")
+    if status.st_uid != os.geteuid():
+        raise SetupError(setting, listen, f"the socket there is of user {status.st_uid}; move it away")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SetupError(setting, listen, f"the socket there cannot be tried: {error}") from error
+        else:
+            raise SetupError(setting, listen, "must be free: another server listens there")
+
+
+def _permit(path: Path, mode: int, group: str | None) -> None:
+    """By a descriptor: what another user may have put in the path's place is not followed."""
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise ValueError("another user replaced it")
+        name = f"/proc/self/fd/{file}"
+        if group is not None:
+            os.chown(name, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+        os.chmod(name, mode)
+    finally:
+        os.close(file)

@@ -1,0 +1,76 @@
+"""Serves /metrics to few at a time, however slow they are."""
+
+import socket
+from collections import OrderedDict
+from contextlib import suppress
+from threading import Lock, Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+MAX_CONNECTIONS = 16
+# Between two pieces of a request or of its answer.
+PAUSE_SECONDS = 5.0
+
+
+class MetricsServer:
+    """One thread accepts, and each connection has one."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        kind = _Server6 if ":" in host else _Server
+        app = make_wsgi_app(registry)
+        self._server: WSGIServer = make_server(host, port, app, kind, handler_class=_Handler)
+        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = PAUSE_SECONDS
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - its name in the base class
+        """Nothing: a scrape is no event."""
+
+
+class _Server(ThreadingWSGIServer):
+    """Cuts the oldest connection for one too many: whoever sends a byte now and then keeps no scrape away, which is
+    over in milliseconds."""
+
+    request_queue_size = 128  # five by default: more at once wait for seconds
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._open: OrderedDict[Any, None] = OrderedDict()
+        self._lock = Lock()
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > MAX_CONNECTIONS:
+                self._cut(next(iter(self._open)))
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a client that hangs up, or is cut, is no error of ours."""
+
+    def _cut(self, request: socket.socket) -> None:
+        """Its thread finds the end of the stream and closes it."""
+        del self._open[request]
+        with suppress(OSError):  # gone by itself
+            request.shutdown(socket.SHUT_RDWR)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6

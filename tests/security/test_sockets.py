@@ -1,0 +1,155 @@
+"""Unix sockets: who may connect, what a killed server leaves, and what is never replaced."""
+
+import os
+import signal
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from selector_client import Selector
+from support.processes import eventually
+
+from selector_server.errors import SetupError
+from selector_server.rpc.unix_socket import bound
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def place():
+    """A folder that other users see."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def listen(path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+def bind(path, mode=0o600, group=None) -> socket.socket:
+    """As the server does it, with a socket of our own."""
+    with bound("listen", f"unix:{path}", mode, group):
+        server = listen(path)
+        assert mode_of(path) == 0o600  # before anybody may connect
+    return server
+
+
+def mode_of(path) -> int:
+    return stat.S_IMODE(os.lstat(path).st_mode)
+
+
+def connects(path, user) -> bool:
+    """Whether that user, of the group with the same number and no other, may connect."""
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(user)
+    os.seteuid(user)
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        return True
+    except PermissionError:
+        return False
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def select(path, losses):
+    with Selector(f"unix:{path}", policy="independent", on_error="raise", timeout=5) as chosen:
+        chosen.connect(20)
+        return chosen.select_losses(*losses)
+
+
+def test_a_killed_server_does_not_block_the_next(sidecar, place, losses):
+    path = place / "s.sock"
+    server = sidecar({"listen": f"unix:{path}", "socket_mode": "0660"}, wait=False)
+    eventually(lambda: "serving on" in server.text, 60, lambda: server.text, server.must_live)
+    assert select(path, losses).fallback == ""
+    assert mode_of(path) == 0o660
+    server.signal(signal.SIGKILL)
+    server.process.wait(10)
+    assert path.is_socket()
+    again = sidecar({"listen": f"unix:///{str(path).lstrip('/')}"}, wait=False)
+    eventually(lambda: "serving on" in again.text, 60, lambda: again.text, again.must_live)
+    assert select(path, losses).fallback == ""
+    assert mode_of(path) == 0o600
+    again.signal(signal.SIGTERM)
+    assert again.process.wait(20) == 0
+
+
+def test_modes_and_groups(place):
+    path, group = place / "s.sock", os.getgid()
+    with bind(path, 0o660, str(group)):
+        assert mode_of(path) == 0o660
+        assert os.lstat(path).st_gid == group
+    with bind(path, 0o600):  # stale by now
+        assert mode_of(path) == 0o600
+    path.unlink()
+    umask = os.umask(0o022)
+    os.umask(umask)
+    with pytest.raises(SetupError, match="its permissions cannot be set"), bind(path, 0o660, "no-such-group"):
+        pass
+    assert os.umask(umask) == umask
+
+
+def test_other_users_are_kept_out_by_the_kernel(place):
+    if os.geteuid() != 0:
+        pytest.skip("only root can try as another user")
+    path = place / "s.sock"
+    with bind(path, 0o600):
+        assert not connects(path, NOBODY)
+        assert connects(path, 0)
+    with bind(path, 0o660, str(NOBODY)):
+        assert connects(path, NOBODY)
+        assert not connects(path, NOBODY - 1)
+
+
+def test_nothing_of_others_is_replaced(place):
+    path = place / "s.sock"
+    with listen(path), pytest.raises(SetupError, match="another server listens there"), bind(path):
+        pass
+    path.unlink()
+    path.write_text("kept")
+    with pytest.raises(SetupError, match="something else than a socket; move it away"), bind(path):
+        pass
+    assert path.read_text() == "kept"
+    path.unlink()
+    (target := place / "target").write_text("kept")
+    path.symlink_to(target)
+    with pytest.raises(SetupError, match="something else than a socket"), bind(path):
+        pass
+    assert path.is_symlink()
+    assert target.read_text() == "kept"
+    path.unlink()
+    path.symlink_to(place / "nowhere")
+    with pytest.raises(SetupError, match="something else than a socket"), bind(path):
+        pass
+
+
+def test_what_takes_the_sockets_place_is_not_followed(place):
+    """Not even to another socket of ours."""
+    path, target = place / "s.sock", place / "target"
+    with listen(target):
+        target.chmod(0o640)
+        with pytest.raises(SetupError, match="its permissions cannot be set"):
+            with bound("listen", f"unix:{path}", 0o666, None):
+                path.symlink_to(target)
+        assert mode_of(target) == 0o640
+
+
+@pytest.mark.parametrize("name", ["x" * 120, ""])
+def test_paths_that_cannot_be(name, place):
+    address = f"unix:{place}/{name}" if name else "unix:"
+    with (
+        pytest.raises(SetupError, match=r"must have 1 to 107 bytes|something else"),
+        bound("listen", address, 0o600, None),
+    ):
+        pass
