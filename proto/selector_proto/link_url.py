@@ -75,7 +75,7 @@ def masked(url: str) -> str:
         return "***"
     # A password with a '/', '?' or '#' in it ends the host early, and its rest stands where the path is.
     rest = parts.path if parts.path or at else f"{parts.query}{parts.fragment}"
-    if parts.scheme not in ("unix", "file") and "@" in rest:
+    if "@" in rest and (parts.scheme not in ("unix", "file") or (parts.scheme == "unix" and hosts)):
         return "***"
     return f"{parts.scheme}://{hosts}{parts.path}"
 

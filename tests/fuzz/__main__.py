@@ -1,0 +1,55 @@
+"""python -m fuzz [--inputs N] [--seconds S] [--target NAME]… [--json FILE]: exits 1 if anything was found."""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # before a fork
+    from fuzz.runner import FINDINGS, fuzz, save
+    from fuzz.targets import TARGETS
+
+    parser = argparse.ArgumentParser(prog="fuzz", description="Hostile bytes for every decoder; see docs/fuzzing.md.")
+    parser.add_argument("--target", action="append", choices=[one.name for one in TARGETS], help="default: all")
+    parser.add_argument("--inputs", type=int, default=0, help="inputs of each target, about")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time of each target at most")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same inputs")
+    parser.add_argument("--json", type=Path, help="file for the report")
+    parser.add_argument("--findings", type=Path, default=FINDINGS, help="folder for inputs that were findings")
+    options = parser.parse_args()
+    inputs = options.inputs or (1000 if options.seconds == math.inf else 1 << 40)
+    rows, failed = [], False
+    head = ("target", "inputs", "accepted", "outcomes", "inputs/s", "slowest ms", "growth MiB", "findings")
+    print("{:18}{:>10}{:>10}{:>10}{:>10}{:>12}{:>12}{:>10}".format(*head), flush=True)
+    for target in TARGETS:
+        if options.target and target.name not in options.target:
+            continue
+        summary = fuzz(target, options.seed, int(inputs * target.share), options.seconds)
+        row = summary.row()
+        rows.append(row)
+        figures = (row[name] for name in ("target", "inputs", "accepted", "outcomes", "inputs_per_second"))
+        more = (row["slowest_cpu_ms"], row["peak_growth_mib"], len(summary.findings))
+        print("{:18}{:>10}{:>10}{:>10}{:>10}{:>12}{:>12}{:>10}".format(*figures, *more), flush=True)
+        for one, file in zip(summary.findings, save(target, summary.findings, options.findings), strict=True):
+            print(f"  {one.kind}: {one.what}\n    {file}", flush=True)
+            failed = True
+    if options.json:
+        report = {
+            "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "system": platform.platform()},
+            "seed": options.seed,
+            "inputs": sum(int(str(row["inputs"])) for row in rows),
+            "seconds": round(sum(float(str(row["seconds"])) for row in rows), 1),
+            "findings": sum(len(row["findings"]) for row in rows),  # type: ignore[arg-type]
+            "targets": rows,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
