@@ -134,7 +134,9 @@ class Preprocessor:
                 stop += 1
             try:
                 encodings = self.tokenizer.encode_batch_fast(strings[start:stop])
-            except Exception as error:  # the library raises plain Exception, for what its file forgot
+            except BaseException as error:  # the file may lack what only some texts need
+                if not _of_tokenizers(error):
+                    raise
                 raise NotPossible("tokenizer", "failing", f"the bundle's cannot be used: {str(error)[:300]}") from error
             yield from (encoding.ids for encoding in encodings)
             start = stop
@@ -187,8 +189,15 @@ def load_tokenizer(file: Path | None) -> Tokenizer | None:
         return None
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:
+        if not _of_tokenizers(error):
+            raise
         raise BundleError("tokenizer", file, str(error)[:300]) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _of_tokenizers(error: BaseException) -> bool:
+    """The library raises plain Exception; and its panics, which are Rust's, are none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 
 def main() -> int:
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # before a fork
+    os.environ.update(
+        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RUST_BACKTRACE="0"
+    )  # before a fork
     from fuzz.runner import FINDINGS, fuzz, save
     from fuzz.targets import TARGETS
 

@@ -1,5 +1,6 @@
 """A mutator of JSON: changes a value somewhere in the tree, and leaves the rest valid."""
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -51,11 +52,11 @@ def _changed(random: Random, root: Any, donor: Any, words: tuple[Any, ...]) -> A
         case 0:
             del parent[key]
         case 1 if isinstance(parent, dict):
-            parent[random.choice([*TEXTS, str(key).upper(), f"{key}{random.randrange(3)}"])] = node
+            parent[random.choice([*TEXTS, str(key).upper(), f"{key}{random.randrange(3)}"])] = copy.deepcopy(node)
         case 1:
-            parent.insert(key, node)
+            parent.insert(key, copy.deepcopy(node))
         case 2 if isinstance(parent, list):
-            parent *= random.choice((2, 3, 20)) if len(parent) < 1000 else 1
+            parent += copy.deepcopy(parent) * random.choice((1, 2, 20)) if len(parent) < 1000 else []
         case _:
             parent[key] = _value(random, node, donor, words)
     return root
@@ -76,13 +77,13 @@ def _value(random: Random, now: Any, donor: Any, words: tuple[Any, ...]) -> Any:
         case 5:
             return {"": now}
         case 6 if words:
-            return random.choice(words)
+            return copy.deepcopy(random.choice(words))
         case 7:
             return _some(random, donor)
     if isinstance(now, bool) or not isinstance(now, int | float | str):
         return 10 ** random.randrange(400)
     if isinstance(now, str):
-        return raw()(random, now.encode(), b"").decode(errors=random.choice(("replace", "ignore")))
+        return raw()(random, now.encode(errors="replace"), b"").decode(errors=random.choice(("replace", "ignore")))
     if isinstance(now, float):
         return now * random.choice((-1, 0, 2, 1e10, 1e300))
     return number(random, -(1 << 64), 1 << 64, now)

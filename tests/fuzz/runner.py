@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ FINDINGS = Path(__file__).with_name("findings")
 # Wall-clock time of one input; generous, for the machine may be busy. CPU time has a tighter bound.
 HANG_SECONDS = 10.0
 _TICK = 0.05
+_DIGITS = re.compile(r"\d{3,}")
 # A target that hangs or crashes so often is broken; more of the same would only take long.
 MOST_FAILURES = 5
 _FORK = multiprocessing.get_context("fork")  # the child starts with all imported, and with a low peak of memory
@@ -43,11 +45,11 @@ class Summary:
         self.slowest = max(self.slowest, part.slowest)
         self.growth = max(self.growth, part.growth)
         self.outcomes.update(part.outcomes)
-        known = {one.what for one in self.findings}
+        known = {_DIGITS.sub("", one.what) for one in self.findings}
         for one in part.findings:  # one of a kind is enough
-            if one.what not in known:
+            if (kind := _DIGITS.sub("", one.what)) not in known:
                 self.findings.append(one)
-                known.add(one.what)
+                known.add(kind)
         self.digest = part.digest
 
     def row(self) -> dict[str, object]:

@@ -21,7 +21,11 @@ _SECRET = "s3cr3tw0rd"
 
 def _secret_in(url: str) -> bool:
     """Whether it has the password where a password stands."""
-    return f":{_SECRET}@" in url and url.startswith(("redis://", "rediss://", "redis+", "rediss+", "unix://"))
+    return (
+        f":{_SECRET}@" in url
+        and url.count(_SECRET) == 1
+        and url.startswith(("redis://", "rediss://", "redis+", "rediss+", "unix://"))
+    )
 
 
 @contextmanager
@@ -63,6 +67,7 @@ def configs(folder: Path) -> Iterator[Decode]:
         text, environment, flags = split(data, 3)[:3]
         file.write_bytes(text)
         misplaced = any(map(_misplaced, (_toml(text), _texts(environment), _texts(flags))))
+        misplaced |= any(part.count(_SECRET.encode()) > part.count(f":{_SECRET}@".encode()) for part in split(data))
         try:
             loaded = config.load(_texts(flags), _texts(environment), file)
         except SetupError as error:
