@@ -85,6 +85,7 @@ TARGETS = (
         record_seeds,
         repaired(each([raw()]), _checked, 0.3),
         (SetupError,),
+        share=2.0,
     ),
     Target("cache-headers", "headers of the reference cache", headers, header_seeds, tree(), (SetupError,), share=0.1),
 )

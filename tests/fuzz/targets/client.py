@@ -175,7 +175,7 @@ TARGETS = (
         answer_seeds,
         message(pb.SelectResponse),
         (SelectorClientError,),
-        share=1.5,
+        share=2.0,
     ),
     Target(
         "client-errors",
@@ -190,5 +190,5 @@ TARGETS = (
         ),
         (SelectorClientError,),
     ),
-    Target("loader-state", "the loader's state_dict", states, state_seeds, tree(), (ValueError, IndexError)),
+    Target("loader-state", "the loader's state_dict", states, state_seeds, tree(), (ValueError, IndexError), share=1.5),
 )

@@ -120,6 +120,6 @@ _WORDS = (
 )
 TARGETS = (
     Target(
-        "images", "JPEG, PNG and WebP files", pictures, files, either(raw(*_WORDS), _png), (SelectorError,), share=0.4
+        "images", "JPEG, PNG and WebP files", pictures, files, either(raw(*_WORDS), _png), (SelectorError,), share=0.3
     ),
 )

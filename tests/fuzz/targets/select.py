@@ -184,6 +184,6 @@ TARGETS = (
         stream_seeds,
         repaired(each([message(pb.SelectRequest, *_TEXTS)], move=0.03), _consistent, 0.85),
         (WireError, SelectorError),
-        share=1.5,
+        share=1.2,
     ),
 )

@@ -22,7 +22,7 @@ _SECRET = "s3cr3tw0rd"
 def _secret_in(url: str) -> bool:
     """Whether it has the password where a password stands."""
     return (
-        f":{_SECRET}@" in url
+        url.partition("@")[0].endswith(f":{_SECRET}")
         and url.count(_SECRET) == 1
         and url.startswith(("redis://", "rediss://", "redis+", "rediss+", "unix://"))
     )
@@ -202,6 +202,7 @@ TARGETS = (
         config_seeds,
         each([raw(*_TOML), _MAP], move=0.02),
         (SetupError,),
+        share=0.5,
     ),
     Target(
         "bundle",

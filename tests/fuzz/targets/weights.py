@@ -126,6 +126,6 @@ TARGETS = (
         layout_seeds,
         either(_header, _header, raw()),
         (safetensors.LayoutError,),
-        share=1.5,
+        share=2.0,
     ),
 )

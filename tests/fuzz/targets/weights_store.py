@@ -185,6 +185,6 @@ TARGETS = (
         server_seeds,
         raw(*_WORDS),
         (Incomplete, redis.RedisError),
-        share=0.5,
+        share=0.4,
     ),
 )
