@@ -13,8 +13,8 @@ def main() -> int:
     os.environ.update(
         OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RUST_BACKTRACE="0"
     )  # before a fork
+    from fuzz.registry import TARGETS
     from fuzz.runner import FINDINGS, fuzz, save
-    from fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="fuzz", description="Hostile bytes for every decoder; see docs/fuzzing.md.")
     parser.add_argument("--target", action="append", choices=[one.name for one in TARGETS], help="default: all")

@@ -84,16 +84,14 @@ def run(
     board: Board,
     report: Callable[[Part], None],
 ) -> None:
-    """Inputs `first` to `last` - 1, or those that can be tried until `until`, a time.monotonic(). The seeds come first,
-    and again after a crash. Reports in parts."""
+    """Inputs `first` to `last` - 1, or those that can be tried until `until`, a time.monotonic(). The seeds come first.
+    Reports in parts."""
     logging.disable()  # decoders say what they refuse
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder, target.prepare(Path(folder)) as decode:
         _limit_memory()
         loop = _Loop(target, decode, board)
         corpus = list(seeds)
-        for data in seeds if first else ():
-            loop.attempt(-1, data)
         for index in range(first, last):
             if index < len(seeds):
                 data = seeds[index]

@@ -4,12 +4,14 @@ import hashlib
 import multiprocessing
 import os
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import BinaryIO
 
 from fuzz.engine import Board, Finding, Part, run
 from fuzz.target import Target
@@ -73,16 +75,21 @@ def fuzz(target: Target, seed: int, inputs: int, seconds: float) -> Summary:
     summary, board, first = Summary(target), Board(), 0
     seeds = [*target.seeds(), *(file.read_bytes() for file in reproducers(target))]
     until, failures = time.monotonic() + seconds, 0
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last process that writes to it
     while first < inputs and time.monotonic() < until and failures < MOST_FAILURES:
         receiving, sending = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_child, args=(target, seeds, seed, first, inputs, until, board, sending))
+        board.end(first)  # what a killed one was at
+        child = _FORK.Process(target=_child, args=(target, seeds, seed, first, inputs, until, board, sending, log))
         child.start()
         sending.close()
         if (failure := _watch(child, receiving, board, summary)) is None:
             break
+        if not failure.data and not board.read()[1]:  # between two inputs
+            log.seek(0)
+            raise RuntimeError(f"the fuzzer itself failed, {failure.what}:\n{log.read().decode()[-3000:]}")
         summary.findings.append(failure)
         failures += 1
-        first = max(first, board.read()[0]) + 1
+        first = board.read()[0] + 1
     return summary
 
 
@@ -109,7 +116,9 @@ def _child(
     until: float,
     board: Board,
     sending: Connection,
+    log: BinaryIO,
 ) -> None:
+    os.dup2(log.fileno(), 2)  # libraries complain about what they are given
     run(target, seeds, seed, first, last, until, board, sending.send)
     sending.close()
     os._exit(0)  # threads of decoders are not waited for
@@ -137,7 +146,4 @@ def _watch(child: multiprocessing.Process, receiving: Connection, board: Board, 
         child.join()
     if ended:
         return None
-    _, since, data = board.read()
-    if not since:  # between two inputs
-        raise RuntimeError(f"the fuzzer itself failed, exit status {child.exitcode}")
-    return Finding("crash", f"exit status {child.exitcode}", data)
+    return Finding("crash", f"exit status {child.exitcode}", board.read()[2])

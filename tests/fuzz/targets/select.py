@@ -1,4 +1,4 @@
-"""What a client sends: tensors, and whole Select streams up to the arrays that the models take."""
+"""What a client sends: whole Select streams, up to the arrays that the models take."""
 
 import asyncio
 import zlib
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 from selector_proto import shared_memory as layout
-from selector_proto.tensors import BYTES, FLOATS, INTEGERS, WireError, read, read_bytes
+from selector_proto.tensors import WireError
 from selector_proto.v1 import selector_pb2 as pb
 from support import wire
 
 from fuzz.frames import each, joined, split
 from fuzz.models import learner, reference
 from fuzz.mutate_proto import message
-from fuzz.mutation import raw, repaired
+from fuzz.mutation import repaired
 from fuzz.target import Decode, Target
 from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
@@ -34,43 +34,6 @@ MOST = 1 << 20  # bytes of a payload
 # gRPC refuses trailers above 8 KiB; then the client would not learn what was wrong.
 MOST_STATUS = 4096
 NAME = f"selector-{'0' * 32}.payload"
-
-
-@contextmanager
-def tensors(_: Path) -> Iterator[Decode]:
-    def decode(data: bytes) -> str:
-        first, payload = split(data, 2)[:2]
-        try:
-            packed = pb.PackedBytes.FromString(first)
-        except DecodeError:
-            return "unparsed"
-        view = memoryview(payload)
-        rank = len(packed.data.shape)
-        array = read(packed.data, view, "data", (*FLOATS, *INTEGERS, *BYTES), [None] * rank)
-        assert array.nbytes <= 2 * len(payload), "an array larger than its payload"
-        assert array.shape == tuple(packed.data.shape)
-        array.sum()  # touches every byte
-        count = packed.lengths.shape[0] if packed.lengths.shape else 0
-        items = read_bytes(packed, view, "packed", count, 64)
-        assert len(items) == count
-        assert all(len(item) <= 64 for item in items)
-        assert b"".join(items) == array.tobytes()
-        return "strings"
-
-    yield decode
-
-
-def tensor_seeds() -> list[bytes]:
-    seeds = []
-    for dtype, code in (("<f4", 1), ("<f2", 2), ("<u2", 3), ("u1", 4), ("<i4", 5), ("<i8", 6)):
-        request = wire.Request()
-        lengths = request.add(np.array([0, 3, 9], np.int32))
-        tensor = request.add(
-            np.arange(12, dtype=dtype).reshape(3, 4) if code != 4 else np.arange(12, dtype=dtype), code
-        )
-        packed = pb.PackedBytes(lengths=lengths, data=tensor)
-        seeds.append(joined([packed.SerializeToString(), request.payload]))
-    return seeds
 
 
 @contextmanager
@@ -168,15 +131,6 @@ def _consistent(data: bytes) -> bytes:
 
 _TEXTS = ("joint", "independent", "uniform", "default", "g", NAME, f"../{NAME}")
 TARGETS = (
-    Target(
-        "tensors",
-        "Tensor, PackedBytes and their payload",
-        tensors,
-        tensor_seeds,
-        each([message(pb.PackedBytes), raw()]),
-        (WireError,),
-        share=1.5,
-    ),
     Target(
         "select-stream",
         "SelectRequest messages to the models' inputs",
