@@ -22,7 +22,8 @@ _SECRET = "s3cr3tw0rd"
 def _secret_in(url: str) -> bool:
     """Whether it has the password where a password stands."""
     return (
-        url.partition("@")[0].endswith(f":{_SECRET}")
+        "@" in url
+        and url.partition("@")[0].endswith(f":{_SECRET}")
         and url.count(_SECRET) == 1
         and url.startswith(("redis://", "rediss://", "redis+", "rediss+", "unix://"))
     )
