@@ -26,6 +26,7 @@ def _secret_in(url: str) -> bool:
         and url.partition("@")[0].endswith(f":{_SECRET}")
         and url.count(_SECRET) == 1
         and url.startswith(("redis://", "rediss://", "redis+", "rediss+", "unix://"))
+        and not url.startswith("unix:///")  # a path may look like anything
     )
 
 
