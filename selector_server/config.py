@@ -156,7 +156,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
     if file is not None:
         try:
             values |= tomllib.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError, and what is no text or too deep
             raise SetupError("config", file, f"cannot be read: {error}") from error
     for name in Config.model_fields:
         if (value := environment.get(ENV_PREFIX + name.upper())) is not None:
@@ -167,7 +167,9 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        value = "not text" if field.startswith("redis") else repr(first.get("input"))  # it may hold a password
+        value = repr(first.get("input"))
+        if field.startswith("redis") or first["type"] == "extra_forbidden":  # it may hold a password
+            value = "not text" if field.startswith("redis") else "set"
         raise SetupError(field, value, first["msg"]) from error
     try:
         Keys(config.run)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_client.state import whole
+
 
 class SuperBatches:
     """Iterating once is one epoch: every index at most once, int64 [B] at a time, in an order of its own; what does not
@@ -47,9 +49,10 @@ class SuperBatches:
         return {"epoch": self._epoch, "cursor": self._cursor}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there with the next iteration."""
+        """Goes on from there with the next iteration. Raises ValueError."""
+        epoch, cursor = whole(state, "epoch"), whole(state, "cursor")
         self._iteration += 1
-        self._epoch, self._cursor = state["epoch"], state["cursor"]
+        self._epoch, self._cursor = epoch, cursor
 
 
 def collate(samples: Sequence[Any]) -> Any:

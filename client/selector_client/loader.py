@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Any, Literal
-
-import numpy as np
 
 from selector_client.ahead import ahead
 from selector_client.dataset import SuperBatches, collate
 from selector_client.forms import default_take, default_view
 from selector_client.request import TooFew
 from selector_client.selection import Selection
+from selector_client.state import indices, items, part, text, whole
 
 # The deadline of a selection is this many steps for each that it may be ahead, and never less than a second: what is
 # late by so much is lost to the trainer.
@@ -185,18 +185,23 @@ class SelectingLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on from there. To be called before it begins."""
-        self.progress.steps, self._picks, self._skip = state["steps"], state["picks"], state["drawn"]
+        """The next iteration goes on from there. To be called before it begins. Raises ValueError, and changes nothing
+        then, if it cannot be the state of such a loader."""
+        steps, drawn = whole(state, "steps"), whole(state, "drawn")
+        picks = None if part(state, "picks") is None else whole(state, "picks")
+        ahead = [Selection(indices=indices(one), fallback=text(one, "fallback")) for one in items(state, "ahead")]
+        numbers, source = None if part(state, "selector") is None else items(state, "selector"), part(state, "source")
+        if numbers is not None and not (len(numbers) == 2 and all(type(one) is int for one in numbers)):
+            raise ValueError(f"state: selector is {str(numbers)[:100]}; must be two whole numbers")
+        if source is not None:
+            if not hasattr(self._super_batches, "load_state_dict"):
+                raise ValueError("state: source is set; these super_batches have no load_state_dict")
+            self._super_batches.load_state_dict(source)
+        self.progress.steps, self._picks, self._skip = steps, picks, 0 if source is not None else drawn
         self._made.clear()
-        self._yielded = None
-        self._resumed = deque(
-            Selection(indices=np.array(one["indices"], np.int64), fallback=one["fallback"]) for one in state["ahead"]
-        )
-        if state["source"] is not None:
-            self._super_batches.load_state_dict(state["source"])  # type: ignore[attr-defined]
-            self._skip = 0
-        if state["selector"] is not None:
-            self._selector.core.seed, self._selector.core.count = state["selector"]
+        self._yielded, self._resumed = None, deque(ahead)
+        if numbers is not None:
+            self._selector.core.seed, self._selector.core.count = numbers
 
     def _rewind(self) -> None:
         """Super-batches that can go back to what was not yielded when the last iteration was left do so, and its
@@ -216,8 +221,7 @@ class SelectingLoader:
     def _selected(self, made: deque[_Item]) -> Iterator[_Item]:
         super_batches = iter(self._super_batches)
         drawn, step = self._skip, self._first_step + self.progress.steps
-        for _ in range(self._skip):
-            next(super_batches, None)
+        next(islice(super_batches, self._skip, self._skip), None)
         self._skip = 0
         for super_batch in super_batches:
             drawn += 1

@@ -35,11 +35,14 @@ class Selection:
 
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
-        """Raises ValueError if the answer is not exactly `picks` different indices below `candidates`."""
+        """Raises ValueError if the answer is not exactly `picks` different indices below `candidates`, with a score for
+        each or none."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
+        if len(response.scores) not in (0, picks):
+            raise ValueError(f"the server returned {len(response.scores)} scores of {picks} picks")
         scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None
         return Selection(
             indices=indices,

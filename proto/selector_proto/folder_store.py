@@ -16,9 +16,12 @@ from urllib.parse import quote
 import redis
 
 from selector_proto.link_url import LinkError
+from selector_proto.plain_file import opened
 from selector_proto.weights import Keys
 
 LOCK_SECONDS = 10.0
+# Of a value that is read whole: owner, counter and pointer are much shorter.
+MAX_VALUE_BYTES = 1 << 16
 _UNFINISHED = ".unfinished"
 # Files that a killed publisher left half written.
 _STALE_SECONDS = 3600
@@ -42,10 +45,11 @@ class FolderStore:
                 raise LinkError(self._folder, f"must be a folder that can be written: {error.strerror}") from None
 
     def get(self, key: str) -> bytes | None:
-        """The value, None if there is none."""
+        """The value, at most MAX_VALUE_BYTES of it; None if there is none."""
         with self._errors():
             try:
-                return self._file(key).read_bytes()
+                with opened(self._file(key)) as stream:
+                    return stream.read(MAX_VALUE_BYTES)
             except FileNotFoundError:
                 self._must_exist()
                 return None
@@ -54,7 +58,7 @@ class FolderStore:
         """Bytes `start` to `end`, both counted from 0 and included, or as many of them as there are."""
         with self._errors():
             try:
-                with self._file(key).open("rb") as stream:
+                with opened(self._file(key)) as stream:
                     stream.seek(start)
                     return stream.read(end - start + 1)
             except FileNotFoundError:
@@ -83,7 +87,7 @@ class FolderStore:
 
     def _fill(self, key: str, room: memoryview) -> int:
         try:
-            with self._file(key).open("rb", buffering=0) as stream:
+            with opened(self._file(key)) as stream:
                 end = 0
                 while count := stream.readinto(room[end:]):
                     end += count
@@ -143,7 +147,7 @@ class FolderStore:
     def locked(self) -> Iterator[None]:
         """Alone among all who take this lock, in this process and others; it ends with its holder."""
         with self._errors():
-            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             deadline = time.monotonic() + LOCK_SECONDS
             while not self._take(lock):

@@ -75,7 +75,7 @@ def masked(url: str) -> str:
         return "***"
     # A password with a '/', '?' or '#' in it ends the host early, and its rest stands where the path is.
     rest = parts.path if parts.path or at else f"{parts.query}{parts.fragment}"
-    if parts.scheme not in ("unix", "file") and "@" in rest:
+    if "@" in rest and (parts.scheme not in ("unix", "file") or (parts.scheme == "unix" and hosts)):
         return "***"
     return f"{parts.scheme}://{hosts}{parts.path}"
 
@@ -97,7 +97,7 @@ def _servers(parts: SplitResult, shown: str) -> Address:
         raise LinkError(shown, "must name the service after the hosts: redis+sentinel://host:port/service/0")
     if kind == "" and len(places) > 1:
         raise LinkError(shown, "must have one host; several are for redis+sentinel:// and redis+cluster://")
-    if len(words) > 1 or (words and not words[0].isdecimal()):
+    if len(words) > 1 or (words and not (words[0].isdecimal() and len(words[0]) < 10)):
         raise LinkError(shown, "must end with the number of a database")
     database = {"db": int(words[0])} if words else {}
     return Address("sentinel" if service else "single", tls, places, service, settings=database | settings)

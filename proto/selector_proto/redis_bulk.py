@@ -35,7 +35,7 @@ def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) 
     none, more than the room if it does not fit (then nothing of it is kept, and nothing follows). Raises
     redis.RedisError; ResponseError where a key holds something else."""
     with _connection(client) as connection:
-        answers, sent = _Answers(connection._sock), 0
+        answers, sent = _Answers(connection), 0
         for index, room in enumerate(rooms):
             while sent < min(len(keys), index + _AHEAD):
                 _send(connection, "GET", keys[sent])
@@ -47,6 +47,18 @@ def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) 
                 return
 
 
+def read_part(client: redis.Redis, key: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of a value, both included, or as many of them as there are. redis-py would keep whatever
+    length the server says. Raises as `read` does."""
+    room = memoryview(bytearray(end - start + 1))
+    with _connection(client) as connection:
+        _send(connection, "GETRANGE", key, start, end)
+        length = _Answers(connection).next(room)
+        if length > len(room):
+            raise redis.InvalidResponse(f"Redis answered {length} bytes; at most {len(room)} were asked for")
+        return bytes(room[:length])
+
+
 def _send(connection: Any, *command: object) -> None:
     # A health check would take the answer to an earlier command for its own.
     connection.send_packed_command(connection.pack_command(*command), check_health=False)
@@ -55,8 +67,8 @@ def _send(connection: Any, *command: object) -> None:
 class _Answers:
     """Replies of a connection, read without a parser: strings, nulls and errors."""
 
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
+    def __init__(self, connection: Any) -> None:
+        self._sock, self._error = connection._sock, connection._parser.parse_error
         self._line = bytearray(_LINE_BYTES)
         self._held = b""  # what came with a line
 
@@ -66,7 +78,7 @@ class _Answers:
         if kind == b"_" or (kind, text) == (b"$", b"-1"):
             return 0
         if kind == b"-":
-            raise redis.ResponseError(text.decode(errors="replace"))
+            raise self._error(text.decode(errors="replace"))
         if kind != b"$" or not text.isdigit() or len(text) > 18:
             raise redis.InvalidResponse(f"Redis answered {(kind + text)[:40]!r} instead of a value")
         if (length := int(text)) > len(room):

@@ -61,7 +61,16 @@ class RedisStore:
 
     def getrange(self, key: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end`, both included, or as many of them as there are."""
-        return cast(bytes, self._do(lambda client: client.getrange(key, start, end)))
+
+        def read(client: redis.Redis | RedisCluster) -> bytes:
+            if isinstance(client, redis.Redis):
+                return redis_bulk.read_part(client, key, start, end)
+            value = client.getrange(key, start, end)
+            if not isinstance(value, bytes):
+                raise redis.InvalidResponse(f"Redis answered {str(value)[:40]} instead of bytes")
+            return value
+
+        return self._do(read)
 
     def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:
         """Replaces the value; Redis forgets it after `ex` seconds."""
@@ -166,6 +175,12 @@ class RedisStore:
             raise redis.ConnectionError(message) from error
         except (RedisClusterException, LinkError) as error:  # no RedisErrors: no node answers, a file is gone since
             raise redis.ConnectionError(str(error)) from error
+        except (redis.RedisError, OSError):
+            raise
+        except Exception as error:  # redis-py's parser believes what it reads, and fails in many ways over nonsense
+            raise redis.InvalidResponse(
+                f"Redis answered nonsense: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
 
 def _expire(client: Any, names: Sequence[str], ttl: int) -> bool:

@@ -157,8 +157,8 @@ def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
     if not has_logit:
         raise BundleError(f"{path}: logit", "missing", "a learner needs `logit`, a reference `logit_scale`")
     for name, digest in manifest.files.items():
-        if "/" in name or name in ("..", MANIFEST):
-            raise BundleError(f"{path}: files", name, "must be a plain file name")
+        if "/" in name or "\0" in name or name in ("..", MANIFEST):
+            raise BundleError(f"{path}: files", repr(name), "must be a plain file name")
         if (found := digest_of(path / name)) != digest:
             raise BundleError(f"{path / name}: SHA-256", found, f"the manifest says {digest}")
     if unlisted := {file.name for file in path.glob("*.onnx*")} - manifest.files.keys():

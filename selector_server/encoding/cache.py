@@ -181,7 +181,7 @@ def stat(folder: Path) -> Stat:
                 return Stat(used, info["map_size"], list(_references(transaction)))
     except (lmdb.Error, OSError) as error:
         raise SetupError("cache", folder, str(error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SetupError("cache", folder, f"is a store of something else: {error!r}") from error
 
 
@@ -200,4 +200,7 @@ def _references(transaction: lmdb.Transaction) -> Iterator[Held]:
                 if not bytes(key).startswith(_RECORD + tag):
                     break
                 entries += 1
-        yield Held(about["name"], about["fingerprint"], about["width"], entries)
+        held = Held(about["name"], about["fingerprint"], about["width"], entries)
+        if not (isinstance(held.name, str) and isinstance(held.fingerprint, str) and type(held.width) is int):
+            raise TypeError(f"header {str(about)[:100]}")
+        yield held

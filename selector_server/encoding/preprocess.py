@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tokenizers import Tokenizer
 
 from selector_server.encoding.bundle import Bundle, ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
-from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, NotPossible
+from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, NotPossible, SelectorError
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -132,7 +132,13 @@ class Preprocessor:
             while stop < len(strings) and size < _TEXTS_CHARACTERS:
                 size += len(strings[stop]) + 1
                 stop += 1
-            yield from (encoding.ids for encoding in self.tokenizer.encode_batch_fast(strings[start:stop]))
+            try:
+                encodings = self.tokenizer.encode_batch_fast(strings[start:stop])
+            except BaseException as error:  # the file may lack what only some texts need
+                if not _of_tokenizers(error):
+                    raise
+                raise NotPossible("tokenizer", "failing", f"the bundle's cannot be used: {str(error)[:300]}") from error
+            yield from (encoding.ids for encoding in encodings)
             start = stop
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:
@@ -151,8 +157,10 @@ class Preprocessor:
         except Image.DecompressionBombError as error:  # Pillow's own limit, which ours cannot raise
             limit = f"at most {self.limits.image_pixels} pixels"
             raise LimitExceeded(field, "a decompression bomb", limit) from error
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            limit = f"must be a {', '.join(_FORMATS)} file: {error}"
+        except (SelectorError, MemoryError):
+            raise
+        except Exception as error:  # what else a broken file leads Pillow to is of many types, bare asserts too
+            limit = f"must be a {', '.join(_FORMATS)} file: {str(error)[:300] or type(error).__name__}"
             raise InvalidRequest(field, f"{len(file)} bytes", limit) from error
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -181,8 +189,15 @@ def load_tokenizer(file: Path | None) -> Tokenizer | None:
         return None
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:
+        if not _of_tokenizers(error):
+            raise
         raise BundleError("tokenizer", file, str(error)[:300]) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _of_tokenizers(error: BaseException) -> bool:
+    """The library raises plain Exception; and its panics, which are Rust's, are none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

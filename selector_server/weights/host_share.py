@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selector_proto.plain_file import opened
+
 from selector_server.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,8 @@ class HostShare:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Alone among the host's sidecars; the lock ends with its holder."""
-        lock = os.open(self._folder / (name + _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(self._folder / (name + _LOCK), flags, 0o600)
         try:
             deadline = time.monotonic() + LOCK_SECONDS
             while not _taken(lock) and time.monotonic() < deadline:
@@ -94,8 +97,10 @@ def _content(file: Path, size: int) -> memoryview | None:
     """The file's bytes, None if it is not there or not of that size. Read, not mapped: a mapped file that shrinks
     kills its reader."""
     try:
-        with file.open("rb") as stream:
-            content = stream.read(size + 1)
+        with opened(file) as stream:
+            if os.fstat(stream.fileno()).st_size != size:
+                return None
+            content = stream.read(size)
     except FileNotFoundError:
         return None
     return memoryview(content) if len(content) == size else None

@@ -1,0 +1,1 @@
+"""Hostile bytes for every decoder: `python -m fuzz`, see docs/fuzzing.md."""

@@ -1,0 +1,1 @@
+"""Targets, by what their bytes come from; `fuzz.registry` has all of them."""

@@ -1,0 +1,194 @@
+"""What a trainer takes in: a sidecar's answers and errors, and the state that a checkpoint kept."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from selector_client.breaker import Breaker
+from selector_client.channel import error_of
+from selector_client.core import Core
+from selector_client.dataset import SuperBatches
+from selector_client.errors import SelectorClientError
+from selector_client.loader import SelectingLoader
+from selector_client.request import Candidates
+from selector_client.selection import Selection
+from selector_client.transport import Transport
+from selector_proto.v1 import selector_pb2 as pb
+
+from fuzz.frames import each, joined, split
+from fuzz.mutate_json import tree
+from fuzz.mutate_proto import message
+from fuzz.mutation import raw
+from fuzz.target import Decode, Target
+
+_CANDIDATES, _PICKS = 20, 4
+
+
+@contextmanager
+def answers(_: Path) -> Iterator[Decode]:
+    core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    core.statistics.weights_versions = _Forgetful()
+    candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
+
+    def decode(data: bytes) -> str:
+        ask = core.begin(candidates, 1, None)
+        try:
+            response = pb.SelectResponse.FromString(data)
+        except DecodeError:
+            return "unparsed"  # gRPC makes a status of it
+        selection = core.answered(ask, response)
+        indices = selection.indices.tolist()
+        assert len(indices) == len(set(indices)) == _PICKS
+        assert all(0 <= index < _CANDIDATES for index in indices)
+        assert selection.scores is None or selection.scores.shape == (_PICKS,), "scores that are not the picks'"
+        assert np.arange(_CANDIDATES)[selection.indices].shape == (_PICKS,)
+        return ""
+
+    yield decode
+
+
+class _Forgetful(set[int]):
+    """Versions that strangers make up are not remembered: memory is measured."""
+
+    def add(self, _: int) -> None:
+        pass
+
+
+def answer_seeds() -> list[bytes]:
+    weights = pb.WeightsVersion(version=3, trainer_step=4, age_seconds=5.0, lag_steps=2)
+    full = pb.SelectResponse(
+        indices=[3, 1, 19, 0],
+        scores=[0.5, 0.1, 0.0, -1.0],
+        sub_batch_size=4,
+        chunk_sizes=[2, 2],
+        seed=9,
+        policy="joint",
+        objective=0.1,
+        objective_uniform=0.0,
+        weights=weights,
+        stages=pb.StageSeconds(receive=0.1),
+        request_id="r",
+        stale=True,
+    )
+    return [full.SerializeToString(), pb.SelectResponse(indices=[0, 1, 2, 3]).SerializeToString()]
+
+
+class _Failed(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, details: str | None) -> None:
+        self._code, self._details = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str | None:
+        return self._details
+
+
+@contextmanager
+def failures(_: Path) -> Iterator[Decode]:
+    """An error, and what the sidecar says about itself, in the two places where a client looks at them."""
+    core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    core.breaker = Breaker(lambda: True)  # asks nobody
+    candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
+    codes = list(grpc.StatusCode)
+
+    def decode(data: bytes) -> str:
+        first, info = split(data, 2)[:2]
+        error = _Failed(codes[first[0] % len(codes)] if first else codes[2], first[1:].decode(errors="replace") or None)
+        ask = core.begin(candidates, 1, None)
+        found = error_of(error, "localhost:1")
+        core.retry(ask, found)
+        assert len(core.failed(ask, found).indices) == _PICKS
+        try:
+            said = pb.GetServerInfoResponse.FromString(info)
+        except DecodeError:
+            return "unparsed"
+        reason = Transport("localhost:1", None)._open(said)
+        assert reason, "a folder that is not the sidecar's"
+        return ""
+
+    yield decode
+
+
+def failure_seeds() -> list[bytes]:
+    info = pb.GetServerInfoResponse(shared_memory_dir="/tmp", shared_memory_token="t", policies=["joint"])
+    return [joined([bytes([code]) + b"shared_memory.name is wrong", info.SerializeToString()]) for code in range(17)]
+
+
+class _Selector:
+    """Picks the first ones."""
+
+    def __init__(self) -> None:
+        self.core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=2)
+
+    def select(self, images: Any, texts: Any, step: int, **_: Any) -> Selection:
+        return Selection(indices=np.arange(2))
+
+
+@contextmanager
+def states(_: Path) -> Iterator[Decode]:
+    def decode(data: bytes) -> str:
+        try:
+            state = json.loads(data)
+        except (ValueError, RecursionError):
+            return "unparsed"
+        loader = SelectingLoader(
+            SuperBatches(12, 4),
+            _Selector(),
+            view=lambda rows: {"images": rows, "texts": rows},
+            take=lambda rows, picks: rows[picks],
+            prefetch=0,
+        )
+        loader.load_state_dict(state)
+        for number, batch in enumerate(loader):
+            assert len(batch) >= 1
+            if number == 3:
+                break
+        loader.state_dict()
+        return ""
+
+    yield decode
+
+
+def state_seeds() -> list[bytes]:
+    state = {
+        "steps": 5,
+        "drawn": 1,
+        "source": {"epoch": 0, "cursor": 1},
+        "picks": 2,
+        "selector": [7, 5],
+        "ahead": [{"indices": [3, 1], "fallback": ""}, {"indices": [0, 2], "fallback": "unavailable"}],
+    }
+    return [json.dumps(one).encode() for one in (state, state | {"source": None, "ahead": []}, state | {"picks": None})]
+
+
+TARGETS = (
+    Target(
+        "select-response",
+        "a sidecar's SelectResponse",
+        answers,
+        answer_seeds,
+        message(pb.SelectResponse),
+        (SelectorClientError,),
+        share=2.0,
+    ),
+    Target(
+        "client-errors",
+        "a sidecar's errors and GetServerInfoResponse",
+        failures,
+        failure_seeds,
+        each(
+            [
+                raw(b"shared_memory", b"\xff"),
+                message(pb.GetServerInfoResponse, "/", "/dev/shm", "/proc/self", "/dev/fd", "/dev/zero"),
+            ]
+        ),
+        (SelectorClientError,),
+    ),
+    Target("loader-state", "the loader's state_dict", states, state_seeds, tree(), (ValueError, IndexError), share=1.5),
+)

@@ -1,0 +1,143 @@
+"""What a client sends: whole Select streams, up to the arrays that the models take."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from selector_proto import shared_memory as layout
+from selector_proto.tensors import WireError
+from selector_proto.v1 import selector_pb2 as pb
+from support import wire
+
+from fuzz.frames import each, joined, split
+from fuzz.models import learner, reference
+from fuzz.mutate_proto import message
+from fuzz.mutation import repaired
+from fuzz.target import Decode, Target
+from selector_server.config import Config
+from selector_server.encoding.decoder import Decoder
+from selector_server.engine.preparation import Preparation
+from selector_server.engine.task import Samples
+from selector_server.errors import SelectorError
+from selector_server.rpc.ranks import to_member
+from selector_server.rpc.receive import Receiver
+from selector_server.rpc.shared_memory import SharedFolder
+from selector_server.rpc.status import to_status
+from selector_server.rpc.wire import to_task
+from selector_server.sampling import Loss, load_policies
+
+MOST = 1 << 20  # bytes of a payload
+# gRPC refuses trailers above 8 KiB; then the client would not learn what was wrong.
+MOST_STATUS = 4096
+NAME = f"selector-{'0' * 32}.payload"
+
+
+@contextmanager
+def streams(folder: Path) -> Iterator[Decode]:
+    config = Config(max_payload_bytes=MOST, max_super_batch=4096, max_image_pixels=1 << 18, max_image_bytes=1 << 16)
+    policies, shared = load_policies(), SharedFolder(folder / "shared")
+    content = wire.some_losses().payload
+    file = folder / "shared" / NAME
+    file.write_bytes(layout.Header(7, len(content)).encode().ljust(layout.PAYLOAD_OFFSET, b"\0") + content)
+    loop = asyncio.new_event_loop()
+
+    async def messages(parts: list[bytes]) -> AsyncIterator[pb.SelectRequest]:
+        for part in parts:
+            yield pb.SelectRequest.FromString(part)
+
+    async def receive(parts: list[bytes]) -> tuple[pb.Selection, memoryview]:
+        receiver = Receiver(messages(parts), 30.0, shared)
+        header = await receiver.header(config.max_payload_bytes)
+        to_member(header, config)
+        return header, await receiver.payload()
+
+    with Decoder(1) as decoder:
+        preparation = Preparation(learner(decoder), reference(decoder), None)
+
+        def decode(data: bytes) -> str:
+            try:
+                header, payload = loop.run_until_complete(receive(split(data)))
+                task = to_task(header, payload, config, policies, Loss.SIGMOID)
+                assert sum(task.plan.sizes) <= task.size
+                prepared = preparation.run(task)
+            except (WireError, SelectorError) as error:
+                status = to_status(error)
+                assert status.code != 13, "an internal error"
+                assert status.ByteSize() <= MOST_STATUS, f"a status of {status.ByteSize()} bytes"
+                raise
+            for part, own in ((prepared.learner, learner(decoder)), (prepared.reference, reference(decoder))):
+                if part is not None:
+                    image, text = own.image, own.text
+                    assert part.pixels.shape == (task.size, image.height, image.width, image.channels)
+                    assert part.tokens.shape == (task.size, text.max_tokens)
+                    assert 0 <= part.tokens.min() <= part.tokens.max() < text.vocabulary
+            kind = type(task.candidates).__name__
+            return f"{kind} {isinstance(task.candidates, Samples) and type(task.candidates.images).__name__}"
+
+        yield decode
+    shared.close()
+    loop.close()
+
+
+def stream_seeds() -> list[bytes]:
+    from fuzz.targets.images import files
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 8, 8, 3), np.uint8)
+    tokens = rng.integers(1, 64, (6, 6), np.int32)
+    encoded = wire.Request()
+    encoded.selection.samples.encoded_images.CopyFrom(encoded.pack(files()[:3]))
+    encoded.selection.samples.strings.CopyFrom(encoded.pack([b"w1 w2", b"w3", b"w4 w5 \xc3\xa9"]))
+    ids = wire.raw(pixels, tokens)
+    ids.selection.sample_ids.strings.CopyFrom(ids.pack([b"a", b"bb", b"c", b"d", b"e", b"f" * 200]))
+    numbered = wire.raw(pixels, tokens, group="g", rank=1, world_size=2, trainer_step=5)
+    numbered.selection.sample_ids.integers.CopyFrom(numbered.add(np.arange(6)))
+    one, two = wire.some_embeddings(12, 4)
+    shared = wire.some_losses()
+    shared.selection.payload_bytes = len(shared.payload)
+    shared.selection.shared_memory.name, shared.selection.shared_memory.generation = NAME, 7
+    requests = [
+        wire.raw(pixels, tokens, chunks=2, gain=3.0, draw=pb.DRAW_TOP_K, policy="joint"),
+        encoded.set(loss=pb.LOSS_SOFTMAX, filter_ratio=0.5).with_crc(),
+        ids.set(criterion=pb.CRITERION_EASY_REFERENCE, request_id="id", run="default"),
+        numbered.set(max_lag_steps=3, max_age_seconds=5.0, when_stale=pb.STALENESS_POLICY_WAIT),
+        wire.embeddings(one, two, sub_batch_size=4, min_weights_version=1),
+        wire.embeddings(one, None, criterion=pb.CRITERION_HARD_LEARNER),
+        wire.some_losses(),
+    ]
+    requests[4].cut = 100
+    seeds = [joined(one.SerializeToString() for one in request.messages()) for request in requests]
+    return [*seeds, joined([pb.SelectRequest(selection=shared.selection).SerializeToString()])]
+
+
+def _consistent(data: bytes) -> bytes:
+    """Length and checksum of the payload as the messages have it."""
+    parts = split(data, 1)
+    try:
+        messages = [pb.SelectRequest.FromString(part) for part in parts]
+    except DecodeError:
+        return data
+    selection, payload = messages[0].selection, b"".join(one.payload for one in messages)
+    if not selection.HasField("shared_memory"):
+        selection.payload_bytes = len(payload)
+    if selection.HasField("payload_crc32"):
+        selection.payload_crc32 = zlib.crc32(payload)
+    return joined(one.SerializeToString() for one in messages)
+
+
+_TEXTS = ("joint", "independent", "uniform", "default", "g", NAME, f"../{NAME}")
+TARGETS = (
+    Target(
+        "select-stream",
+        "SelectRequest messages to the models' inputs",
+        streams,
+        stream_seeds,
+        repaired(each([message(pb.SelectRequest, *_TEXTS)], move=0.03), _consistent, 0.85),
+        (WireError, SelectorError),
+        share=1.2,
+    ),
+)
