@@ -1,9 +1,10 @@
 """gRPC channels to a sidecar, and what their errors mean."""
 
 import math
+from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
@@ -37,23 +38,26 @@ def error_of(error: grpc.RpcError, address: str) -> SelectorClientError:
 
 
 def retry_seconds(error: grpc.RpcError) -> float | None:
-    """When the same request may succeed, by the error's details; None without any, infinite if they do not say so."""
-    status = dict(error.trailing_metadata() or ()).get(_STATUS)
+    """When the same request may succeed, by the error's details; None without any. A request that exhausts resources
+    and is not told so never will: infinite."""
+    trailers: Any = error.trailing_metadata() or ()
+    status = dict(trailers).get(_STATUS)
     if not isinstance(status, bytes):
         return None
     try:
-        for detail in map(Any.FromString, _fields(status, _DETAILS)):
+        for detail in map(any_pb2.Any.FromString, _fields(status, _DETAILS)):
             if detail.TypeName() == _RETRY_INFO:
                 delays = [Duration.FromString(delay) for delay in _fields(detail.value, _DELAY)]
                 return max(0.0, sum(delay.seconds + delay.nanos / 1e9 for delay in delays))
     except (DecodeError, TypeError):  # no message, or no submessage where one should be
         return None
-    return math.inf
+    return math.inf if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
 
 
 def _fields(message: bytes, number: int) -> list[bytes]:
     """What a message of any type holds in this field."""
-    return [field.data for field in UnknownFieldSet(Empty.FromString(message)) if field.field_number == number]
+    fields: Any = UnknownFieldSet(Empty.FromString(message))
+    return [field.data for field in fields if field.field_number == number]
 
 
 def healthy(address: str) -> bool:

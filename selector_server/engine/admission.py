@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from selector_server.engine.memory_guard import MemoryGuard
@@ -38,6 +38,7 @@ class Admission:
         self._max_requests, self._max_bytes, self._metrics, self._guard = max_requests, max_bytes, metrics, guard
         self._requests = self._bytes = 0
         self._permits: set[Permit] = set()
+        self._reliefs: list[Callable[[], int]] = []
         self._seconds = FIRST_SECONDS  # from one finished request to the next, while there is work
         self._since = self._told = 0.0  # time.monotonic()
         self.closed = False
@@ -45,6 +46,10 @@ class Admission:
     def close(self) -> None:
         """From now on every request is refused: the server drains."""
         self.closed = True
+
+    def relieve_by(self, relief: Callable[[], int]) -> None:
+        """When memory is short, `relief` is called: it frees what is kept for later, and returns its bytes."""
+        self._reliefs.append(relief)
 
     async def wait_idle(self, seconds: float) -> None:
         """Returns when no request holds a permit, or after `seconds`."""
@@ -95,7 +100,10 @@ class Admission:
             return
         if size > guard.most:
             raise LimitExceeded(field, size, f"this server may use {guard.most} bytes of memory")
-        room = guard.room() - sum(permit.expected for permit in self._permits)
+        expected = sum(permit.expected for permit in self._permits)
+        room = guard.room() - expected
+        if size > room and sum([relief() for relief in self._reliefs]):
+            room = guard.room(anew=True) - expected
         if size > room:
             guard.refused()
             raise self._overloaded(field, size, f"the server's memory has room for {max(0, room)} now", "memory")

@@ -21,10 +21,10 @@ class MemoryGuard:
         self._read, self._room, self._warned = float("-inf"), 0, float("-inf")
         self.most = min((int(bound.limit * share) for bound in bounds), default=1 << 62)
 
-    def room(self) -> int:
-        """Bytes that may yet be taken; negative when too much is in use already."""
+    def room(self, anew: bool = False) -> int:
+        """Bytes that may yet be taken, read `anew` or a moment ago; negative when too much is in use already."""
         now = time.monotonic()
-        if now - self._read >= FRESH_SECONDS:
+        if anew or now - self._read >= FRESH_SECONDS:
             self._read = now
             self._room = min((int(b.limit * self._share) - b.used() for b in self._bounds), default=1 << 62)
         return self._room

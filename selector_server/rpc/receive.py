@@ -21,6 +21,8 @@ from selector_server.rpc.threads import in_thread
 HOP_BYTES = 4 << 20
 # Smaller payloads are copied where they are, and leave the pool's blocks to larger ones.
 SMALL_BYTES = 1 << 20
+# The stream of a client that left ends first, and then the call.
+GONE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Receiver:
     ) -> pb.Selection:
         """The first message's selection, its payload size within the limit; `seen` is shown it in any case."""
         self._first = await self._next()
+        if self._first is None:
+            await asyncio.sleep(GONE_SECONDS)
         if self._first is None or not self._first.HasField("selection"):
             raise InvalidRequest("selection", "missing", "the first message must carry it")
         seen(self._first.selection)
@@ -105,6 +109,7 @@ class Receiver:
             if message is not None and message.HasField("selection"):
                 raise InvalidRequest("selection", "set again", "only the first message may carry it")
         if end != size:
+            await asyncio.sleep(GONE_SECONDS)
             raise InvalidRequest("payload", f"{end} bytes", says)
         if end - copied < SMALL_BYTES:
             _copy(buffer, copied, pieces)

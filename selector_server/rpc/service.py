@@ -61,6 +61,9 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._accounts = Accounts(metrics, traces, config.access_log)
         self._patience = Patience(config.receive_seconds, config.receive_min_bytes_per_second)
         self._pool = Pool(SPARE)
+        admission.relieve_by(self._pool.clear)
+        if shared is not None:
+            admission.relieve_by(shared.pool.clear)
         waiting = Waiting(selection, worker, admission, metrics)
         self._groups: Groups | Peers
         if link is None:

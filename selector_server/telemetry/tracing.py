@@ -84,9 +84,8 @@ class Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
-        resource = Resource({"service.name": "selector"}).merge(Resource.create())
-        if resource.attributes.get("service.name") in ("unknown_service", None):
+        resource = Resource.create()  # with OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "selector"}))
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
