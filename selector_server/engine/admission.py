@@ -102,8 +102,9 @@ class Admission:
             raise LimitExceeded(field, size, f"this server may use {guard.most} bytes of memory")
         expected = sum(permit.expected for permit in self._permits)
         room = guard.room() - expected
-        if size > room and sum([relief() for relief in self._reliefs]):
-            room = guard.room(anew=True) - expected
+        if size > room:
+            freed = [relief() for relief in self._reliefs]
+            room = guard.room(anew=any(freed)) - expected
         if size > room:
             guard.refused()
             raise self._overloaded(field, size, f"the server's memory has room for {max(0, room)} now", "memory")
