@@ -17,6 +17,8 @@ from selector_server.memory import Pool
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.threads import in_thread
 
+# A header names a few tensors. Larger ones would hold the event loop up, wherever they are looked at.
+MAX_HEADER_BYTES = 64 << 10
 # Pieces are collected up to that many bytes and copied off the event loop: memory's first touch takes its time.
 HOP_BYTES = 4 << 20
 # Smaller payloads are copied where they are, and leave the pool's blocks to larger ones.
@@ -62,6 +64,8 @@ class Receiver:
             await asyncio.sleep(GONE_SECONDS)
         if self._first is None or not self._first.HasField("selection"):
             raise InvalidRequest("selection", "missing", "the first message must carry it")
+        if (length := self._first.selection.ByteSize()) > MAX_HEADER_BYTES:
+            raise LimitExceeded("selection", f"{length} bytes", f"at most {MAX_HEADER_BYTES}")
         seen(self._first.selection)
         size = self._first.selection.payload_bytes
         if size > max_payload_bytes:

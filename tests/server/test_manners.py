@@ -81,6 +81,14 @@ def test_what_is_too_large_is_not_told_to_come_again(narrow):
     assert rejected(narrow, "too_large") == before + 1
 
 
+def test_a_header_has_a_size(narrow):
+    request = some_losses()
+    request.selection.losses.learner.shape.extend([1] * 70_000)
+    error = narrow.refuse(request)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "bytes; at most 65536" in error.details()
+
+
 @pytest.mark.parametrize("kind", [Selector, AsyncSelector])
 def test_the_client_comes_again_when_told_and_within_its_deadline(narrow, kind):
     def select(timeout):

@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in Config.model_fields if getattr(arguments, name) is not None}
     try:
         config = load(flags, os.environ, arguments.config)
+        if config.log_format == "json":
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are no JSON
         logs.configure(config.log_level, config.log_format)
         return app.run(config)
     except SetupError as error:
