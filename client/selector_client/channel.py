@@ -1,11 +1,16 @@
 """gRPC channels to a sidecar, and what their errors mean."""
 
+import math
 import re
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
 from selector_client.access import Access
@@ -25,6 +30,8 @@ _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, gr
 _SERVICE = b"selector.v1.SelectorService"
 _HEALTH_REQUEST = b"\x0a" + bytes([len(_SERVICE)]) + _SERVICE
 _SERVING = b"\x08\x01"
+# google.rpc.Status(details=3: Any) and google.rpc.RetryInfo(retry_delay=1: Duration), likewise.
+_STATUS, _DETAILS, _RETRY_INFO, _DELAY = "grpc-status-details-bin", 3, "google.rpc.RetryInfo", 1
 
 
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -59,9 +66,15 @@ def options_of(access: Access) -> list[tuple[str, Any]]:
 
 
 def service(channel: Any, access: Access) -> Any:
-    """The calls of SelectorService, with the token as it is now. Raises Untrusted."""
-    stub, metadata = rpc.SelectorServiceStub(channel), access.metadata()  # type: ignore[no-untyped-call]
-    return SimpleNamespace(**{name: partial(call, metadata=metadata) for name, call in vars(stub).items()})
+    """The calls of SelectorService, with the token as it is now beside their own metadata. Raises Untrusted."""
+    stub, token = rpc.SelectorServiceStub(channel), access.metadata() or ()  # type: ignore[no-untyped-call]
+
+    def known(call: Any) -> Any:
+        return lambda *request, metadata=None, **options: call(
+            *request, metadata=(*token, *(metadata or ())) or None, **options
+        )
+
+    return SimpleNamespace(**{name: known(call) for name, call in vars(stub).items()})
 
 
 def error_of(error: grpc.RpcError, address: str, access: Access) -> SelectorClientError:
@@ -71,13 +84,36 @@ def error_of(error: grpc.RpcError, address: str, access: Access) -> SelectorClie
     if code in _DENIED:
         return Denied(code.name.lower(), f"{message} (token_file is {access.token_file or 'not set'})")
     if code not in _NO_ANSWER:
-        return RemoteError(code.name.lower(), message)
+        return RemoteError(code.name.lower(), message, retry_seconds(error))
     if _UNTRUSTED.search(details):
         return Untrusted("untrusted", f"{address}: {_cause(details)}")
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_CLOSED) and "Socket closed" in details:
         hint = "a certificate of ours, which it trusts (certificate_file)" if access.secure else "TLS (ca_file)"
         message += f"; if the sidecar is there, it may want {hint}"
-    return Unreachable(code.name.lower(), message)
+    return Unreachable(code.name.lower(), message, retry_seconds(error))
+
+
+def retry_seconds(error: grpc.RpcError) -> float | None:
+    """When the same request may succeed, by the error's details; None without any. A request that exhausts resources
+    and is not told so never will: infinite."""
+    trailers: Any = error.trailing_metadata() or ()
+    status = dict(trailers).get(_STATUS)
+    if not isinstance(status, bytes):
+        return None
+    try:
+        for detail in map(any_pb2.Any.FromString, _fields(status, _DETAILS)):
+            if detail.TypeName() == _RETRY_INFO:
+                delays = [Duration.FromString(delay) for delay in _fields(detail.value, _DELAY)]
+                return max(0.0, sum(delay.seconds + delay.nanos / 1e9 for delay in delays))
+    except (DecodeError, TypeError):  # no message, or no submessage where one should be
+        return None
+    return math.inf if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+
+
+def _fields(message: bytes, number: int) -> list[bytes]:
+    """What a message of any type holds in this field."""
+    fields: Any = UnknownFieldSet(Empty.FromString(message))
+    return [field.data for field in fields if field.field_number == number]
 
 
 def _cause(details: str) -> str:

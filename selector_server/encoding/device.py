@@ -59,6 +59,11 @@ class Device:
             ort.preload_dlls()
             self._copies = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
 
+    def probe(self) -> None:
+        """Computes something small. Raises whatever the device raises when it is lost."""
+        if float(torch.ones(2, device=self.torch).sum()) != 2.0:
+            raise RuntimeError(f"{self.name} computes 1 + 1 wrongly")
+
     def session(self, model: Path) -> ort.InferenceSession:
         """A session that runs on this device or not at all. Raises BundleError or SetupError."""
         options = ort.SessionOptions()

@@ -59,6 +59,7 @@ class Joint(Policy):
         chunks: list[Tensor] = []
         drawn: list[Tensor] = []
         for round_, size in enumerate(plan.sizes):
+            scores.check()
             score = running.scores()
             rows = draw_chunk(keys.of(open_logits(score, taken, plan), round_), size, plan)
             taken[rows] = True
