@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_client.channel import OPTIONS, error_of
+from selector_client.channel import OPTIONS, error_of, status_lost
 from selector_client.core import Core
-from selector_client.errors import SelectorClientError
+from selector_client.errors import RemoteError, SelectorClientError
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
 
@@ -129,4 +129,6 @@ class AsyncSelector:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._channel = None  # the next call opens one; other calls may still be in this one
+            if status_lost(error):
+                raise RemoteError("unavailable", f"{self.core.address}: refused while the request was sent") from error
             raise error_of(error, self.core.address) from error

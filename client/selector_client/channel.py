@@ -13,6 +13,8 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 PROBE_SECONDS = 2.0
+# What grpc.aio says when it sends on while the sidecar has ended the call: the sidecar's own status is lost.
+_STATUS_LOST = "Internal error from Core"
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 # grpc.health.v1: HealthCheckRequest(service=…) and HealthCheckResponse(status=SERVING), too small for a dependency.
 _SERVICE = b"selector.v1.SelectorService"
@@ -25,6 +27,11 @@ def error_of(error: grpc.RpcError, address: str) -> SelectorClientError:
     code = error.code()
     kind = Unreachable if code in _NO_ANSWER else RemoteError
     return kind(code.name.lower(), f"{address}: {code.name}: {error.details() or ''}")
+
+
+def status_lost(error: grpc.RpcError) -> bool:
+    """Whether the call was refused, and only the sidecar knows why: it may be made again."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _STATUS_LOST
 
 
 def healthy(address: str) -> bool:

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from statistics import median  # noqa: PLC0415 - with the heavy ones
-
-    from selector_tools.bench import load_phases as phases  # noqa: PLC0415
+    from selector_tools.bench import load_phases as phases  # noqa: PLC0415 - heavy, as are the others
     from selector_tools.bench import pinning  # noqa: PLC0415
     from selector_tools.bench.load_sidecar import LoadedSidecar  # noqa: PLC0415
     from selector_tools.bench.load_trainers import Request, Trainers  # noqa: PLC0415
@@ -80,22 +80,25 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             advance(1, "ramp")
             ramp = phases.ramp(trainers, sidecar, a.seconds)
             best = max(ramp, key=lambda n: ramp[n].goodput)
-            rounds = []
+            peaks, rounds = [], []
             for _ in range(a.repeats):
                 advance(1, "peak, and loads of 0.5 to 2 of it")
-                rounds.append(phases.round_(trainers, sidecar, best, a.seconds))
-            peak = median(window.goodput for window, _ in rounds)
+                peaks.append(phases.peak(trainers, sidecar, best, a.seconds))
+                rounds.append(phases.loads(trainers, sidecar, peaks[-1].goodput, a.seconds))
+            peaks.append(phases.peak(trainers, sidecar, best, a.seconds))
+            peak = median(window.goodput for window in peaks)
             advance(1, "soak")
             soaked, growth = phases.soak(trainers, sidecar, 2 * peak, a.soak)
             advance(1, "kill -9")
             killed, recovery_seconds = phases.recovery(trainers, sidecar, 2 * peak)
             advance(1)
-    loads = {str(factor): [windows[i] for _, windows in rounds] for i, factor in enumerate(phases.FACTORS)}
-    twice = phases.figures([*loads[phases.TWICE], soaked])
-    windows = [*ramp.values(), *(w for p, rest in rounds for w in (p, *rest)), soaked]
-    outcomes = [*(outcome for window in windows for outcome in window.outcomes), *killed]
+    loads = {str(factor): list(windows) for factor, *windows in zip(phases.FACTORS, *rounds, strict=True)}
+    twices = [windows[-1] for windows in rounds]
+    twice = phases.figures([*twices, soaked])
+    windows = [*ramp.values(), *peaks, *chain(*rounds), soaked]
+    outcomes = [*killed, *(outcome for window in windows for outcome in window.outcomes)]
     return {
-        "goodput_ratio": median(rest[-1].goodput / window.goodput for window, rest in rounds),
+        "goodput_ratio": phases.goodput_ratio(peaks, twices),
         "reject_p99_ms": twice["reject_p99_ms"],
         "reject_client_p99_ms": twice["reject_client_p99_ms"],
         **growth,
@@ -104,7 +107,10 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "peak": {"selections_per_second": peak, "candidates_per_second": peak * a.candidates, "in_flight": best},
         "ramp": {str(n): window.goodput for n, window in ramp.items()},
         "loads": {factor: phases.figures(windows) for factor, windows in loads.items()},
-        "rounds": [[w.goodput for w in (window, *rest)] for window, rest in rounds],
+        "rounds": {
+            "peak": [window.goodput for window in peaks],
+            **{factor: [window.goodput for window in windows] for factor, windows in loads.items()},
+        },
         "soak": phases.figures([soaked]) | {"seconds": a.soak},
         "recovery_status": phases.statuses(killed),
         "checked_answers": sum(outcome.code == "OK" for outcome in outcomes),

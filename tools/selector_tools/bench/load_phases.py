@@ -5,16 +5,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from statistics import median
+from functools import partial
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 
+from selector_server.errors import NotPossible
 from selector_tools.bench.load_sidecar import LoadedSidecar, quantile
 from selector_tools.bench.load_trainers import Outcome, Trainers
 
 FACTORS = (0.5, 1.0, 1.5, 2.0)  # of the peak
-TWICE = "2.0"
 # How long each loop runs before it counts, at most a quarter of it: queues fill meanwhile.
 LEAD_SECONDS = 1.0
 SOAK_TICK_SECONDS = 0.5
@@ -55,15 +57,28 @@ def windowed(run: Callable[[], Future[list[Outcome]]], seconds: float, sidecar: 
 def ramp(trainers: Trainers, sidecar: LoadedSidecar, seconds: float) -> dict[int, Window]:
     """Closed loops with 1, 2, 4, … requests under way, up to what the sidecar takes at once."""
     most = sidecar.max_pending()
-    steps = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    return {n: windowed(lambda n=n: trainers.closed(n, seconds), seconds, sidecar) for n in steps}  # type: ignore[misc]
+    steps = (2**power for power in range(most.bit_length()))
+    return {n: windowed(partial(trainers.closed, n, seconds), seconds, sidecar) for n in steps}
 
 
-def round_(trainers: Trainers, sidecar: LoadedSidecar, in_flight: int, seconds: float) -> tuple[Window, list[Window]]:
-    """A closed loop, whose goodput is the peak, and open loops at FACTORS of it."""
-    peak = windowed(lambda: trainers.closed(in_flight, seconds), seconds, sidecar)
-    rates = [max(factor * peak.goodput, 1.0) for factor in FACTORS]
-    return peak, [windowed(lambda rate=rate: trainers.open(rate, seconds), seconds, sidecar) for rate in rates]  # type: ignore[misc]
+def peak(trainers: Trainers, sidecar: LoadedSidecar, in_flight: int, seconds: float) -> Window:
+    """A closed loop, whose goodput is the peak. Raises NotPossible if nothing was answered."""
+    window = windowed(partial(trainers.closed, in_flight, seconds), seconds, sidecar)
+    if not window.goodput:
+        raise NotPossible("--seconds", seconds, "too few: not one request was answered")
+    return window
+
+
+def loads(trainers: Trainers, sidecar: LoadedSidecar, goodput: float, seconds: float) -> list[Window]:
+    """Open loops at FACTORS of the peak's goodput."""
+    rates = (factor * goodput for factor in FACTORS)
+    return [windowed(partial(trainers.open, rate, seconds), seconds, sidecar) for rate in rates]
+
+
+def goodput_ratio(peaks: list[Window], twices: list[Window]) -> float:
+    """Goodput at twice the peak over the mean of the peaks before and after it: the median over rounds."""
+    means = (fmean((before.goodput, after.goodput)) for before, after in pairwise(peaks))
+    return median(twice.goodput / mean for twice, mean in zip(twices, means, strict=True))
 
 
 def soak(trainers: Trainers, sidecar: LoadedSidecar, rate: float, seconds: float) -> tuple[Window, dict[str, Any]]:

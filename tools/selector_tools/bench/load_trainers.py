@@ -13,13 +13,15 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import grpc
-from selector_client.channel import OPTIONS
+from selector_client.channel import OPTIONS, status_lost
 from selector_client.request import Candidates, Settings
 from selector_proto.v1 import selector_pb2 as pb
 
 _SELECT = "/selector.v1.SelectorService/Select"
 # Far more than any answer takes: a request that ends by it shows as DEADLINE_EXCEEDED.
 TIMEOUT_SECONDS = 60.0
+# Of a request that was refused while it was sent, for a reason that grpc.aio loses.
+STATUS_LOST = "STATUS_LOST"
 
 Call: TypeAlias = Callable[..., Any]
 
@@ -63,7 +65,7 @@ class Request:
 @dataclass(frozen=True)
 class Outcome:
     """What came of a request; times by time.perf_counter(). `late` are the seconds between when it was due and when it
-    was sent, `code` is the name of a gRPC status."""
+    was sent, `code` is the name of a gRPC status, or STATUS_LOST."""
 
     trainer: int
     due: float
@@ -163,7 +165,7 @@ class Trainers:
         try:
             wrong = not request.answered_by(await call(request.stream(), timeout=TIMEOUT_SECONDS))
         except grpc.aio.AioRpcError as error:
-            code = error.code().name
+            code = STATUS_LOST if status_lost(error) else error.code().name
         return Outcome(trainer, due, sent - due, time.perf_counter(), code, wrong)
 
     @asynccontextmanager
