@@ -176,4 +176,4 @@ class Trainers:
             yield [channel.stream_unary(_SELECT, None, pb.SelectResponse.FromString) for channel in channels]
         finally:
             for channel in channels:
-                await channel.close()
+                await channel.close(None)
