@@ -13,7 +13,7 @@ from selector_tools.mistakes import any_mistake, exit_status
 if TYPE_CHECKING:
     from selector_client.request import Candidates
 
-PARAMETERS = 5e6  # of the learner, and of the reference
+PARAMETERS = 1e6  # of the learner, and of the reference
 REQUESTS = 8  # different ones of each trainer
 
 
@@ -23,10 +23,10 @@ def add_parser(verbs: Any) -> None:
         help="the sidecar at and past saturation",
         description="Drives a real sidecar to its peak and past it with concurrent trainers, each side on one core: "
         "goodput, how fast requests are refused, memory, wrong answers, and recovery after kill -9. By default the "
-        "trainers send raw samples (16 px) for two models of 5 million parameters.",
+        "trainers send raw samples (16 px) for two models of a million parameters.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    parser.add_argument("--candidates", type=int, default=256, metavar="B", help="of a request (default %(default)s)")
+    parser.add_argument("--candidates", type=int, default=128, metavar="B", help="of a request (default %(default)s)")
     parser.add_argument("--dim", type=int, default=0, metavar="D", help="send embeddings of this width instead")
     parser.add_argument("--trainers", type=int, default=4, help="each with a channel of its own (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each step (default %(default)s)")
