@@ -13,8 +13,12 @@ def messages(values):
 
 @pytest.mark.parametrize(
     ("size", "pieces"),
-    [(1, [4]), (SMALL_BYTES // 4, [SMALL_BYTES]), (SMALL_BYTES // 4 + 1, [0, SMALL_BYTES + 4])]
-    + [(CHUNK_BYTES // 4 + 1, [0, CHUNK_BYTES, 4])],
+    [
+        (1, [4]),
+        (SMALL_BYTES // 4, [SMALL_BYTES]),
+        (SMALL_BYTES // 4 + 1, [0, SMALL_BYTES + 4]),
+        (CHUNK_BYTES // 4 + 1, [0, CHUNK_BYTES, 4]),
+    ],
 )
 def test_a_large_payload_follows_its_header_a_small_one_comes_with_it(size, pieces):
     values = np.arange(size, dtype=np.float32)
