@@ -41,7 +41,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader (about 30 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader, load (about 35 minutes)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
@@ -51,6 +51,7 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench weights --soak 1000
 	$(BIN)/selector bench transport
 	$(BIN)/selector bench loader
+	$(BIN)/selector bench load
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client import tracing
-from selector_client.channel import error_of, open_aio_channel, service
+from selector_client.channel import error_of, open_aio_channel, service, status_lost
 from selector_client.core import CONNECT_PAUSE_SECONDS, Ask, Core
-from selector_client.errors import SelectorClientError, Unreachable
+from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
 from selector_client.transport import Metadata
@@ -147,4 +147,6 @@ class AsyncSelector:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._channel = None  # the next call opens one; other calls may still be in this one
+            if status_lost(error):
+                raise RemoteError("unavailable", f"{self.core.address}: refused while the request was sent") from error
             raise error_of(error, self.core.address, self.core.access) from error

@@ -25,6 +25,8 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 PROBE_SECONDS = 2.0
+# What grpc.aio says when it sends on while the sidecar has ended the call: the sidecar's own status is lost.
+_STATUS_LOST = "Internal error from Core"
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 # grpc.health.v1: HealthCheckRequest(service=…) and HealthCheckResponse(status=SERVING), too small for a dependency.
 _SERVICE = b"selector.v1.SelectorService"
@@ -71,7 +73,7 @@ def service(channel: Any, access: Access) -> Any:
 
     def known(call: Any) -> Any:
         return lambda *request, metadata=None, **options: call(
-            *request, metadata=(*token, *(metadata or ())) or None, **options
+            *request, metadata=(*token, *(metadata or ())), **options
         )
 
     return SimpleNamespace(**{name: known(call) for name, call in vars(stub).items()})
@@ -125,6 +127,11 @@ def _cause(details: str) -> str:
     if match[2]:
         return "the sidecar's certificate is for another name than this address (server_name)"
     return "the sidecar does not speak TLS (ca_file)"
+
+
+def status_lost(error: grpc.RpcError) -> bool:
+    """Whether the call was refused, and only the sidecar knows why: it may be made again."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _STATUS_LOST
 
 
 def healthy(address: str, access: Access) -> bool:

@@ -16,6 +16,8 @@ Texts = ArrayLike | Sequence[str]
 # B integers or B strings, all different, each the name of one image and text for ever.
 Ids = ArrayLike | Sequence[str]
 T = TypeVar("T", bytes, str)
+# A payload of that many bytes travels with the header, in one message: HTTP/2 sends as much without being asked.
+SMALL_BYTES = 64 << 10
 
 
 class TooFew(ValueError):
@@ -179,7 +181,9 @@ class Candidates:
         header = self.selection(settings)
         header.payload_crc32 = self.payload.crc32()
         chunks = self.payload.chunks()
-        yield pb.SelectRequest(selection=header, payload=next(chunks, b""))
+        # A sidecar that is full refuses at the header: it should not have to take a large chunk with it.
+        small = self.payload.nbytes <= SMALL_BYTES
+        yield pb.SelectRequest(selection=header, payload=next(chunks, b"") if small else b"")
         for chunk in chunks:
             yield pb.SelectRequest(payload=chunk)
 

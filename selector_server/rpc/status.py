@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -71,6 +71,23 @@ def _packed(message: Message) -> any_pb2.Any:
     return detail
 
 
+class _Timed:
+    """A request's messages; `first` is when the first of them came."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+        self.first: float | None = None
+
+    def __aiter__(self) -> "_Timed":
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await anext(self._messages)
+        if self.first is None:
+            self.first = time.perf_counter()
+        return message
+
+
 class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
     """Wraps every method of our services: errors become status, and each request is counted and timed."""
 
@@ -93,9 +110,10 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
 
     def _wrap(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:
-            started, code = time.perf_counter(), "OK"
+            started, code, refused_since = time.perf_counter(), "OK", None
+            messages = _Timed(request) if hasattr(request, "__aiter__") else None
             try:
-                return await behaviour(request, context)
+                return await behaviour(request if messages is None else messages, context)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
@@ -104,9 +122,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
                 code = code_pb2.Code.Name(status.code)
                 if status.code == code_pb2.INTERNAL:
                     log.exception("%s failed", method)
+                if isinstance(error, errors.Overloaded) and messages is not None:
+                    refused_since = messages.first
                 await context.abort_with_status(rpc_status.to_status(status))
             finally:
                 self._metrics.requests.labels(method, code).inc()
                 self._metrics.request_seconds.labels(method).observe(time.perf_counter() - started)
+                if refused_since is not None:
+                    self._metrics.reject_seconds.observe(time.perf_counter() - refused_since)
 
         return answer

@@ -4,6 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 # Geometric, x1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
 SECONDS = tuple(round(0.001 * 1.7**i, 6) for i in range(22))
+# Refusing takes about a millisecond. One edge is at 50 ms: it should never take longer.
+REJECT_SECONDS = tuple(m * 10.0**e for e in (-4, -3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7))
 POWERS = tuple(float(2**i) for i in range(4, 21))
 
 
@@ -33,6 +35,12 @@ class Metrics:
             self.cancelled.labels(where)
         self.request_seconds = Histogram(
             "selector_request_duration_seconds", "Whole requests.", ["method"], buckets=SECONDS, registry=r
+        )
+        self.reject_seconds = Histogram(
+            "selector_reject_duration_seconds",
+            "Requests refused because too much is under way, from their first message to their status.",
+            buckets=REJECT_SECONDS,
+            registry=r,
         )
         self.stage_seconds = Histogram(
             "selector_stage_duration_seconds", "Stages of a selection.", ["stage"], buckets=SECONDS, registry=r

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,6 +12,20 @@ def cores() -> tuple[int, int] | None:
     if not hasattr(os, "sched_getaffinity") or len(usable := sorted(os.sched_getaffinity(0))) < 2:
         return None
     return usable[0], usable[1]
+
+
+@contextmanager
+def apart() -> Iterator[tuple[int, int] | None]:
+    """Two cores, this process bound to the second one meanwhile; None, and nothing bound, where there are no two."""
+    if (found := cores()) is None:
+        yield None
+        return
+    usable = sorted(os.sched_getaffinity(0))
+    pin(os.getpid(), {found[1]})
+    try:
+        yield found
+    finally:
+        pin(os.getpid(), usable)
 
 
 def threads(pid: int) -> list[int]:

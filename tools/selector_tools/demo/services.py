@@ -2,11 +2,12 @@
 it is killed."""
 
 import ctypes
+import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,12 +50,20 @@ def sidecar(log: Path, *flags: str) -> Iterator[str]:
 
 
 @contextmanager
-def sidecar_process(log: Path, *flags: str) -> Iterator[tuple[str, int]]:
-    """The same; yields its address and its process id."""
-    address = f"127.0.0.1:{free_port()}"
+def sidecar_process(
+    log: Path, *flags: str, address: str = "", cores: Iterable[int] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The same, on `address` and on these cores if they are given; yields its address and its process id."""
+    address = address or f"127.0.0.1:{free_port()}"
+
+    def begin() -> None:
+        _end_with_parent()
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+
     command = [sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
     with log.open("a") as output:
-        process = subprocess.Popen(command, stderr=output, preexec_fn=_end_with_parent)  # noqa: PLW1509 - one call
+        process = subprocess.Popen(command, stderr=output, preexec_fn=begin)  # noqa: PLW1509 - one call
         try:
             _wait_until_serving(address, process, log)
             yield address, process.pid

@@ -1,0 +1,97 @@
+"""Past what a server takes at once: refused at the header, at once, and cut off. Real processes."""
+
+import asyncio
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from selector_client import AsyncSelector
+from selector_client.errors import RemoteError
+from selector_proto.v1 import selector_pb2 as pb
+from support.processes import SlowClient
+from support.wire import error_info, some_losses
+
+CHUNK = bytes(1 << 20)
+CHUNKS = 200
+
+
+@pytest.fixture
+def full(sidecar):
+    """A server whose only permit is taken."""
+    server = sidecar({"max_pending_requests": 1})
+    slow = SlowClient(server)
+    server.wait_pending(1)
+    yield server
+    slow.leave()
+
+
+def test_a_request_is_refused_before_its_payload_is_sent(full):
+    sent, go_on = [], threading.Event()
+
+    def header_then_nothing():
+        yield pb.SelectRequest(selection=pb.Selection(payload_bytes=len(CHUNK)))
+        go_on.wait(60)
+        sent.append("payload")
+        yield pb.SelectRequest(payload=CHUNK)
+
+    error = full.refuse(header_then_nothing())
+    assert not sent
+    go_on.set()
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error_info(error)["reason"] == "OVERLOADED"
+
+
+def test_a_client_that_sends_on_is_cut_off(full):
+    sent = []
+
+    def chunks():
+        yield pb.SelectRequest(selection=pb.Selection(payload_bytes=CHUNKS * len(CHUNK)))
+        for number in range(CHUNKS):
+            sent.append(number)
+            yield pb.SelectRequest(payload=CHUNK)
+
+    assert full.refuse(chunks()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    time.sleep(0.5)
+    assert len(sent) < CHUNKS / 4, "the rest is not read to be thrown away"
+
+
+def test_the_time_that_a_refusal_takes_is_measured_from_the_first_message(full):
+    def late():
+        time.sleep(1.0)
+        yield from some_losses().messages()
+
+    def measured(what):
+        return full.metrics()(f"selector_reject_duration_seconds_{what}")
+
+    assert measured("count") == 0
+    for messages in (late(), late(), some_losses(policy="nonsense").messages()):
+        full.refuse(messages)
+    assert measured("count") == 3
+    assert 0 < measured("sum") < 1.0, "what clients wait before they begin is not the server's"
+
+
+def test_only_refusals_for_what_is_under_way_are_measured(sidecar):
+    server = sidecar({})
+    server.select(some_losses())
+    server.refuse(some_losses(policy="nonsense"))
+    assert server.metrics()("selector_reject_duration_seconds_count") == 0
+
+
+def test_an_async_client_never_sees_a_status_that_grpc_lost(full):
+    """Refused while it sends, grpc.aio sometimes says INTERNAL instead of what the server said."""
+    values = np.zeros((2, 1 << 20), np.float32)
+
+    async def reasons():
+        async with AsyncSelector(full.address, policy="independent", on_error="raise", timeout=30) as selector:
+            selector.core.retry = lambda ask, error: None
+
+            async def one():
+                with pytest.raises(RemoteError) as caught:
+                    await selector.select_losses(*values)
+                return caught.value.reason
+
+            return {reason for _ in range(20) for reason in await asyncio.gather(*(one() for _ in range(4)))}
+
+    assert asyncio.run(reasons()) <= {"resource_exhausted", "unavailable"}
