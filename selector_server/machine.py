@@ -15,6 +15,21 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
+def memory_limit(cgroup: Path = CGROUP) -> int:
+    """Bytes that this process may take: the cgroup's limit (v2, then v1), at most the machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = _read(cgroup / "memory.max") or _read(cgroup / "memory" / "memory.limit_in_bytes")
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def resident(status: Path = Path("/proc/self/status")) -> dict[str, int]:
+    """Bytes of this process that are in memory: anonymous (its own), of files (libraries, the cache), shared. Empty
+    where the system does not say."""
+    kinds = {"RssAnon:": "anonymous", "RssFile:": "file", "RssShmem:": "shared"}
+    words = _read(status)
+    return {kinds[word]: int(words[at + 1]) * 1024 for at, word in enumerate(words) if word in kinds}
+
+
 def _quota(cgroup: Path) -> float | None:
     both = _read(cgroup / "cpu.max") or [
         *_read(cgroup / "cpu" / "cpu.cfs_quota_us"),

@@ -78,6 +78,11 @@ class Worker:
         since = self._busy_since
         return self.alive and (since is None or time.monotonic() - since < self._stall_seconds)
 
+    @property
+    def queued(self) -> int:
+        """Tasks that wait for the thread."""
+        return self._jobs.qsize()
+
     async def submit(self, prepared: Prepared, timeout: float | None) -> Result:
         """The task's result. `timeout` in seconds from now; a cancelled wait drops the task if it has not begun."""
         return await self.call(self._run, prepared, timeout)

@@ -21,7 +21,7 @@ class Sigmoid(Running):
         super().__init__(models, tile_bytes, fused)
         # What strips are made of: own pairs stay in full precision.
         self._candidates = [(weight, model.half()) for weight, model in models] if fused else models
-        own = [(weight, model.own_logits()) for weight, model in models]
+        own = [(weight, model.own_logits) for weight, model in models]
         self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
         self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
         self._total = 0.0

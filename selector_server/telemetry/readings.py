@@ -1,0 +1,51 @@
+"""Gauges whose values are read whenever they are scraped, and histograms that are told of many values at once."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from threading import Lock
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Readings(Collector):
+    """A gauge with one label. `read` gives its values by the label's; set it before the first scrape."""
+
+    def __init__(self, name: str, text: str, label: str, registry: CollectorRegistry) -> None:
+        self._name, self._text, self._label = name, text, label
+        self.read: Callable[[], Mapping[str, float]] = dict
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        for value, reading in self.read().items():
+            family.add_metric([value], reading)
+        yield family
+
+
+class BulkHistogram(Collector):
+    """A histogram with these ascending bounds: prometheus_client's own would take a microsecond a value."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._text, self._labels, self.bounds = name, text, labels, tuple(bounds)
+        self._series: dict[tuple[str, ...], tuple[list[int], float]] = {}
+        self._lock = Lock()
+        registry.register(self)
+
+    def add(self, labels: tuple[str, ...], counts: Sequence[int], total: float) -> None:
+        """So many values up to each bound, the last ones above all of them; `total` is their sum."""
+        with self._lock:
+            old, old_total = self._series.get(labels, ([0] * (len(self.bounds) + 1), 0.0))
+            self._series[labels] = [a + b for a, b in zip(old, counts, strict=True)], old_total + total
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        with self._lock:
+            series = dict(self._series)
+        names = [*map(str, self.bounds), "+Inf"]
+        for labels, (counts, total) in series.items():
+            family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), total)
+        yield family
