@@ -23,7 +23,7 @@ class Metrics:
         self.process = ProcessCollector(registry=r)
         self.encoding = EncodingMetrics(r)
         self.quality = QualityMetrics(r)
-        self.build = Info("selector_build", "Versions, device and models.", registry=r)
+        self.build = Info("selector_build", "1; its labels say what runs, and where.", registry=r)
         self.requests = Counter("selector_requests_total", "Requests answered.", ["method", "code"], registry=r)
         self.request_seconds = Histogram(
             "selector_request_duration_seconds", "Whole requests.", ["method"], buckets=SECONDS, registry=r

@@ -13,12 +13,12 @@ class Readings(Collector):
     """A gauge with one label. `read` gives its values by the label's; set it before the first scrape."""
 
     def __init__(self, name: str, text: str, label: str, registry: CollectorRegistry) -> None:
-        self._name, self._text, self._label = name, text, label
+        self._name, self._text, self._labelnames = name, text, (label,)
         self.read: Callable[[], Mapping[str, float]] = dict
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labelnames)
         for value, reading in self.read().items():
             family.add_metric([value], reading)
         yield family
@@ -30,7 +30,7 @@ class BulkHistogram(Collector):
     def __init__(
         self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
     ) -> None:
-        self._name, self._text, self._labels, self.bounds = name, text, labels, tuple(bounds)
+        self._name, self._text, self._labelnames, self.bounds = name, text, labels, tuple(bounds)
         self._series: dict[tuple[str, ...], tuple[list[int], float]] = {}
         self._lock = Lock()
         registry.register(self)
@@ -42,7 +42,7 @@ class BulkHistogram(Collector):
             self._series[labels] = [a + b for a, b in zip(old, counts, strict=True)], old_total + total
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         with self._lock:
             series = dict(self._series)
         names = [*map(str, self.bounds), "+Inf"]
