@@ -11,6 +11,7 @@ import selector_proto
 import torch
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server import ending
 from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
 from selector_server.encoding.cache import ReferenceCache
@@ -20,12 +21,13 @@ from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
+from selector_server.engine.memory_guard import MemoryGuard
 from selector_server.engine.peer_link import PeerLink
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.selection import Selection
 from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
-from selector_server.machine import usable_cpus
+from selector_server.machine import memory_bounds, usable_cpus
 from selector_server.rpc import reply
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
@@ -34,6 +36,7 @@ from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics, MetricsServer
+from selector_server.telemetry.tracing import Tracing
 from selector_server.weights.host_share import HostShare
 from selector_server.weights.source import News, RedisSource
 from selector_server.weights.store import Store, SyncState, Version
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 # Time that the last replies get to reach their clients.
 LINGER_SECONDS = 1.0
+# Time for the parts to end after the drain, and when they are not waited for.
+END_SECONDS, FORCED_END_SECONDS = 15.0, 3.0
 
 
 class App:
@@ -78,8 +83,11 @@ class App:
             device.torch, self._learner, self._reference, self._store, self._cache, tile_bytes, config.sampler_fused
         )
         policies = _policies()
-        self._worker = Worker(selection.run, config.stall_seconds)
-        self._admission = Admission(config.max_pending_requests, config.max_inflight_bytes, self.metrics)
+        self._worker = Worker(selection.run, config.stall_seconds, device.probe)
+        limits = (config.max_pending_requests, config.max_inflight_bytes)
+        self._guard = self._memory_guard()
+        self._admission = Admission(*limits, self.metrics, self._guard)
+        self._tracing = Tracing.of(config.traces, config.otlp_endpoint)
         self._shared = None if config.shared_memory_dir is None else SharedFolder(config.shared_memory_dir)
         if self._shared is not None:
             self.metrics.shm_swept.inc(self._shared.swept)
@@ -98,6 +106,7 @@ class App:
             lambda: info,
             self._status,
             self._shared,
+            self._tracing,
         )
         self._admin_service = AdminService(self._store)
         self._watch(device)
@@ -107,7 +116,8 @@ class App:
     async def serve(self) -> int:
         """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
 
-        Returns the exit status: 0 after a drain, 1 if the worker died.
+        Returns the exit status: 0 after a drain, 1 if the worker died or was stuck for too long; then nothing is
+        waited for. Whatever hangs at the end, the process ends in a bounded time.
         """
         stop, force = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,34 +134,40 @@ class App:
         for one in (server, *others):
             await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
+        log.info("memory: %s", self._guard or "not guarded")
         for one in others:
             log.info("the admin service is on %s, port %d", self.config.admin_listen, one.port)
-        while not stop.is_set() and self._worker.alive:
+        while not stop.is_set() and not self._failed:
             await self._follow(server)
             await _wait(stop, TICK_SECONDS)
-        log.info("draining, at most %s s", self.config.drain_seconds)
+        failed = self._failed
+        if failed:
+            await self._fail(server)
+        else:
+            log.info("draining, at most %s s", self.config.drain_seconds)
+            ending.end_within(self.config.drain_seconds + LINGER_SECONDS + END_SECONDS, 1)
         drained = asyncio.create_task(self._drain(server))
         forced = asyncio.create_task(force.wait())
         await asyncio.wait([drained, forced], return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
             log.warning("second signal: running requests are cut off")
+            ending.end_within(FORCED_END_SECONDS, 0)
             await server.stop(0)
         for one in others:
             await one.stop(0)
         forced.cancel()
-        died = not self._worker.alive
-        self._worker.stop(timeout=0 if force.is_set() else 5)
-        if self._subscriber is not None:
-            await asyncio.to_thread(self._subscriber.stop)
-        if self._link is not None:
-            await asyncio.to_thread(self._link.stop)
-        self._decoder.close()
-        if self._cache is not None:
-            await asyncio.to_thread(self._cache.close)
-        if metrics_server is not None:
-            await asyncio.to_thread(metrics_server.close)
+        self._worker.stop(timeout=0 if failed or force.is_set() else 5)
+        await self._close(metrics_server)
         log.info("stopped")
-        return 1 if died else 0
+        return 1 if failed else 0
+
+    async def _close(self, metrics_server: MetricsServer | None) -> None:
+        """Ends the parts one after the other, off the event loop."""
+        self._decoder.close()
+        stopped = [part.stop for part in (self._subscriber, self._link) if part is not None]
+        closed = [part.close for part in (self._cache, metrics_server, self._tracing) if part is not None]
+        for end in (*stopped, *closed):
+            await asyncio.to_thread(end)
 
     def _servers(self) -> list[RpcServer]:
         """The one of trainers first; the admin service shares its address unless it has one of its own."""
@@ -163,12 +179,28 @@ class App:
             RpcServer(None, admin, self.metrics, "admin_listen", config.admin_listen, size),
         ]
 
+    @property
+    def _failed(self) -> bool:
+        """Whether the worker will not come back: its thread is dead, or was stuck for too long."""
+        return not self._worker.alive or self._worker.busy_seconds >= self.config.stall_exit_seconds
+
+    async def _fail(self, server: RpcServer) -> None:
+        """Says why the process ends by itself, and sees to it that it does."""
+        ending.end_within(FORCED_END_SECONDS + LINGER_SECONDS, 1)
+        if self._worker.alive:
+            log.critical("the worker is stuck for %.0f s: the process ends, status 1", self._worker.busy_seconds)
+            ending.show_threads()
+        else:
+            log.critical("the worker is dead: the process ends, status 1")
+        await self._follow(server)
+
     async def _drain(self, server: RpcServer) -> None:
-        """Refuses new requests, waits for running ones, and then for nothing else: a client that watches health
-        or holds an idle connection must not keep the process."""
+        """Refuses new requests, waits for running ones unless the worker has failed, and then for nothing else: a
+        client that watches health or holds an idle connection must not keep the process."""
         self._admission.close()
         await server.leave()
-        await self._admission.wait_idle(self.config.drain_seconds)
+        if not self._failed:
+            await self._admission.wait_idle(self.config.drain_seconds)
         await server.stop(LINGER_SECONDS)
 
     async def _follow(self, server: RpcServer) -> None:
@@ -243,6 +275,11 @@ class App:
             for model in (self._learner, self._reference)
         )
         return Preparation(learner, reference, self._cache)
+
+    def _memory_guard(self) -> MemoryGuard | None:
+        if not self.config.memory_guard_share:
+            return None
+        return MemoryGuard(memory_bounds(), self.config.memory_guard_share)
 
     def _peer_link(self, device: Device) -> PeerLink | None:
         config = self.config

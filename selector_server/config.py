@@ -83,7 +83,14 @@ class Config(BaseModel):
     max_image_bytes: Positive = Field(16 << 20, description="largest encoded image taken")
     max_image_pixels: Positive = Field(32 << 20, description="largest decoded image taken, height x width")
     max_text_bytes: Positive = Field(64 << 10, description="longest text taken")
+    memory_guard_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.9,
+        description="part of the memory that the cgroup or machine allows, above which requests are refused; 0: off",
+    )
     receive_seconds: Seconds = Field(30.0, description="longest pause between two messages of a request")
+    receive_min_bytes_per_second: Annotated[int, Field(ge=0)] = Field(
+        1 << 20, description="a payload that comes slower, after receive_seconds for all of it, is refused; 0: any"
+    )
     group_seconds: Seconds = Field(10.0, description="time that ranks which select as one wait for each other")
     peers: str = Field(
         "", description="tcp://host:port where sidecar 0 of those that select as one is found; empty for none"
@@ -94,8 +101,17 @@ class Config(BaseModel):
     peer_count: Positive = Field(1, description="sidecars that select as one, and their trainers' world_size")
     peer_seconds: Seconds = Field(10.0, description="time that peers wait for each other, and for any one exchange")
     stall_seconds: Seconds = Field(120.0, description="a request that computes longer makes the server unhealthy")
+    stall_exit_seconds: Seconds = Field(
+        300.0, description="a request that computes longer ends the process with status 1"
+    )
     drain_seconds: Seconds = Field(25.0, description="time that running requests get after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
+    log_format: Literal["plain", "json"] = Field("plain", description="plain lines, or one JSON object a line")
+    access_log: bool = Field(False, description="log a line for each selection; else only at log_level debug")
+    traces: Literal["off", "otlp", "console"] = Field("off", description="OpenTelemetry traces; needs the extra traces")
+    otlp_endpoint: str = Field(
+        "", description="OTLP collector, http[s]://host:4318; empty for what OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
 
     @property
     def peer_address(self) -> tuple[str, int]:
@@ -112,6 +128,8 @@ class Config(BaseModel):
             values["redis"] = mask_url(self.redis)
         if self.redis_username is not None:
             values["redis_username"] = "***"
+        if self.otlp_endpoint:
+            values["otlp_endpoint"] = "set"  # it may hold a key
         return values
 
     def link(self) -> LinkOptions:
@@ -150,6 +168,9 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
     except ValueError as error:
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
     _check_peers(config)
+    if config.stall_exit_seconds < config.stall_seconds:
+        limit = f"must be at least stall_seconds, {config.stall_seconds:g}"
+        raise SetupError("stall_exit_seconds", config.stall_exit_seconds, limit)
     try:
         if config.redis is not None:
             check(config.redis, config.link())

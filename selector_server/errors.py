@@ -7,21 +7,34 @@ SelectorError
 ├── NotPossible           the request is fine, this server's state is not (no such model)
 │   ├── StaleWeights      the served weights are older than the request accepts; newer ones may come
 │   └── GroupFailed       the ranks that were to select as one did not all come so far
-├── TooLate               the deadline passed, or the client stopped sending
-├── Unavailable           the server is draining or its worker is gone
+├── TooLate               the deadline passed or cannot be kept, or the client stopped sending
+├── Abandoned             nobody waits for it any more
+├── Unavailable           the server's worker is gone
+│   └── Draining          the server goes down
 └── SetupError            the server cannot start: configuration, bundle, device
     └── BundleError       a bundle is missing or malformed
 """
 
+from typing import Self
+
 
 class SelectorError(Exception):
-    """`field` is what the error is about, `value` what it was, `limit` what was expected."""
+    """`field` is what the error is about, `value` what it was, `limit` what was expected. `rejection` is the word for
+    it among the rejected requests, empty if the request was not rejected for the server's sake."""
+
+    rejection = ""
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         shown = str(value)
         self.field, self.limit = field, limit
         self.value = shown if len(shown) <= 200 else shown[:200] + "…"
         super().__init__(f"{field} is {self.value}; {limit}")
+
+    def again(self) -> Self:
+        """The same for another request: without its traceback, which holds on to a request's arrays."""
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
 
 class InvalidRequest(SelectorError):
@@ -31,9 +44,15 @@ class InvalidRequest(SelectorError):
 class LimitExceeded(SelectorError):
     """The request is larger than this server takes."""
 
+    rejection = "too_large"
+
 
 class Overloaded(LimitExceeded):
-    """Too much is under way."""
+    """Too much is under way. The same request may succeed in `retry_seconds`."""
+
+    def __init__(self, field: str, value: object, limit: str, rejection: str, retry_seconds: float) -> None:
+        super().__init__(field, value, limit)
+        self.rejection, self.retry_seconds = rejection, retry_seconds
 
 
 class NotPossible(SelectorError):
@@ -49,11 +68,25 @@ class GroupFailed(NotPossible):
 
 
 class TooLate(SelectorError):
-    """The deadline passed."""
+    """The deadline passed, or what is left to do takes longer."""
+
+    rejection = "late"
+
+
+class Abandoned(SelectorError):
+    """Nobody waits for it any more."""
 
 
 class Unavailable(SelectorError):
-    """The server is draining or its worker is gone."""
+    """The server's worker is gone."""
+
+    rejection = "unavailable"
+
+
+class Draining(Unavailable):
+    """The server goes down."""
+
+    rejection = "draining"
 
 
 class SetupError(SelectorError):

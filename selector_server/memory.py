@@ -42,6 +42,13 @@ class Pool:
             block[starts[name] + count : starts[name] + _aligned(count)] = 0
         return block, {name: block[starts[name] : starts[name] + count] for name, count in counts.items()}
 
+    def clear(self) -> int:
+        """Lets the blocks go that are not in use, and returns their bytes."""
+        freed = 0
+        while self._free:
+            freed += len(self._free.pop())
+        return freed
+
     def _spare(self, size: int) -> NDArray[np.uint8] | None:
         try:
             block = self._free.pop()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
         except BaseException as error:  # whatever the user's iterable raises belongs to the trainer's thread
             done.put(error)
 
-    threading.Thread(target=work, name="selecting-loader", daemon=True).start()
+    # In the trainer's context: what happens on the thread belongs to its trace.
+    threading.Thread(target=copy_context().run, args=(work,), name="selecting-loader", daemon=True).start()
     try:
         while (item := done.get()) is not _END:
             if isinstance(item, BaseException):

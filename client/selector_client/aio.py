@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
+from selector_client import tracing
 from selector_client.channel import OPTIONS, error_of
-from selector_client.core import Core
+from selector_client.core import Ask, Core
 from selector_client.errors import SelectorClientError
 from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
 from selector_client.selection import Selection, Statistics
+from selector_client.transport import Metadata
 
 
 class AsyncSelector:
@@ -109,11 +111,20 @@ class AsyncSelector:
 
     async def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
         ask = self.core.begin(candidates, step, timeout)
+        with tracing.span("selector.select") as span:
+            selection = await self._answer(ask, span.metadata())
+            span.done(selection.fallback, ask.retries)
+            return selection
+
+    async def _answer(self, ask: Ask, metadata: Metadata) -> Selection:
+        candidates, header = ask.candidates, ask.header
         while True:
             try:
                 self.core.check()
                 response = await self._call(
-                    lambda stub: stub.Select(candidates.messages(ask.header), timeout=max(ask.left, 1e-3))
+                    lambda stub: stub.Select(
+                        candidates.messages(header), timeout=max(ask.left, 1e-3), metadata=metadata
+                    )
                 )
                 return self.core.answered(ask, response)
             except SelectorClientError as error:

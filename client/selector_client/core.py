@@ -110,8 +110,12 @@ class Core:
             raise Unreachable("breaker_open", f"{self.address}: no answer lately; a probe finds out when it is back")
 
     def retry(self, ask: Ask, error: SelectorClientError) -> float | None:
-        """Seconds after which the request may be sent again, None if it may not."""
+        """Seconds after which the request may be sent again, None if it may not: never sooner than the sidecar says,
+        and not at all where the deadline comes before."""
         pause: float = FIRST_RETRY_SECONDS * 2**ask.retries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        if error.retry_seconds is not None:
+            # Up to half as long again, so that those who were refused together do not come back together.
+            pause = max(pause, error.retry_seconds * random.uniform(1.0, 1.5))  # noqa: S311
         with self._lock:
             if error.reason not in _FOR_NOW or ask.retries == MAX_RETRIES or ask.left <= pause or self._budget < 1:
                 return None

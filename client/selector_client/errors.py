@@ -9,11 +9,12 @@ SelectorClientError
 
 
 class SelectorClientError(Exception):
-    """`reason` is a short word for counters, the gRPC status name in lower case."""
+    """`reason` is a short word for counters, the gRPC status name in lower case. `retry_seconds`: the sidecar says
+    that the same request may succeed after that time; None if it says nothing, infinite if it never will."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.retry_seconds = reason, retry_seconds
 
 
 class Unreachable(SelectorClientError):

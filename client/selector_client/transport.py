@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from selector_proto.shared_memory import read_token
@@ -16,6 +16,8 @@ from selector_client.request import Candidates
 from selector_client.shared_ring import Ring, Slot
 
 log = logging.getLogger(__name__)
+
+Metadata: TypeAlias = list[tuple[str, str]] | None
 
 # Smaller payloads are as fast in the stream.
 MIN_BYTES = 64 << 10
@@ -36,18 +38,20 @@ class Transport:
         self._asked = False
         self._ring: Ring | None = None
 
-    def select(self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float) -> pb.SelectResponse:
-        """The sidecar's answer, within `timeout` seconds. Raises grpc.RpcError, or RemoteError if shared memory is a
-        must and the sidecar has none for this process."""
+    def select(
+        self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float, metadata: Metadata = None
+    ) -> pb.SelectResponse:
+        """The sidecar's answer, within `timeout` seconds; `metadata` go with the call. Raises grpc.RpcError, or
+        RemoteError if shared memory is a must and the sidecar has none for this process."""
         deadline, payload = time.monotonic() + timeout, candidates.payload
         if self._wanted and payload.nbytes >= MIN_BYTES and (ring := self._ready(stub, timeout)) is not None:
             slot = _written(ring, candidates)
             if slot is not None:
-                answer = self._shared(stub, candidates, header, deadline, ring, slot)
+                answer = self._shared(stub, candidates, header, deadline, metadata, ring, slot)
                 if answer is not None:
                     return answer
         left = max(0.0, deadline - time.monotonic())
-        response: pb.SelectResponse = stub.Select(candidates.messages(header), timeout=left)
+        response: pb.SelectResponse = stub.Select(candidates.messages(header), timeout=left, metadata=metadata)
         return response
 
     def close(self) -> None:
@@ -58,14 +62,22 @@ class Transport:
             ring.close()
 
     def _shared(
-        self, stub: Any, candidates: Candidates, header: pb.Selection, deadline: float, ring: Ring, slot: Slot
+        self,
+        stub: Any,
+        candidates: Candidates,
+        header: pb.Selection,
+        deadline: float,
+        metadata: Metadata,
+        ring: Ring,
+        slot: Slot,
     ) -> pb.SelectResponse | None:
         """The answer, or None if the sidecar could not read the file: it may be another one than was asked."""
         selection = candidates.selection(header)
         selection.shared_memory.name, selection.shared_memory.generation = slot.name, slot.generation
         try:
             left = max(0.0, deadline - time.monotonic())
-            response: pb.SelectResponse = stub.Select(iter([pb.SelectRequest(selection=selection)]), timeout=left)
+            messages = iter([pb.SelectRequest(selection=selection)])
+            response: pb.SelectResponse = stub.Select(messages, timeout=left, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code is grpc.StatusCode.UNAVAILABLE:

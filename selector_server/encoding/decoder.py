@@ -19,14 +19,15 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
         self._closed = Event()
 
-    def run(self, work: Callable[[int], None], count: int, abandoned: Event | None = None) -> None:
-        """Calls work(0) to work(count - 1), in any order. Raises what one of them raised, or Unavailable if this
-        decoder was closed or `abandoned` set meanwhile."""
+    def run(self, work: Callable[[int], None], count: int, check: Callable[[], None] = lambda: None) -> None:
+        """Calls work(0) to work(count - 1), in any order. Raises what one of them or `check` raised, which is asked
+        before each, or Unavailable if this decoder was closed meanwhile."""
 
         def stride(start: int) -> None:
             for index in range(start, min(start + _STRIDE, count)):
-                if self._closed.is_set() or (abandoned is not None and abandoned.is_set()):
-                    raise Unavailable("request", "abandoned", "nobody waits for it any more")
+                if self._closed.is_set():
+                    raise CancelledError
+                check()
                 work(index)
 
         jobs = []

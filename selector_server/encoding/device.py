@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.errors import BundleError, SetupError
-from selector_server.machine import memory_limit, resident
+from selector_server.machine import memory_bounds, resident
 
 # torch dtype -> ONNX element type.
 ELEMENTS = {
@@ -60,6 +60,11 @@ class Device:
             ort.preload_dlls()
             self._copies = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
 
+    def probe(self) -> None:
+        """Computes something small. Raises whatever the device raises when it is lost."""
+        if float(torch.ones(2, device=self.torch).sum()) != 2.0:
+            raise RuntimeError(f"{self.name} computes 1 + 1 wrongly")
+
     def session(self, model: Path) -> ort.InferenceSession:
         """A session that runs on this device or not at all. Raises BundleError or SetupError."""
         options = ort.SessionOptions()
@@ -94,7 +99,9 @@ class Device:
 
     def memory_limit(self) -> int:
         """Bytes that there are for it."""
-        return memory_limit() if self.kind == "cpu" else int(torch.cuda.mem_get_info(self.torch)[1])
+        if self.kind == "cpu":
+            return min((bound.limit for bound in memory_bounds()), default=0)
+        return int(torch.cuda.mem_get_info(self.torch)[1])
 
     def send(self, array: NDArray[Any]) -> Upload:
         """Begins to copy `array` to the device, beside whatever computes there; a CPU takes it as it is. Raises

@@ -60,18 +60,31 @@ class Model:
         # Trainer parameter -> the shape that it must have.
         self._shapes = {name: self._source_shape(name, parameter) for name, parameter in parameters.items()}
 
-    def encode(self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], weights: Weights) -> Embedded:
-        """uint8 [B, H, W, C] and int64 [B, T] to normalised embeddings [B, D] on the device."""
-        image, text = self.raw(pixels, tokens, weights)
+    def encode(
+        self,
+        pixels: NDArray[np.uint8],
+        tokens: NDArray[np.int64],
+        weights: Weights,
+        check: Callable[[], None] = lambda: None,
+    ) -> Embedded:
+        """uint8 [B, H, W, C] and int64 [B, T] to normalised embeddings [B, D] on the device. Raises what `check`
+        raises, which is asked before each micro-batch."""
+        image, text = self.raw(pixels, tokens, weights, check)
         embedded = Embedded.normalise(image, text, weights.scale, weights.bias)
         if not bool(torch.isfinite(embedded.image).all() & torch.isfinite(embedded.text).all()):
             name = self.bundle.manifest.name
             raise NotPossible(f"embedding of {name}", "NaN or infinite", "its weights are broken")
         return embedded
 
-    def raw(self, pixels: NDArray[np.uint8], tokens: NDArray[np.int64], weights: Weights) -> tuple[Tensor, Tensor]:
+    def raw(
+        self,
+        pixels: NDArray[np.uint8],
+        tokens: NDArray[np.int64],
+        weights: Weights,
+        check: Callable[[], None] = lambda: None,
+    ) -> tuple[Tensor, Tensor]:
         """The towers' own outputs, float32 [B, D] each, neither normalised nor checked."""
-        return self._image.encode(pixels, weights.bound), self._text.encode(tokens, weights.bound)
+        return self._image.encode(pixels, weights.bound, check), self._text.encode(tokens, weights.bound, check)
 
     def constant_weights(self) -> Weights:
         """What a reference encodes with: nothing to bind, scale and bias from the manifest."""

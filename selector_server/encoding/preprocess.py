@@ -1,10 +1,9 @@
 """From files and strings to what one model's towers take. Every size is checked before the work that it costs."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -65,9 +64,11 @@ class Preprocessor:
         special = {(p.text.pad_token, p.text.end_token) for p in (self, other)}
         return len(digests) < 2 and len(special) == 1
 
-    def pixels(self, images: NDArray[np.uint8] | Sequence[bytes], abandoned: Event | None = None) -> NDArray[np.uint8]:
+    def pixels(
+        self, images: NDArray[np.uint8] | Sequence[bytes], check: Callable[[], None] = lambda: None
+    ) -> NDArray[np.uint8]:
         """uint8 [B, H, W, C] of the model's size as it is; JPEG, PNG or WebP files decoded and resized to it. Raises
-        Unavailable soon after `abandoned` is set."""
+        what `check` raises, which is asked before each file."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
@@ -84,12 +85,15 @@ class Preprocessor:
         def decode(index: int) -> None:
             out[index] = self._decode(index, images[index])
 
-        self.decoder.run(decode, len(images), abandoned)
+        self.decoder.run(decode, len(images), check)
         return out
 
-    def tokens(self, texts: NDArray[np.integer[Any]] | Sequence[bytes]) -> NDArray[np.int64]:
-        """Token ids [B, T <= max_tokens], or UTF-8 texts, to int64 [B, max_tokens] filled with pad_token."""
-        return self._pad(texts) if isinstance(texts, np.ndarray) else self._tokenise(texts)
+    def tokens(
+        self, texts: NDArray[np.integer[Any]] | Sequence[bytes], check: Callable[[], None] = lambda: None
+    ) -> NDArray[np.int64]:
+        """Token ids [B, T <= max_tokens], or UTF-8 texts, to int64 [B, max_tokens] filled with pad_token. Raises what
+        `check` raises, which is asked before each few texts."""
+        return self._pad(texts) if isinstance(texts, np.ndarray) else self._tokenise(texts, check)
 
     def _pad(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         if tokens.shape[1] > self.text.max_tokens:
@@ -101,7 +105,7 @@ class Preprocessor:
         out[:, : tokens.shape[1]] = tokens
         return out
 
-    def _tokenise(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+    def _tokenise(self, texts: Sequence[bytes], check: Callable[[], None]) -> NDArray[np.int64]:
         if self.tokenizer is None:
             raise NotPossible("samples.strings", "set", "the model's bundle has no tokenizer; send tokens")
         strings = []
@@ -112,7 +116,7 @@ class Preprocessor:
                 raise InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error)) from error
         most, end = self.text.max_tokens, self.text.end_token
         out = np.full((len(texts), most), self.text.pad_token, np.int64)
-        for index, (row, ids) in enumerate(zip(out, self._ids(strings), strict=True)):
+        for index, (row, ids) in enumerate(zip(out, self._ids(strings, check), strict=True)):
             if len(ids) > most and self.text.too_long == "refuse":
                 raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
             row[: len(ids)] = ids[:most]
@@ -123,11 +127,12 @@ class Preprocessor:
             raise NotPossible("token id", int(out.max()), limit)
         return out
 
-    def _ids(self, strings: Sequence[str]) -> Iterator[list[int]]:
+    def _ids(self, strings: Sequence[str], check: Callable[[], None]) -> Iterator[list[int]]:
         """Token ids of each text. A few texts at a time: what the library keeps of them is many times their size."""
         assert self.tokenizer is not None
         start = 0
         while start < len(strings):
+            check()
             stop, size = start, 0
             while stop < len(strings) and size < _TEXTS_CHARACTERS:
                 size += len(strings[stop]) + 1

@@ -1,6 +1,6 @@
 """One ONNX graph on one device, run in micro-batches; its weights may be graph inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,15 @@ class Tower:
         self.weights = {name: (tuple(node.shape), FLOATS[node.type]) for name, node in inputs.items()}
         self.providers: list[str] = self._session.get_providers()
 
-    def encode(self, batch: NDArray[Any], weights: Bound) -> Tensor:
+    def encode(self, batch: NDArray[Any], weights: Bound, check: Callable[[], None] = lambda: None) -> Tensor:
         """`weights` holds at least this tower's weight inputs; each run binds exactly that set. Embeddings stay on the
         device. A micro-batch that does not fit is halved and tried again. Raises NotPossible if one sample alone does
-        not fit."""
+        not fit, and what `check` raises, which is asked before each micro-batch."""
         out = torch.empty((len(batch), self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
         start, upload = 0, None
         while start < len(batch):
+            check()
             stop = min(len(batch), start + self._micro_batch.size)
             try:
                 data = (upload or self._device.send(batch[start:stop])).wait()

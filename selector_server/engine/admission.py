@@ -1,27 +1,55 @@
-"""Who may come in: a bound on requests and on bytes under way. One more is refused at once, never queued."""
+"""Who may come in: a bound on requests, on bytes under way and on memory. One more is refused at once, never queued."""
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from selector_server.errors import Overloaded, Unavailable
+from selector_server.engine.memory_guard import MemoryGuard
+from selector_server.errors import Draining, LimitExceeded, Overloaded
 from selector_server.telemetry.metrics import Metrics
 
 IDLE_TICK_SECONDS = 0.05
+# What a request is taken to cost before one was served, and the bounds on what the refused are told to wait.
+FIRST_SECONDS = 0.1
+RETRY_SECONDS = (0.02, 30.0)
+# Of each new measurement in the average.
+WEIGHT = 0.2
+
+
+class Permit:
+    """Bytes that a request may take. Until they are `taken`, the system does not show them as used."""
+
+    def __init__(self, size: int) -> None:
+        self.expected = size
+
+    def taken(self) -> None:
+        self.expected = 0
 
 
 class Admission:
-    """Permits for requests and their payload bytes. Used from the event loop only, so it needs no lock."""
+    """Permits for requests and their payload bytes. Used from the event loop only, so it needs no lock.
 
-    def __init__(self, max_requests: int, max_bytes: int, metrics: Metrics) -> None:
-        self._max_requests, self._max_bytes, self._metrics = max_requests, max_bytes, metrics
+    A refused request is told when to come again. That is honest only if not all are told the same: times lie as far
+    apart as requests were finished lately, the last when all that is under way now would be done.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int, metrics: Metrics, guard: MemoryGuard | None = None) -> None:
+        self._max_requests, self._max_bytes, self._metrics, self._guard = max_requests, max_bytes, metrics, guard
         self._requests = self._bytes = 0
+        self._permits: set[Permit] = set()
+        self._reliefs: list[Callable[[], int]] = []
+        self._seconds = FIRST_SECONDS  # from one finished request to the next, while there is work
+        self._since = self._told = 0.0  # time.monotonic()
         self.closed = False
 
     def close(self) -> None:
         """From now on every request is refused: the server drains."""
         self.closed = True
+
+    def relieve_by(self, relief: Callable[[], int]) -> None:
+        """When memory is short, `relief` is called: it frees what is kept for later, and returns its bytes."""
+        self._reliefs.append(relief)
 
     async def wait_idle(self, seconds: float) -> None:
         """Returns when no request holds a permit, or after `seconds`."""
@@ -30,31 +58,61 @@ class Admission:
             await asyncio.sleep(IDLE_TICK_SECONDS)
 
     @contextmanager
-    def admit(self, payload_bytes: int) -> Iterator[None]:
-        """Holds a permit. Raises Overloaded or Unavailable before anything is allocated."""
+    def admit(self, payload_bytes: int) -> Iterator[Permit]:
+        """Holds a permit. Raises Draining, Overloaded or LimitExceeded before anything is allocated."""
         if self.closed:
-            raise Unavailable("server", "draining", "send the request to another one, or again later")
+            raise Draining("server", "draining", "send the request to another one, or again later")
         if self._requests >= self._max_requests:
-            raise Overloaded("pending requests", self._requests, f"at most {self._max_requests}")
-        if self._bytes + payload_bytes > self._max_bytes:
-            total = self._bytes + payload_bytes
-            raise Overloaded("payload bytes of all requests", total, f"at most {self._max_bytes}")
-        self._count(1, payload_bytes)
-        try:
-            yield
-        finally:
-            self._count(-1, -payload_bytes)
+            raise self._overloaded("pending requests", self._requests, f"at most {self._max_requests}", "pending")
+        if not self._requests:
+            self._since = time.monotonic()
+        with self._hold(1, payload_bytes, "payload bytes of all requests") as permit:
+            yield permit
+            now = time.monotonic()
+            self._seconds += WEIGHT * (now - self._since - self._seconds)
+            self._since = now
 
     @contextmanager
-    def enlarge(self, more_bytes: int) -> Iterator[None]:
-        """Counts what an admitted request takes beside its payload. Raises Overloaded."""
-        if (total := self._bytes + more_bytes) > self._max_bytes:
-            raise Overloaded("bytes of all requests, decoded", total, f"at most {self._max_bytes}")
-        self._count(0, more_bytes)
+    def enlarge(self, more_bytes: int) -> Iterator[Permit]:
+        """Counts what an admitted request takes beside its payload. Raises Overloaded and LimitExceeded."""
+        with self._hold(0, more_bytes, "bytes of all requests, decoded") as permit:
+            yield permit
+
+    @contextmanager
+    def _hold(self, requests: int, size: int, field: str) -> Iterator[Permit]:
+        if size > self._max_bytes:
+            raise LimitExceeded(field, size, f"at most {self._max_bytes}")
+        if (total := self._bytes + size) > self._max_bytes:
+            raise self._overloaded(field, total, f"at most {self._max_bytes}", "bytes")
+        self._check_memory(field, size)
+        permit = Permit(size)
+        self._permits.add(permit)
+        self._count(requests, size)
         try:
-            yield
+            yield permit
         finally:
-            self._count(0, -more_bytes)
+            self._permits.discard(permit)
+            self._count(-requests, -size)
+
+    def _check_memory(self, field: str, size: int) -> None:
+        guard = self._guard
+        if guard is None or not size:
+            return
+        if size > guard.most:
+            raise LimitExceeded(field, size, f"this server may use {guard.most} bytes of memory")
+        expected = sum(permit.expected for permit in self._permits)
+        room = guard.room() - expected
+        if size > room and sum([relief() for relief in self._reliefs]):
+            room = guard.room(anew=True) - expected
+        if size > room:
+            guard.refused()
+            raise self._overloaded(field, size, f"the server's memory has room for {max(0, room)} now", "memory")
+
+    def _overloaded(self, field: str, value: int, limit: str, rejection: str) -> Overloaded:
+        now, (least, most) = time.monotonic(), RETRY_SECONDS
+        latest = self._seconds * max(1, self._requests)
+        self._told = min(max(self._told, now) + self._seconds, now + latest)
+        return Overloaded(field, value, limit, rejection, min(max(self._told - now, least), most))
 
     def _count(self, requests: int, payload_bytes: int) -> None:
         self._requests += requests

@@ -15,11 +15,13 @@ from typing import TypeAlias
 from selector_proto.tensors import WireError
 
 from selector_server.engine.admission import Admission
+from selector_server.engine.caller import Caller
 from selector_server.engine.joining import check_alike, join, joined_bytes, listed, rank_settings, share
 from selector_server.engine.preparation import Prepared
 from selector_server.engine.task import Member, Result
-from selector_server.engine.waiting import TICK_SECONDS, Remaining, Waiting, reach
-from selector_server.errors import GroupFailed, InvalidRequest, SelectorError, Unavailable
+from selector_server.engine.waiting import TICK_SECONDS, Waiting, reach
+from selector_server.errors import Draining, GroupFailed, InvalidRequest, SelectorError
+from selector_server.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 60.0
 REMEMBERED = 1024
 
-Run: TypeAlias = Callable[[Prepared, Remaining], Awaitable[Result]]
+Run: TypeAlias = Callable[[Prepared, Caller], Awaitable[Result]]
 
 
 @dataclass(eq=False)
@@ -36,7 +38,7 @@ class _Seat:
 
     rank: int
     prepared: Prepared | None = None
-    remaining: Remaining | None = None
+    caller: Caller | None = None
     future: asyncio.Future[Result] | None = None
     joined: float = 0.0  # time.monotonic(), as is `until`
     until: float = float("inf")  # when waiting must end, so that all hear of it in time
@@ -86,7 +88,7 @@ class Groups:
             return
         party, seat = self._enter(member)
         try:
-            yield lambda prepared, remaining: self._join(party, seat, prepared, remaining)
+            yield lambda prepared, caller: self._join(party, seat, prepared, caller)
         except asyncio.CancelledError:
             self._lose(party, seat, "went away")
             raise
@@ -114,7 +116,7 @@ class Groups:
         party.seats[member.rank] = seat
         return party, seat
 
-    async def _join(self, party: _Party, seat: _Seat, prepared: Prepared, remaining: Remaining) -> Result:
+    async def _join(self, party: _Party, seat: _Seat, prepared: Prepared, caller: Caller) -> Result:
         if party.error is not None:
             raise _again(party.error)
         if party.seats[seat.rank] is not seat:
@@ -125,14 +127,16 @@ class Groups:
             except InvalidRequest as error:
                 self._stop(party, error)
                 raise
-        seat.prepared, seat.remaining, seat.joined = prepared, remaining, time.monotonic()
-        seat.until = seat.joined + reach(remaining())
+        caller.enter("queue")
+        seat.prepared, seat.caller, seat.joined = prepared, caller, time.monotonic()
+        seat.until = seat.joined + reach(caller.remaining())
         seat.future = asyncio.get_running_loop().create_future()
         if len(party.joined) == party.world_size:
             party.full.set()
         if party.life is None:
             party.life = asyncio.create_task(self._live(party))
-        return await seat.future
+        with tracing.stage("group"):
+            return await seat.future
 
     async def _live(self, party: _Party) -> None:
         """From the first rank that is ready to the end."""
@@ -155,7 +159,7 @@ class Groups:
         end = time.monotonic() + self._seconds
         while not party.full.is_set():
             if self._admission.closed and len(party.seats) < party.world_size:  # no other will be let in
-                raise Unavailable("server", "draining", "it waits for no ranks any more; try another one")
+                raise Draining("server", "draining", "it waits for no ranks any more; try another one")
             left = min([end, *(seat.until for seat in party.joined)]) - time.monotonic()
             if left <= 0:
                 raise self._missing(party, end)
@@ -170,12 +174,11 @@ class Groups:
         return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if late else "in time"))
 
     async def _run(self, parts: list[Prepared], seats: list[_Seat]) -> Result:
-        def remaining() -> float | None:
-            times = [seat.remaining() for seat in seats if seat.remaining is not None]
-            return min((left for left in times if left is not None), default=None)
-
-        with self._admission.enlarge(joined_bytes(parts)):
-            return await self._waiting.run(await asyncio.to_thread(join, parts), remaining)
+        caller = Caller.joint([seat.caller for seat in seats if seat.caller is not None])
+        with self._admission.enlarge(joined_bytes(parts)) as permit:
+            joined = await asyncio.to_thread(join, parts)
+            permit.taken()
+            return await self._waiting.run(joined, caller)
 
     def _lose(self, party: _Party, seat: _Seat, why: str) -> None:
         """A rank's request ended; nothing happens if it was replaced, or its party is over."""
@@ -203,5 +206,5 @@ class Groups:
 def _again(error: Exception) -> Exception:
     """The same for another rank: an error without its traceback, which holds on to a request's arrays."""
     if isinstance(error, SelectorError):
-        return type(error)(error.field, error.value, error.limit)
+        return error.again()
     return RuntimeError(f"the ranks' selection failed: {error!r}")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from selector_proto.tensors import WireError
 
 from selector_server.engine.agreement import Asked
+from selector_server.engine.caller import Caller
 from selector_server.engine.groups import Run
 from selector_server.engine.joining import joint_plan, rank_settings, share
 from selector_server.engine.peer_link import PeerLink
@@ -20,7 +22,7 @@ from selector_server.engine.preparation import Prepared
 from selector_server.engine.selection import Scored
 from selector_server.engine.stopwatch import timed
 from selector_server.engine.task import Member, Result, Stages
-from selector_server.engine.waiting import Remaining, Waiting, reach
+from selector_server.engine.waiting import Waiting, reach
 from selector_server.errors import InvalidRequest, NotPossible, SelectorError
 from selector_server.sampling import PairScores, Picks, Plan
 from selector_server.sampling.policies import Joint
@@ -52,7 +54,7 @@ class Peers:
             raise asked.failed(again)
         self._under_way[key] = asked
         try:
-            yield lambda prepared, remaining: self._run(asked, prepared, remaining)
+            yield lambda prepared, caller: self._run(asked, prepared, caller)
         except asyncio.CancelledError:
             self._pool.submit(self._fail, asked, f"rank {member.rank} went away")
             raise
@@ -64,14 +66,16 @@ class Peers:
         finally:
             del self._under_way[key]
 
-    async def _run(self, asked: Asked, prepared: Prepared, remaining: Remaining) -> Result:
+    async def _run(self, asked: Asked, prepared: Prepared, caller: Caller) -> Result:
         task = prepared.task
         if not isinstance(task.policy, Joint):
             raise NotPossible("policy", repr(task.policy.name), "sidecars select as one by 'joint' only")
-        scored = await self._waiting.score(prepared, remaining)
-        until = time.monotonic() + min(self._link.seconds, reach(remaining()))
+        scored = await self._waiting.score(prepared, caller)
+        until = time.monotonic() + min(self._link.seconds, reach(caller.remaining()))
+        caller.enter("sample")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._together, asked, prepared, scored, until)
+        together = copy_context().run
+        return await loop.run_in_executor(self._pool, together, self._together, asked, prepared, scored, until)
 
     def _together(self, asked: Asked, prepared: Prepared, scored: Scored, until: float) -> Result:
         """This rank's share. Raises InvalidRequest and GroupFailed, as on all other sidecars."""

@@ -1,8 +1,8 @@
 """What a selection needs before the device does: known reference embeddings, decoded images, tokens. Runs beside the
 device's thread, one thread a request; files are decoded on a bounded pool."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,8 @@ class Preparation:
             return 0
         return task.size * sum(p.sample_bytes for p in (self._learner, self._reference) if p is not None)
 
-    def run(self, task: Task, abandoned: Event | None = None) -> Prepared:
-        """Raises InvalidRequest, LimitExceeded or NotPossible, and Unavailable soon after `abandoned` is set."""
+    def run(self, task: Task, check: Callable[[], None] = lambda: None) -> Prepared:
+        """Raises InvalidRequest, LimitExceeded or NotPossible, and what `check` raises, which is asked often."""
         samples, stages = task.candidates, Stages()
         if not isinstance(samples, Samples) or task.policy.needs is Needs.NOTHING:
             return Prepared(task, stages=stages)
@@ -78,13 +78,13 @@ class Preparation:
                 found = self._cache.find(samples.ids)
         with timed(stages, "preprocess"):
             if task.criterion.needs_learner and self._learner is not None:
-                learner = _input(self._learner, samples.images, samples.texts, abandoned)
+                learner = _input(self._learner, samples.images, samples.texts, check)
             if task.criterion.needs_reference and self._reference is not None:
-                reference = self._reference_input(samples, learner, found, abandoned)
+                reference = self._reference_input(samples, learner, found, check)
         return Prepared(task, learner, reference, found, stages)
 
     def _reference_input(
-        self, samples: Samples, learner: ModelInput | None, found: Found | None, abandoned: Event | None
+        self, samples: Samples, learner: ModelInput | None, found: Found | None, check: Callable[[], None]
     ) -> ModelInput | None:
         assert self._reference is not None
         rows = np.arange(len(samples.images)) if found is None else np.flatnonzero(~found.known)
@@ -100,7 +100,7 @@ class Preparation:
             raise NotPossible("samples.tokens", "set", f"the reference has a tokenizer of its own; {_FITS_BOTH}")
         images, texts = (_at(part, rows) for part in (samples.images, samples.texts))
         try:
-            return _input(self._reference, images, texts, abandoned)
+            return _input(self._reference, images, texts, check)
         except InvalidRequest as error:
             if learner is None:
                 raise
@@ -114,5 +114,5 @@ def _at(part: NDArray[Any] | list[bytes], rows: NDArray[np.int64]) -> Any:
     return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows]
 
 
-def _input(preprocessor: Preprocessor, images: Any, texts: Any, abandoned: Event | None) -> ModelInput:
-    return ModelInput(preprocessor.pixels(images, abandoned), preprocessor.tokens(texts))
+def _input(preprocessor: Preprocessor, images: Any, texts: Any, check: Callable[[], None]) -> ModelInput:
+    return ModelInput(preprocessor.pixels(images, check), preprocessor.tokens(texts, check))

@@ -7,8 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selector_server.encoding.cache import ReferenceCache
+from selector_server.encoding.cache import Found, ReferenceCache
 from selector_server.encoding.model import Model, Weights
+from selector_server.engine.caller import Caller
+from selector_server.engine.pace import Pace
 from selector_server.engine.preparation import Prepared
 from selector_server.engine.stopwatch import timed
 from selector_server.engine.task import (
@@ -55,6 +57,7 @@ class Selection:
         self._tile_bytes, self._fused = tile_bytes, fused
         self._device, self._cache = device, cache
         self._learner, self._reference, self._store = learner, reference, store
+        self._pace = Pace()
 
     def check(self, task: Task) -> None:
         """Raises NotPossible for what this server can never do; cheap, called before the task is queued."""
@@ -70,6 +73,12 @@ class Selection:
         if breach.action is WhenStale.REFUSE or self._store is None or self._store.status.state is SyncState.OFF:
             raise breach.error(self._why_not_newer())
 
+    def begin(self, task: Task, found: Found | None, caller: Caller, stage: str, where: str) -> None:
+        """To be called before `stage`; the caller's request is at `where` now. Raises Abandoned, and TooLate if less
+        time is left than the least that this stage and those after it take."""
+        caller.enter(where)
+        caller.check(self._pace.left(*self._work(task, found), stage))
+
     def awaited(self, task: Task, waited: float) -> StaleWeights | None:
         """None unless the task must wait for newer weights; then what to say if it cannot wait any longer."""
         breach = self._breach(task, self._current())
@@ -77,11 +86,18 @@ class Selection:
             return None
         return breach.error(self._why_not_newer(), waited)
 
-    def run(self, prepared: Prepared) -> Result:
-        """Picks. Raises SelectorError."""
+    def run(self, prepared: Prepared, caller: Caller) -> Result:
+        """Picks. Raises SelectorError; Abandoned and TooLate at the next step after the caller left or its deadline
+        passed."""
+        result = self._run(prepared, caller)
+        self._pace.note(*self._work(prepared.task, prepared.found), vars(result.stages))
+        return result
+
+    def _run(self, prepared: Prepared, caller: Caller) -> Result:
         task, stages = prepared.task, prepared.stages
         with torch.inference_mode():
-            scores, weights = self._scores(prepared)
+            scores, weights = self._scores(prepared, caller)
+            self.begin(task, prepared.found, caller, "sample", "sample")
             with timed(stages, "sample"):
                 picks = task.policy.pick(scores, task.plan)
                 indices: NDArray[np.int64] = picks.indices.cpu().numpy()
@@ -102,12 +118,20 @@ class Selection:
                     stages=stages,
                 )
 
-    def score(self, prepared: Prepared) -> Scored:
-        """What `run` would draw from. Raises SelectorError."""
+    def score(self, prepared: Prepared, caller: Caller) -> Scored:
+        """What `run` would draw from. Raises as it does."""
         with torch.inference_mode():
-            return Scored(*self._scores(prepared), prepared.stages)
+            return Scored(*self._scores(prepared, caller), prepared.stages)
 
-    def _scores(self, prepared: Prepared) -> tuple[Scores, ServedWeights | None]:
+    def _work(self, task: Task, found: Found | None) -> tuple[tuple[str, str, bool], int]:
+        """Which requests are alike, and how much there is to do. Before the cache was asked, that is not known."""
+        candidates = task.candidates
+        cached = self._cache is not None and isinstance(candidates, Samples) and bool(candidates.ids)
+        unknown = 0 if found is None else int((~found.known).sum())
+        size = task.size + unknown if found is not None or not cached else 0
+        return (type(candidates).__name__, task.policy.name, cached), size
+
+    def _scores(self, prepared: Prepared, caller: Caller) -> tuple[Scores, ServedWeights | None]:
         task, stages = prepared.task, prepared.stages
         criterion = task.criterion
         if task.policy.needs is Needs.NOTHING:
@@ -119,11 +143,11 @@ class Selection:
                 with timed(stages, "preprocess"):
                     left = self._embedded(learner) if criterion.needs_learner and learner else None
                     right = self._embedded(reference) if criterion.needs_reference and reference else None
-                return self._pairs(task, left, right), None
+                return self._pairs(task, left, right, caller), None
             case Samples() as samples:
-                return self._encode(prepared, samples.ids)
+                return self._encode(prepared, samples.ids, caller)
 
-    def _encode(self, prepared: Prepared, ids: list[bytes]) -> tuple[Scores, ServedWeights | None]:
+    def _encode(self, prepared: Prepared, ids: list[bytes], caller: Caller) -> tuple[Scores, ServedWeights | None]:
         task, served, learner = prepared.task, None, None
         if prepared.learner is not None:
             assert self._learner is not None
@@ -134,18 +158,22 @@ class Selection:
             if breach is not None and breach.action is not WhenStale.SERVE:  # it aged in the queue
                 raise breach.error(self._why_not_newer())
             served = _served(version, task, stale=breach is not None)
+            self.begin(task, prepared.found, caller, "encode_learner", "encode")
             with timed(prepared.stages, "encode_learner"):
-                learner = self._learner.encode(prepared.learner.pixels, prepared.learner.tokens, version.weights)
-        reference = self._reference_of(prepared, ids) if task.criterion.needs_reference else None
-        return self._pairs(task, learner, reference), served
+                inputs = prepared.learner
+                learner = self._learner.encode(inputs.pixels, inputs.tokens, version.weights, caller.check)
+        reference = self._reference_of(prepared, ids, caller) if task.criterion.needs_reference else None
+        return self._pairs(task, learner, reference, caller), served
 
-    def _reference_of(self, prepared: Prepared, ids: list[bytes]) -> Embedded:
+    def _reference_of(self, prepared: Prepared, ids: list[bytes], caller: Caller) -> Embedded:
         """The reference's embeddings of all candidates: known ones from the cache, the others computed and kept."""
         assert self._reference is not None
         weights, found, fresh = self._reference.constant_weights(), prepared.found, None
         if prepared.reference is not None:
+            self.begin(prepared.task, found, caller, "encode_reference", "encode")
             with timed(prepared.stages, "encode_reference"):
-                fresh = self._reference.encode(prepared.reference.pixels, prepared.reference.tokens, weights)
+                inputs = prepared.reference
+                fresh = self._reference.encode(inputs.pixels, inputs.tokens, weights, caller.check)
         if found is None:
             assert fresh is not None
             return fresh
@@ -171,8 +199,9 @@ class Selection:
     def _why_not_newer(self) -> str:
         return "no learner" if self._store is None else self._store.status.last_error
 
-    def _pairs(self, task: Task, learner: Embedded | None, reference: Embedded | None) -> PairScores:
-        return PairScores(task.criterion, learner, reference, task.loss, self._tile_bytes, self._fused)
+    def _pairs(self, task: Task, learner: Embedded | None, reference: Embedded | None, caller: Caller) -> PairScores:
+        sizes = (self._tile_bytes, self._fused)
+        return PairScores(task.criterion, learner, reference, task.loss, *sizes, check=caller.check)
 
     def _embedded(self, model: ModelEmbeddings) -> Embedded:
         image, text = (self._to_device(z) for z in (model.image, model.text))

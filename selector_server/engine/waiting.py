@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from selector_server.engine.admission import Admission
+from selector_server.engine.caller import Caller
 from selector_server.engine.preparation import Prepared
 from selector_server.engine.selection import Scored, Selection
 from selector_server.engine.task import Result, Task
 from selector_server.engine.worker import Staged, Worker
-from selector_server.errors import StaleWeights, Unavailable
+from selector_server.errors import Draining, StaleWeights
+from selector_server.telemetry import tracing
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.freshness import WhenStale
 
@@ -22,7 +24,6 @@ REACH_SECONDS = 0.25
 LONGEST_SECONDS = 600.0
 
 T = TypeVar("T", bound=Staged)
-Remaining: TypeAlias = Callable[[], float | None]
 
 
 def reach(remaining: float | None) -> float:
@@ -38,20 +39,22 @@ class Waiting:
         self._selection, self._worker = selection, worker
         self._admission, self._metrics = admission, metrics
 
-    async def run(self, prepared: Prepared, remaining: Remaining) -> Result:
-        """The task's result, once the weights are as new as it accepts. `remaining` seconds are left of its deadline,
-        None without one. Raises StaleWeights when that comes within reach, Unavailable when the server drains."""
-        return await self._fresh(prepared, remaining, lambda: self._worker.submit(prepared, remaining()))
+    async def run(self, prepared: Prepared, caller: Caller) -> Result:
+        """The task's result, once the weights are as new as it accepts. Raises StaleWeights when the deadline comes
+        within reach, TooLate when it cannot be kept, Draining when the server drains."""
+        return await self._fresh(prepared, caller, lambda: self._worker.submit(prepared, caller))
 
-    async def score(self, prepared: Prepared, remaining: Remaining) -> Scored:
+    async def score(self, prepared: Prepared, caller: Caller) -> Scored:
         """As `run`, but for a draw that is made elsewhere."""
         score = self._selection.score
-        return await self._fresh(prepared, remaining, lambda: self._worker.call(score, prepared, remaining()))
+        return await self._fresh(prepared, caller, lambda: self._worker.call(score, prepared, caller))
 
-    async def _fresh(self, prepared: Prepared, remaining: Remaining, submit: Callable[[], Awaitable[T]]) -> T:
+    async def _fresh(self, prepared: Prepared, caller: Caller, submit: Callable[[], Awaitable[T]]) -> T:
         task, waited = prepared.task, 0.0
+        caller.enter("queue")
         while True:
-            waited += await self._until_fresh(task, remaining())
+            waited += await self._until_fresh(task, caller.remaining())
+            self._selection.begin(task, prepared.found, caller, "encode_learner", "queue")
             try:
                 result = await submit()
             except StaleWeights:
@@ -67,11 +70,15 @@ class Waiting:
         if self._selection.awaited(task, 0.0) is None:
             return 0.0
         self._metrics.stale.labels("wait").inc()
+        with tracing.stage("wait"):
+            return await self._wait(task, remaining)
+
+    async def _wait(self, task: Task, remaining: float | None) -> float:
         started = time.monotonic()
         seconds = LONGEST_SECONDS if remaining is None else reach(remaining)
         while (error := self._selection.awaited(task, time.monotonic() - started)) is not None:
             if self._admission.closed:
-                raise Unavailable("server", "draining", "it waits for no weights any more; try another one")
+                raise Draining("server", "draining", "it waits for no weights any more; try another one")
             left = started + seconds - time.monotonic()
             if left <= 0:
                 raise error

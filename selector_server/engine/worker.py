@@ -4,14 +4,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
+from selector_server.engine.caller import Caller
 from selector_server.engine.preparation import Prepared
 from selector_server.engine.task import Result, Stages
 from selector_server.errors import SelectorError, TooLate, Unavailable
+from selector_server.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,13 @@ T = TypeVar("T", bound=Staged)
 
 @dataclass
 class _Job:
-    run: Callable[[Prepared], Staged]
-    prepared: Prepared
-    deadline: float  # time.monotonic()
+    run: Callable[[Prepared, Caller], Staged]
+    prepared: Prepared | None  # None: dropped
+    caller: Caller
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
-    queued: float
+    queued: float = field(default_factory=time.monotonic)
+    context: Context = field(default_factory=copy_context)
 
     def settle(self, result: Staged | BaseException) -> None:
         """Hands the outcome to the waiting request, from any thread."""
@@ -50,13 +54,19 @@ class _Job:
 
 
 class Worker:
-    """Runs `run(prepared)` on one thread. `healthy` is what the health service shows: it comes from this thread."""
+    """Runs `run(prepared, caller)` on one thread. `healthy` is what the health service shows: it comes from this
+    thread. After an unforeseen failure `probe` is called; if that fails too, the device is lost and the thread ends."""
 
-    def __init__(self, run: Callable[[Prepared], Result], stall_seconds: float) -> None:
-        self._run, self._stall_seconds = run, stall_seconds
+    def __init__(
+        self,
+        run: Callable[[Prepared, Caller], Result],
+        stall_seconds: float,
+        probe: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._run, self._stall_seconds, self._probe = run, stall_seconds, probe
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._busy_since: float | None = None
-        self._stopped = False
+        self._stopped = self._ended = False
         self._thread = Thread(target=self._loop, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -70,54 +80,98 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     @property
     def healthy(self) -> bool:
         """Alive, and not stuck in one task."""
+        return self.alive and self.busy_seconds < self._stall_seconds
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long it has been in the task that it runs; 0 without one."""
         since = self._busy_since
-        return self.alive and (since is None or time.monotonic() - since < self._stall_seconds)
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def queued(self) -> int:
         """Tasks that wait for the thread."""
         return self._jobs.qsize()
 
-    async def submit(self, prepared: Prepared, timeout: float | None) -> Result:
-        """The task's result. `timeout` in seconds from now; a cancelled wait drops the task if it has not begun."""
-        return await self.call(self._run, prepared, timeout)
+    async def submit(self, prepared: Prepared, caller: Caller) -> Result:
+        """The task's result. A cancelled wait drops the task, or ends it at its next step."""
+        return await self.call(self._run, prepared, caller)
 
-    async def call(self, run: Callable[[Prepared], T], prepared: Prepared, timeout: float | None) -> T:
+    async def call(self, run: Callable[[Prepared, Caller], T], prepared: Prepared, caller: Caller) -> T:
         """What `run` makes of the task on the worker's thread; see `submit`."""
         if self._stopped or not self.alive:
             raise Unavailable("worker", "stopped", "the server is going down")
-        now = time.monotonic()
-        deadline = now + timeout if timeout is not None else float("inf")
+        caller.enter("queue")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(run, prepared, deadline, loop, future, now))
-        return await future
+        job = _Job(run, prepared, caller, loop, future)
+        self._jobs.put(job)
+        if self._ended:  # since we looked
+            self._refuse_queued()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            caller.leave()
+            job.prepared = None
+            raise
 
     def _loop(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._busy_since = now = time.monotonic()
-            if job.future.cancelled():
-                log.info("request %s: dropped, its client is gone", job.prepared.task.request_id)
-            elif now >= job.deadline:
-                waited = f"{now - job.queued:.3f} s in the queue"
-                job.settle(TooLate("deadline", waited, "it passed before the request was run"))
-            else:
-                job.settle(self._attempt(job, now - job.queued))
-            self._busy_since = None
-            del job  # or an idle worker would hold the last request's arrays
-
-    def _attempt(self, job: _Job, waited: float) -> Staged | BaseException:
         try:
-            result = job.run(job.prepared)
-            result.stages.queue = waited
-            return result
-        except SelectorError as error:
-            return error
-        except Exception as error:
-            log.exception("request %s: unexpected failure", job.prepared.task.request_id)
-            return error
+            while (job := self._jobs.get()) is not None:
+                self._busy_since = time.monotonic()
+                try:
+                    going_on = job.context.run(self._serve, job)
+                except BaseException:
+                    job.settle(Unavailable("worker", "dead", "the server is going down"))
+                    raise
+                self._busy_since = None
+                del job  # or an idle worker would hold the last request's arrays
+                if not going_on:
+                    return
+        finally:
+            self._ended, self._busy_since = True, None
+            self._refuse_queued()
+
+    def _serve(self, job: _Job) -> bool:
+        """Runs or drops it. False if the device is lost."""
+        prepared, caller, queued = job.prepared, job.caller, time.monotonic() - job.queued
+        left = caller.remaining()
+        if prepared is None or caller.gone:
+            log.info("dropped, its client is gone")
+        elif left is not None and left <= 0:
+            job.settle(TooLate("deadline", f"{queued:.3f} s in the queue", "it passed before the request was run"))
+        else:
+            tracing.past("queue", queued)
+            try:
+                result = job.run(prepared, caller)
+                result.stages.queue = queued
+                job.settle(result)
+            except SelectorError as error:
+                job.settle(error)
+            except Exception as error:
+                log.exception("unexpected failure")
+                return self._still_works(job, error)
+        return True
+
+    def _still_works(self, job: _Job, error: Exception) -> bool:
+        try:
+            self._probe()
+        except Exception:
+            log.critical("the device is lost, the server goes down", exc_info=True)
+            job.settle(Unavailable("device", "lost", "the server is going down"))
+            return False
+        job.settle(error)
+        return True
+
+    def _refuse_queued(self) -> None:
+        try:
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    job.settle(Unavailable("worker", "stopped", "the server is going down"))
+        except Empty:
+            return

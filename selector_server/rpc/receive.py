@@ -1,31 +1,68 @@
 """A Select stream to its header and one buffer. The buffer's size is admitted before it is allocated."""
 
 import asyncio
+import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.errors import InvalidRequest, LimitExceeded, TooLate
+from selector_server.memory import Pool
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.threads import in_thread
 
+# Pieces are collected up to that many bytes and copied off the event loop: memory's first touch takes its time.
+HOP_BYTES = 4 << 20
+# Smaller payloads are copied where they are, and leave the pool's blocks to larger ones.
+SMALL_BYTES = 1 << 20
+# The stream of a client that left ends first, and then the call.
+GONE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Patience:
+    """A message must come within `pause_seconds` of the last one, and all of them within that and the payload's time
+    at `bytes_per_second` (0: any)."""
+
+    pause_seconds: float
+    bytes_per_second: int
+
+    def total_seconds(self, payload_bytes: int) -> float:
+        rate = self.bytes_per_second
+        return self.pause_seconds + payload_bytes / rate if rate else float("inf")
+
 
 class Receiver:
-    """Reads one stream, and the payload from `shared` where the stream says so."""
+    """Reads one stream into memory of `pool`, or the payload from `shared` where the stream says so."""
 
     def __init__(
-        self, stream: AsyncIterator[pb.SelectRequest], pause_seconds: float, shared: SharedFolder | None = None
+        self,
+        stream: AsyncIterator[pb.SelectRequest],
+        patience: Patience,
+        pool: Pool,
+        shared: SharedFolder | None = None,
     ) -> None:
-        self._stream, self._pause, self._shared = aiter(stream), pause_seconds, shared
+        self._stream, self._patience, self._pool, self._shared = aiter(stream), patience, pool, shared
         self._first: pb.SelectRequest | None = None
+        self._end = float("inf")
+        self._seconds = float("inf")
 
-    async def header(self, max_payload_bytes: int) -> pb.Selection:
-        """The first message's selection, its payload size within the limit."""
+    async def header(
+        self, max_payload_bytes: int, seen: Callable[[pb.Selection], None] = lambda _: None
+    ) -> pb.Selection:
+        """The first message's selection, its payload size within the limit; `seen` is shown it in any case."""
         self._first = await self._next()
+        if self._first is None:
+            await asyncio.sleep(GONE_SECONDS)
         if self._first is None or not self._first.HasField("selection"):
             raise InvalidRequest("selection", "missing", "the first message must carry it")
+        seen(self._first.selection)
         size = self._first.selection.payload_bytes
         if size > max_payload_bytes:
             raise LimitExceeded("payload_bytes", size, f"at most {max_payload_bytes}")
@@ -36,13 +73,15 @@ class Receiver:
         assert self._first is not None
         selection = self._first.selection
         streamed = 0 if selection.HasField("shared_memory") else selection.payload_bytes
+        self._seconds = self._patience.total_seconds(streamed)
+        self._end = time.monotonic() + self._seconds
         view = await self._streamed(streamed)
         if selection.HasField("shared_memory"):
             if (shared := self._shared) is None:
                 raise InvalidRequest("shared_memory", "set", "this server has none; send the payload in the stream")
-            view = await in_thread(lambda _: shared.read(selection.shared_memory, selection.payload_bytes))
+            view = await in_thread(lambda: shared.read(selection.shared_memory, selection.payload_bytes))
         if selection.HasField("payload_crc32"):
-            crc = await in_thread(lambda _: zlib.crc32(view))
+            crc = await in_thread(lambda: zlib.crc32(view))
             if crc != selection.payload_crc32:
                 raise InvalidRequest("payload_crc32", selection.payload_crc32, f"the payload received has {crc}")
         return view
@@ -52,28 +91,52 @@ class Receiver:
         assert self._first is not None
         shared = self._first.selection.HasField("shared_memory")
         says = "shared_memory leaves none for the stream" if shared else f"payload_bytes says {size}"
-        buffer, end = bytearray(size), 0
+        # Not filled with zeros: that would take the event loop's time, and memory for what may never come.
+        buffer = self._pool.take(size) if size >= SMALL_BYTES else np.empty(size, np.uint8)
+        pieces: list[bytes] = []
+        end = copied = 0
         message: pb.SelectRequest | None = self._first
         while message is not None:
             piece = message.payload
             if end + len(piece) > size:
                 raise InvalidRequest("payload", f"over {end + len(piece)} bytes", says)
-            buffer[end : end + len(piece)] = piece
+            pieces.append(piece)
             end += len(piece)
+            if end - copied >= HOP_BYTES:
+                ready, start, pieces, copied = pieces, copied, [], end
+                await in_thread(partial(_copy, buffer, start, ready))
             message = await self._next()
             if message is not None and message.HasField("selection"):
                 raise InvalidRequest("selection", "set again", "only the first message may carry it")
         if end != size:
+            await asyncio.sleep(GONE_SECONDS)
             raise InvalidRequest("payload", f"{end} bytes", says)
-        return memoryview(buffer).toreadonly()
+        if end - copied < SMALL_BYTES:
+            _copy(buffer, copied, pieces)
+        else:
+            await in_thread(partial(_copy, buffer, copied, pieces))
+        return buffer.data.toreadonly()
 
     async def _next(self) -> pb.SelectRequest | None:
+        pause = self._patience.pause_seconds
+        left = max(0.0, self._end - time.monotonic())
         try:
-            async with asyncio.timeout(self._pause):
+            async with asyncio.timeout(min(pause, left)):
                 return await anext(self._stream)
         except StopAsyncIteration:
             return None
         except DecodeError as error:
             raise InvalidRequest("message", "unreadable", "must be a selector.v1.SelectRequest") from error
         except TimeoutError as error:
-            raise TooLate("stream", "silent", f"the next message must come within {self._pause} s") from error
+            if left < pause:
+                rate = self._patience.bytes_per_second
+                limit = f"all of it must come within {self._seconds:g} s, at {rate} bytes a second"
+                raise TooLate("stream", "slow", limit) from error
+            raise TooLate("stream", "silent", f"the next message must come within {pause} s") from error
+
+
+def _copy(buffer: NDArray[np.uint8], start: int, pieces: list[bytes]) -> None:
+    """Outside the interpreter's lock, unlike slices of a memoryview."""
+    for piece in pieces:
+        buffer[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+        start += len(piece)

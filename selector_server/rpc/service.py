@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeAlias
 
-import grpc
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
@@ -19,17 +17,20 @@ from selector_server.engine.task import Result, Task
 from selector_server.engine.waiting import Waiting
 from selector_server.engine.worker import Worker
 from selector_server.errors import StaleWeights
+from selector_server.memory import Pool
 from selector_server.rpc import reply
+from selector_server.rpc.account import Account, Accounts
 from selector_server.rpc.ranks import to_member
-from selector_server.rpc.receive import Receiver
+from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.replies import Replies
-from selector_server.rpc.shared_memory import SharedFolder
+from selector_server.rpc.shared_memory import SPARE, SharedFolder
+from selector_server.rpc.status import Context
 from selector_server.rpc.threads import in_thread
 from selector_server.rpc.wire import to_task
 from selector_server.sampling import Loss, Policy
+from selector_server.telemetry import tracing
 from selector_server.telemetry.metrics import Metrics
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
+from selector_server.telemetry.tracing import Tracing
 
 
 class SelectorService(rpc.SelectorServiceServicer):
@@ -50,12 +51,19 @@ class SelectorService(rpc.SelectorServiceServicer):
         info: Callable[[], pb.GetServerInfoResponse],
         status: Callable[[], pb.GetWeightsStatusResponse],
         shared: SharedFolder | None = None,
+        traces: Tracing | None = None,
     ) -> None:
         self._config, self._admission = config, admission
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status, self._shared = info, status, shared
         self._replies = Replies()
+        self._accounts = Accounts(metrics, traces, config.access_log)
+        self._patience = Patience(config.receive_seconds, config.receive_min_bytes_per_second)
+        self._pool = Pool(SPARE)
+        admission.relieve_by(self._pool.clear)
+        if shared is not None:
+            admission.relieve_by(shared.pool.clear)
         waiting = Waiting(selection, worker, admission, metrics)
         self._groups: Groups | Peers
         if link is None:
@@ -66,31 +74,37 @@ class SelectorService(rpc.SelectorServiceServicer):
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
     ) -> pb.SelectResponse:
-        started = time.perf_counter()
-        receiver = Receiver(request_iterator, self._config.receive_seconds, self._shared)
-        header = await receiver.header(self._config.max_payload_bytes)
-        return await self._replies.once(header, lambda: self._run(receiver, header, context, started))
+        with self._accounts.of(context) as account:
+            started = time.perf_counter()
+            receiver = Receiver(request_iterator, self._patience, self._pool, self._shared)
+            header = await receiver.header(self._config.max_payload_bytes, account.header)
+            return await self._replies.once(header, lambda: self._run(receiver, header, account, started))
 
     async def _run(
-        self, receiver: Receiver, header: pb.Selection, context: Context, started: float
+        self, receiver: Receiver, header: pb.Selection, account: Account, started: float
     ) -> pb.SelectResponse:
-        member = to_member(header, self._config)
-        with self._groups.entered(member) as run, self._admission.admit(header.payload_bytes):
+        member, caller = to_member(header, self._config), account.caller
+        with self._groups.entered(member) as run, self._admission.admit(header.payload_bytes) as permit:
             payload = await receiver.payload()
+            permit.taken()
             self._metrics.shm_payloads.inc(header.HasField("shared_memory"))
             received = time.perf_counter() - started
+            tracing.past("receive", received)
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
             parts = (header, payload, self._config, self._policies, self._default_loss)
-            task = await in_thread(lambda _: to_task(*parts))
+            task = await in_thread(lambda: to_task(*parts))
             try:
                 self._selection.check(task)
-                with self._admission.enlarge(self._preparation.extra_bytes(task)):
-                    prepared = await in_thread(lambda abandoned: self._preparation.run(task, abandoned))
-                    result = await run(prepared, context.time_remaining)
+                self._selection.begin(task, None, caller, "preprocess", "preprocess")
+                with self._admission.enlarge(self._preparation.extra_bytes(task)) as more:
+                    prepared = await in_thread(lambda: self._preparation.run(task, caller.check), caller)
+                    more.taken()
+                    result = await run(prepared, caller)
             except StaleWeights:
                 self._metrics.stale.labels("refuse").inc()
                 raise
             result.stages.receive = received
+        account.result(task, result)
         self._count(task, result)
         return reply.selected(task, result)
 

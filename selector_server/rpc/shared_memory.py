@@ -22,10 +22,11 @@ SPARE = 2
 
 
 class SharedFolder:
-    """One sidecar's folder. Makes it, writes its `token`, and removes what dead clients left (`swept`)."""
+    """One sidecar's folder. Makes it, writes its `token`, and removes what dead clients left (`swept`). Payloads are
+    copied into memory of `pool`."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.token, self._pool = path.absolute(), secrets.token_hex(16), Pool(SPARE)
+        self.path, self.token, self.pool = path.absolute(), secrets.token_hex(16), Pool(SPARE)
         self._threads = ThreadPoolExecutor(copiers(), thread_name_prefix="shared-memory")
         try:
             if not path.is_dir():
@@ -77,7 +78,7 @@ class SharedFolder:
             limit = f"the file has {status.st_size} bytes, {layout.PAYLOAD_OFFSET} of them before the payload"
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", limit)
         self._check(file, where, payload_bytes)
-        view = self._pool.take(payload_bytes).data
+        view = self.pool.take(payload_bytes).data
         if not layout.read_all(file, view, layout.PAYLOAD_OFFSET, self._threads):
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", "the file ends before")
         self._check(file, where, payload_bytes)  # it may have been written anew meanwhile

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from selector_proto.tensors import WireError
@@ -17,6 +18,7 @@ from selector_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SERVICE = "selector.v1.SelectorService"
@@ -31,12 +33,14 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.GroupFailed, code_pb2.FAILED_PRECONDITION, "GROUP_FAILED"),
     (errors.NotPossible, code_pb2.FAILED_PRECONDITION, "NOT_POSSIBLE"),
     (errors.TooLate, code_pb2.DEADLINE_EXCEEDED, "TOO_LATE"),
+    (errors.Abandoned, code_pb2.CANCELLED, "ABANDONED"),
     (errors.Unavailable, code_pb2.UNAVAILABLE, "UNAVAILABLE"),
 )
 
 
 def to_status(error: Exception) -> status_pb2.Status:
-    """The status of an error: its message, and its field, value and limit as an ErrorInfo (AIP-193).
+    """The status of an error: its message, its field, value and limit as an ErrorInfo (AIP-193), and a RetryInfo if
+    the same request may succeed later.
 
     An unforeseen exception is INTERNAL and keeps its message to itself: the server's log has it.
     """
@@ -45,10 +49,24 @@ def to_status(error: Exception) -> status_pb2.Status:
             assert isinstance(error, errors.SelectorError | WireError)
             info = error_details_pb2.ErrorInfo(reason=reason, domain="selector.v1")
             info.metadata.update(field=error.field, value=error.value, limit=error.limit)
-            detail = any_pb2.Any()
-            detail.Pack(info)
-            return status_pb2.Status(code=code, message=str(error), details=[detail])
+            details = [_packed(info)]
+            if isinstance(error, errors.Overloaded):
+                delay = duration_pb2.Duration()
+                delay.FromMicroseconds(round(error.retry_seconds * 1e6))
+                details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+            return status_pb2.Status(code=code, message=str(error), details=details)
     return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error; the server's log says more")
+
+
+def code_of(error: Exception) -> str:
+    """The name of an error's status."""
+    return str(code_pb2.Code.Name(to_status(error).code))
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    detail = any_pb2.Any()
+    detail.Pack(message)
+    return detail
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only

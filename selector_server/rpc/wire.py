@@ -14,6 +14,7 @@ from selector_server.config import Config
 from selector_server.encoding.cache import integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
+from selector_server.rpc.account import MAX_REQUEST_ID
 from selector_server.rpc.ranks import to_member
 from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
@@ -23,7 +24,6 @@ DEFAULT_GAIN = 100.0
 MAX_GAIN = 1e6
 # Steps are subtracted, in int64.
 MAX_STEP = 2**63 - 1
-MAX_REQUEST_ID = 128
 # About thirty years.
 MAX_AGE_SECONDS = 1e9
 

@@ -57,6 +57,7 @@ class Joint(Policy):
         chunks: list[Tensor] = []
         drawn: list[Tensor] = []
         for round_, size in enumerate(plan.sizes):
+            scores.check()
             score = running.scores()
             rows = draw_chunk(open_logits(score, taken, plan), size, plan, round_)
             taken[rows] = True

@@ -1,5 +1,6 @@
 """What a candidate, and a pair of candidates, is worth: losses compared by a criterion. In nats, without the gain."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -82,7 +83,8 @@ class PairScores:
     """Scores of all pairs, computed tile by tile: a B x B matrix is never stored.
 
     `tile_bytes` bounds the memory beyond embeddings and accumulators, not the result; None suits the device. `fused`
-    sums the sigmoid loss's strips by the GPU kernel, in bfloat16; see kernel.available.
+    sums the sigmoid loss's strips by the GPU kernel, in bfloat16; see kernel.available. `check` is asked before each
+    round of a draw, and ends it by raising.
     """
 
     criterion: Criterion
@@ -91,6 +93,7 @@ class PairScores:
     loss: Loss = Loss.SIGMOID
     tile_bytes: int | None = None
     fused: bool = False
+    check: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         needed = zip(("learner", "reference"), self.criterion.value, (self.learner, self.reference), strict=True)

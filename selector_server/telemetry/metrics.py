@@ -25,6 +25,22 @@ class Metrics:
         self.quality = QualityMetrics(r)
         self.build = Info("selector_build", "1; its labels say what runs, and where.", registry=r)
         self.requests = Counter("selector_requests_total", "Requests answered.", ["method", "code"], registry=r)
+        self.rejected = Counter(
+            "selector_rejected_total",
+            "Selections refused for the server's sake: pending, bytes, memory, too_large, late, draining, unavailable.",
+            ["reason"],
+            registry=r,
+        )
+        self.cancelled = Counter(
+            "selector_cancelled_total",
+            "Selections whose client left, by where they were: receive, preprocess, queue, encode, sample.",
+            ["where"],
+            registry=r,
+        )
+        for reason in ("pending", "bytes", "memory", "too_large", "late", "draining", "unavailable"):
+            self.rejected.labels(reason)
+        for where in ("receive", "preprocess", "queue", "encode", "sample"):
+            self.cancelled.labels(where)
         self.request_seconds = Histogram(
             "selector_request_duration_seconds", "Whole requests.", ["method"], buckets=SECONDS, registry=r
         )

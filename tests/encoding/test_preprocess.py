@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from selector_server.encoding.bundle import ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.preprocess import Limits, Preprocessor
-from selector_server.errors import InvalidRequest, LimitExceeded, Unavailable
+from selector_server.engine.caller import Caller
+from selector_server.errors import Abandoned, InvalidRequest, LimitExceeded, Unavailable
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +113,11 @@ def test_a_hair_of_a_picture_does_not_unroll(preprocessor, size):
 
 
 def test_work_that_nobody_waits_for_ends(preprocessor):
-    abandoned = threading.Event()
-    threading.Timer(0.05, abandoned.set).start()
+    caller = Caller()
+    threading.Timer(0.05, caller.leave).start()
     started = time.monotonic()
-    with pytest.raises(Unavailable, match="nobody waits"):
-        preprocessor().pixels([photo(500, 500)[0]] * 5000, abandoned)
+    with pytest.raises(Abandoned, match="nobody waits"):
+        preprocessor().pixels([photo(500, 500)[0]] * 5000, caller.check)
     assert time.monotonic() - started < 10
 
 

@@ -57,7 +57,8 @@ def test_no_two_panels_share_an_id_or_a_place():
     taken = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        assert 0 <= place["x"] and place["x"] + place["w"] <= 24
+        assert place["x"] >= 0
+        assert place["x"] + place["w"] <= 24
         cells = {
             (x, y)
             for x in range(place["x"], place["x"] + place["w"])

@@ -5,8 +5,10 @@ import threading
 import time
 
 import pytest
+from support.processes import eventually
 
 from selector_server.engine.admission import Admission
+from selector_server.engine.caller import Caller
 from selector_server.engine.task import Stages
 from selector_server.engine.worker import Worker
 from selector_server.errors import NotPossible, Overloaded, TooLate, Unavailable
@@ -34,7 +36,7 @@ class Device:
     def __init__(self):
         self.go, self.running, self.ran = threading.Event(), threading.Event(), []
 
-    def __call__(self, task):
+    def __call__(self, task, caller):
         self.ran.append(task.request_id)
         match task.request_id:
             case "hold":
@@ -64,7 +66,7 @@ def worker(device):
 
 async def held(worker, device):
     """A task that occupies the worker."""
-    task = asyncio.create_task(worker.submit(Task("hold"), None))
+    task = asyncio.create_task(worker.submit(Task("hold"), Caller()))
     await asyncio.to_thread(device.running.wait, 10)
     return task
 
@@ -72,7 +74,7 @@ async def held(worker, device):
 def test_tasks_run_in_order_and_their_wait_is_measured(worker, device):
     async def main():
         first = await held(worker, device)
-        others = [asyncio.create_task(worker.submit(Task(name), 10)) for name in "ab"]
+        others = [asyncio.create_task(worker.submit(Task(name), Caller(10))) for name in "ab"]
         await asyncio.sleep(0.1)
         device.go.set()
         return await asyncio.gather(first, *others)
@@ -86,7 +88,7 @@ def test_tasks_run_in_order_and_their_wait_is_measured(worker, device):
 def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
     async def main():
         first = await held(worker, device)
-        late = asyncio.create_task(worker.submit(Task("late"), 0.05))
+        late = asyncio.create_task(worker.submit(Task("late"), Caller(0.05)))
         await asyncio.sleep(0.1)
         device.go.set()
         with pytest.raises(TooLate, match="s in the queue; it passed before the request was run"):
@@ -100,13 +102,13 @@ def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
 def test_a_task_whose_client_left_is_not_run(worker, device):
     async def main():
         first = await held(worker, device)
-        abandoned = asyncio.create_task(worker.submit(Task("abandoned"), None))
+        abandoned = asyncio.create_task(worker.submit(Task("abandoned"), Caller()))
         await asyncio.sleep(0.05)
         abandoned.cancel()
         await asyncio.sleep(0.05)
         device.go.set()
         await first
-        return await worker.submit(Task("next"), None)
+        return await worker.submit(Task("next"), Caller())
 
     assert asyncio.run(main()).name == "next"
     assert device.ran == ["hold", "next"]
@@ -115,10 +117,10 @@ def test_a_task_whose_client_left_is_not_run(worker, device):
 def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device):
     async def main():
         with pytest.raises(ZeroDivisionError):
-            await worker.submit(Task("fail"), None)
+            await worker.submit(Task("fail"), Caller())
         with pytest.raises(NotPossible):
-            await worker.submit(Task("refuse"), None)
-        return await worker.submit(Task("fine"), None)
+            await worker.submit(Task("refuse"), Caller())
+        return await worker.submit(Task("fine"), Caller())
 
     assert asyncio.run(main()).name == "fine"
     assert worker.healthy
@@ -149,12 +151,12 @@ def test_a_stopped_worker_finishes_its_queue_and_takes_nothing_more(device):
 
     async def main():
         first = await held(worker, device)
-        queued = asyncio.create_task(worker.submit(Task("queued"), None))
+        queued = asyncio.create_task(worker.submit(Task("queued"), Caller()))
         await asyncio.sleep(0.05)
         device.go.set()
         await asyncio.to_thread(worker.stop, 10)
         with pytest.raises(Unavailable):
-            await worker.submit(Task("too late"), None)
+            await worker.submit(Task("too late"), Caller())
         return await first, await queued
 
     assert [result.name for result in asyncio.run(main())] == ["hold", "queued"]
@@ -186,13 +188,15 @@ def test_admission_counts_exactly_and_closes():
 def test_a_request_that_is_given_up_holds_its_permit_until_its_thread_has_ended():
     ended = []
 
-    def work(abandoned):
-        assert abandoned.wait(5), "it is told"
+    caller = Caller()
+
+    def work():
+        eventually(lambda: caller.gone, 5)
         time.sleep(0.1)
         ended.append(time.monotonic())
 
     async def main():
-        waiting = asyncio.create_task(in_thread(work))
+        waiting = asyncio.create_task(in_thread(work, caller))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

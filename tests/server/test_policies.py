@@ -5,6 +5,7 @@ import pytest
 import torch
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import POLICIES, plan
+from support.plugins import with_policies
 from support.wire import embeddings, some_embeddings, some_losses
 
 from selector_server.sampling import Criterion, Embedded, Loss, PairScores
@@ -30,15 +31,9 @@ class Repeats(First):
 @pytest.fixture(scope="module")
 def with_plugin(start_sidecars, tmp_path_factory):
     """A sidecar in whose environment another package offers two policies."""
-    folder = tmp_path_factory.mktemp("plugin")
-    (folder / "foreign.py").write_text(PLUGIN)
-    info = folder / "foreign-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
-    points = "first = foreign:First\nrepeats = foreign:Repeats\n"
-    (info / "entry_points.txt").write_text(f"[selector_server.policies]\n{points}")
+    env = with_policies(tmp_path_factory.mktemp("plugin"), PLUGIN, first="First", repeats="Repeats")
     with start_sidecars() as start:
-        yield start(env={"PYTHONPATH": str(folder)})
+        yield start(env=env)
 
 
 def test_the_softmax_loss_is_served(plain_server):

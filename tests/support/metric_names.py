@@ -16,14 +16,16 @@ Row = tuple[str, str, tuple[str, ...], str]
 
 def of_server() -> list[Row]:
     metrics = Metrics()
-    collectors = [*vars(metrics).values(), *vars(metrics.encoding).values(), *vars(metrics.quality).values()]
+    found = [*vars(metrics).values(), *vars(metrics.encoding).values(), *vars(metrics.quality).values()]
+    collectors = [c for c in found if hasattr(c, "collect") and c not in (metrics.registry, metrics.process)]
     rows = []
     for collector in collectors:
-        if hasattr(collector, "collect") and collector not in (metrics.registry, metrics.process):
-            labels = ("version", "device", "provider") if collector is metrics.build else collector._labelnames
-            rows += [_row(family, tuple(labels)) for family in collector.collect()]
-    registered = {family.name for family in metrics.registry.collect() if not family.name.startswith("process_")}
-    assert registered == {family.name for c in collectors if c is not metrics.process for family in _collected(c)}
+        labels = ("version", "device", "provider") if collector is metrics.build else collector._labelnames
+        rows += [_row(family, tuple(labels)) for family in collector.collect()]
+    registered = {family.name for family in metrics.registry.collect()}
+    assert {name for name in registered if not name.startswith(("process_", "python_"))} == {
+        family.name for collector in collectors for family in collector.collect()
+    }
     return sorted(rows)
 
 
@@ -46,7 +48,7 @@ def sample_names(rows: list[Row]) -> set[str]:
 def table(rows: list[Row]) -> str:
     """As docs/monitoring.md has it."""
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{n}` | {kind} | {', '.join(f'`{x}`' for x in labels)} | {help} |" for n, kind, labels, help in rows]
+    lines += [f"| `{n}` | {kind} | {', '.join(f'`{x}`' for x in labels)} | {text} |" for n, kind, labels, text in rows]
     return "\n".join(lines)
 
 
@@ -57,10 +59,6 @@ def in_docs(page: Path) -> list[str]:
         block, _, text = text[at:].partition("\n\n")
         found.append(block.strip())
     return found
-
-
-def _collected(collector):
-    return collector.collect() if hasattr(collector, "collect") and not isinstance(collector, type) else []
 
 
 def _labels(family) -> list[str]:

@@ -103,7 +103,17 @@ def error_info(error: grpc.RpcError) -> dict[str, str]:
     status = rpc_status.from_call(error)
     assert status is not None, f"no details in {error}"
     info = error_details_pb2.ErrorInfo()
-    assert len(status.details) == 1
     assert status.details[0].Unpack(info)
     assert info.domain == "selector.v1"
+    assert len(status.details) == 1 + (info.reason == "OVERLOADED")
     return {"reason": info.reason, **info.metadata}
+
+
+def retry_seconds(error: grpc.RpcError) -> float | None:
+    """What an error's RetryInfo says, None without one."""
+    status, retry = rpc_status.from_call(error), error_details_pb2.RetryInfo()
+    assert status is not None, f"no details in {error}"
+    for detail in status.details:
+        if detail.Unpack(retry):
+            return retry.retry_delay.ToTimedelta().total_seconds()
+    return None

@@ -1,7 +1,6 @@
 """`selector serve`: flags, environment and file to a configuration, then the server."""
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
@@ -35,15 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from selector_server import app  # noqa: PLC0415 - torch and onnxruntime load only to serve
     from selector_server.config import Config, load  # noqa: PLC0415
     from selector_server.errors import SetupError  # noqa: PLC0415
+    from selector_server.telemetry import logs  # noqa: PLC0415
 
     flags = {name: getattr(arguments, name) for name in Config.model_fields if getattr(arguments, name) is not None}
     try:
         config = load(flags, os.environ, arguments.config)
-        logging.basicConfig(
-            level=config.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        logs.configure(config.log_level, config.log_format)
         return app.run(config)
     except SetupError as error:
         print(f"selector serve: {' '.join(str(error).splitlines())}", file=sys.stderr)

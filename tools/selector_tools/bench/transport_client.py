@@ -19,8 +19,9 @@ from selector_client.shared_ring import Ring
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_server.rpc.receive import Receiver
-from selector_server.rpc.shared_memory import SharedFolder
+from selector_server.memory import Pool
+from selector_server.rpc.receive import Patience, Receiver
+from selector_server.rpc.shared_memory import SPARE, SharedFolder
 
 _LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 SUMMERS = 2  # threads that sum what arrived
@@ -99,10 +100,10 @@ def _serve(folder: str, pipe: Connection) -> None:
 
 
 async def _server(folder: str, pipe: Connection) -> None:
-    shared, threads = SharedFolder(Path(folder)), ThreadPoolExecutor(SUMMERS)
+    shared, threads, pool = SharedFolder(Path(folder)), ThreadPoolExecutor(SUMMERS), Pool(SPARE)
 
     async def stream(messages: AsyncIterator[pb.SelectRequest], context: Any) -> bytes:  # noqa: ARG001 - grpc's
-        receiver = Receiver(messages, 60, shared)
+        receiver = Receiver(messages, Patience(60, 0), pool, shared)
         await receiver.header(1 << 40)
         return _sum(np.frombuffer(await receiver.payload(), np.uint64), threads)
 
