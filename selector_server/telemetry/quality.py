@@ -27,7 +27,7 @@ class QualityMetrics:
             NATS,
             registry,
         )
-        # Scores may be negative, so that no rate of the histogram's sum gives their mean.
+        # Scores may be negative, so that the histogram has no sum to take their mean from.
         self.means = Gauge(
             "selector_score_mean_nats",
             "Mean own score in the last selection; of: picked, left.",
@@ -54,7 +54,7 @@ class QualityMetrics:
     ) -> None:
         """One selection; counts are by NATS."""
         for of, (counts, total) in (("picked", picked), ("left", left)):
-            self.scores.add((criterion, of), counts, total)
+            self.scores.add((criterion, of), counts)
             if (number := sum(counts)) > 0:
                 self.means.labels(criterion, of).set(total / number)
         if top_share is not None:

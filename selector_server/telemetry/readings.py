@@ -25,27 +25,28 @@ class Readings(Collector):
 
 
 class BulkHistogram(Collector):
-    """A histogram with these ascending bounds: prometheus_client's own would take a microsecond a value."""
+    """A histogram with these ascending bounds, of values that may be negative: then it has no sum, which would not only
+    grow. prometheus_client's own would take a microsecond a value."""
 
     def __init__(
         self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
     ) -> None:
         self._name, self._text, self._labelnames, self.bounds = name, text, labels, tuple(bounds)
-        self._series: dict[tuple[str, ...], tuple[list[int], float]] = {}
+        self._series: dict[tuple[str, ...], list[int]] = {}
         self._lock = Lock()
         registry.register(self)
 
-    def add(self, labels: tuple[str, ...], counts: Sequence[int], total: float) -> None:
-        """So many values up to each bound, the last ones above all of them; `total` is their sum."""
+    def add(self, labels: tuple[str, ...], counts: Sequence[int]) -> None:
+        """So many values up to each bound, the last ones above all of them."""
         with self._lock:
-            old, old_total = self._series.get(labels, ([0] * (len(self.bounds) + 1), 0.0))
-            self._series[labels] = [a + b for a, b in zip(old, counts, strict=True)], old_total + total
+            old = self._series.get(labels, [0] * (len(self.bounds) + 1))
+            self._series[labels] = [a + b for a, b in zip(old, counts, strict=True)]
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         with self._lock:
             series = dict(self._series)
         names = [*map(str, self.bounds), "+Inf"]
-        for labels, (counts, total) in series.items():
-            family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), total)
+        for labels, counts in series.items():
+            family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), None)
         yield family
