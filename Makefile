@@ -12,17 +12,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test check audit format proto bench clean
+.PHONY: help demo test monitoring-test check audit format proto bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html (about 3 minutes)
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
 
 test: $(VENV)/.dev ## every test (10 to 15 minutes)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
+	@command -v prometheus promtool >/dev/null || echo "prometheus is missing, most of this is skipped: apt-get install prometheus" >&2
+	@command -v npm >/dev/null || echo "npm is missing, the dashboard's types are not checked: apt-get install npm" >&2
+	MONITORING_TEST=1 $(BIN)/python -m pytest tests/monitoring --show-capture=no $(TEST_FLAGS)
 
 check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/ruff format --check .

@@ -112,6 +112,7 @@ class App:
             self._tracing,
         )
         self._admin_service = AdminService(self._store)
+        self._watch(device)
         build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}
         self.metrics.build.info(build)
 
@@ -223,12 +224,30 @@ class App:
         self.metrics.weights_step.set(current.trainer_step)
         self.metrics.weights_age.set(current.age_seconds())
 
+    def _watch(self, device: Device) -> None:
+        """Gauges that are read when they are scraped, and limits."""
+        metrics, config, store = self.metrics, self.config, self._store
+        metrics.pending_limit.set(config.max_pending_requests)
+        metrics.inflight_bytes_limit.set(config.max_inflight_bytes)
+        metrics.queue.set_function(lambda: self._worker.queued)
+        metrics.memory.read = device.memory
+        metrics.memory_limit.set(device.memory_limit())
+        if store is not None:
+            metrics.weights_state.read = lambda: {state.value: state is store.status.state for state in SyncState}
+        if (cache := self._cache) is not None:
+            metrics.cache_entries.set_function(lambda: cache.usage()[0])
+            metrics.cache_bytes.set_function(lambda: cache.usage()[1])
+            metrics.cache_bytes_limit.set(config.cache_bytes)
+        if (shared := self._shared) is not None:
+            metrics.shm_files.set_function(lambda: shared.usage()[0])
+            metrics.shm_bytes.set_function(lambda: shared.usage()[1])
+
     def _load(self, role: Literal["learner", "reference"], device: Device) -> Model | None:
         path = getattr(self.config, role)
         if path is None:
             return None
         micro_batch = self.config.micro_batch or SIZES[device.kind]
-        model = Model(bundle.load(path, role), device, micro_batch, self.metrics.out_of_memory.inc)
+        model = Model(bundle.load(path, role), device, micro_batch, self.metrics.encoding)
         try:
             # The other way to find out is a request that fails.
             model.warm_up(model.bundled_weights() if role == "learner" else model.constant_weights())

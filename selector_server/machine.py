@@ -33,6 +33,14 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
+def resident(proc: Path = PROC) -> dict[str, int]:
+    """Bytes of this process that are in memory: anonymous (its own), of files (libraries, the cache), shared. Empty
+    where the system does not say."""
+    kinds = {"RssAnon:": "anonymous", "RssFile:": "file", "RssShmem:": "shared"}
+    words = _read(proc / "self" / "status")
+    return {kinds[word]: int(words[at + 1]) * 1024 for at, word in enumerate(words) if word in kinds}
+
+
 @dataclass(frozen=True)
 class MemoryBound:
     """Memory that processes may use together. `used` are bytes that the system could not take back from files."""

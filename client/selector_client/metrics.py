@@ -6,6 +6,9 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+# Shown from the start, since Prometheus takes the first value of a series for no increase.
+REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
+
 
 def export(
     *, selector: Any = None, loader: Any = None, publisher: Any = None, registry: CollectorRegistry = REGISTRY
@@ -46,7 +49,7 @@ class _Selector(_Source):
         fallbacks = CounterMetricFamily(
             "selector_client_fallbacks", "Uniform sub-batches, by reason", labels=["reason"]
         )
-        for reason, count in dict(counts.fallbacks).items():
+        for reason, count in (dict.fromkeys(REASONS, 0) | counts.fallbacks).items():
             fallbacks.add_metric([reason], count)
         yield fallbacks
 

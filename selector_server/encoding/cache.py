@@ -156,6 +156,13 @@ class ReferenceCache:
 
         self._writer.submit(write)
 
+    def usage(self) -> tuple[int, int]:
+        """Entries of the store, of every reference, and its bytes; zeros if it cannot be read."""
+        try:
+            return self._store.usage()
+        except lmdb.Error:
+            return 0, 0
+
     def close(self) -> None:
         """Writes what is waiting."""
         self._writer.shutdown()

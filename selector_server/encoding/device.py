@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.errors import BundleError, SetupError
+from selector_server.machine import memory_bounds, resident
 
 # torch dtype -> ONNX element type.
 ELEMENTS = {
@@ -83,6 +84,24 @@ class Device:
         if session.get_providers()[0] != self.provider:
             raise SetupError("device", self.name, f"{model} would run on {session.get_providers()[0]}")
         return session
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by kind. CUDA: of the whole device. CPU: of this process, as the system counts them."""
+        if self.kind == "cpu":
+            return resident()
+        try:
+            free, total = torch.cuda.mem_get_info(self.torch)
+        except RuntimeError:  # a broken device must not take the other metrics along
+            return {}
+        allocated, reserved = torch.cuda.memory_allocated(self.torch), torch.cuda.memory_reserved(self.torch)
+        other = max(0, total - free - reserved)  # ONNX Runtime's, and other processes'
+        return {"allocated": allocated, "cached": reserved - allocated, "other": other, "free": free}
+
+    def memory_limit(self) -> int:
+        """Bytes that there are for it."""
+        if self.kind == "cpu":
+            return min((bound.limit for bound in memory_bounds()), default=0)
+        return int(torch.cuda.mem_get_info(self.torch)[1])
 
     def send(self, array: NDArray[Any]) -> Upload:
         """Begins to copy `array` to the device, beside whatever computes there; a CPU takes it as it is. Raises

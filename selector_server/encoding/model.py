@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.memory import Pool
 from selector_server.sampling import MAX_LOGIT, Embedded
+from selector_server.telemetry.encoding import EncodingMetrics
 
 # Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
 CANARY_COSINE = 0.99
+# Times the block that it is around, a phase of this name.
+Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -39,10 +43,11 @@ class Model:
     """Two towers of one bundle on one device. `micro_batch` is the most samples encoded at once; see Tower."""
 
     def __init__(
-        self, bundle: Bundle, device: Device, micro_batch: int, on_out_of_memory: Callable[[], None] = lambda: None
+        self, bundle: Bundle, device: Device, micro_batch: int, metrics: EncodingMetrics | None = None
     ) -> None:
         self.bundle, self._device, self._memory = bundle, device, Pool()
-        width, sizes = bundle.manifest.width, (device, micro_batch, on_out_of_memory)
+        self._metrics = metrics or EncodingMetrics()
+        width, sizes = bundle.manifest.width, (device, micro_batch, self._metrics)
         self._image = Tower(bundle.path / IMAGE_TOWER, PIXELS, width, *sizes)
         self._text = Tower(bundle.path / TEXT_TOWER, TOKENS, width, *sizes)
         self.providers = self._image.providers
@@ -94,13 +99,23 @@ class Model:
         except (LayoutError, NotPossible, ValueError) as error:
             raise BundleError("weights", self.bundle.path / WEIGHTS, str(error)) from error
 
-    def bind(self, tensors: Mapping[str, TensorView]) -> Weights:
-        """A new set from the trainer's tensors, by their state_dict names. The old set is not touched.
+    def bind(self, tensors: Mapping[str, TensorView], timed: Timed = lambda _: nullcontext()) -> Weights:
+        """A new set from the trainer's tensors, by their state_dict names. The old set is not touched. `timed` is told
+        the phases upload, probe and canary.
 
         Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
         encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
         are not encoded as the trainer did. Tensors the graphs do not use are ignored.
         """
+        with timed("upload"):
+            weights = self._uploaded(tensors)
+        with timed("probe"):
+            self.warm_up(weights)
+        with timed("canary"):
+            self._check_canary(tensors, weights)
+        return weights
+
+    def _uploaded(self, tensors: Mapping[str, TensorView]) -> Weights:
         manifest = self.bundle.manifest
         assert manifest.logit is not None
         found = {name: _checked(name, tensors, shape) for name, shape in self._shapes.items()}
@@ -113,11 +128,7 @@ class Model:
                 value = resized(parameter.resize, value)
             _, dtype = self._inputs[parameter.input]
             inputs[parameter.input] = value.to(self._device.torch, dtype).contiguous()
-        scale, bias = logit_of(manifest.logit, tensors)
-        weights = Weights(inputs, scale, bias)
-        self.warm_up(weights)
-        self._check_canary(tensors, weights)
-        return weights
+        return Weights(inputs, *logit_of(manifest.logit, tensors))
 
     def warm_up(self, weights: Weights) -> None:
         """Encodes two fixed samples. Raises NotPossible if they do not come out finite."""
@@ -144,9 +155,13 @@ class Model:
         if not 0 <= found["tokens"].min() <= found["tokens"].max() < text.vocabulary:
             raise NotPossible("canary tokens", int(found["tokens"].max()), f"ids must be 0 to {text.vocabulary - 1}")
         ours = self.encode(found["pixels"], found["tokens"], weights)
-        for name, mine in (("image", ours.image), ("text", ours.text)):
-            theirs = torch.from_numpy(found[name])
-            cosine = torch.nn.functional.cosine_similarity(mine.cpu(), theirs).min().item()
+        cosines, error = {}, 0.0
+        for name, mine in (("image", ours.image.cpu()), ("text", ours.text.cpu())):
+            theirs = torch.nn.functional.normalize(torch.from_numpy(found[name]))
+            cosines[name] = torch.nn.functional.cosine_similarity(mine, theirs).min().item()
+            error = max(error, (mine - theirs).abs().max().item())
+        self._metrics.canary(error, all(cosine >= CANARY_COSINE for cosine in cosines.values()))
+        for name, cosine in cosines.items():
             if not cosine >= CANARY_COSINE:
                 limit = f"at least {CANARY_COSINE}: these are not the weights, or not the model, that the trainer used"
                 raise NotPossible(f"canary: cosine to the trainer's {name} embedding", f"{cosine:.4f}", limit)

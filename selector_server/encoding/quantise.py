@@ -54,7 +54,7 @@ def quantise_reference(
 def own_scores(bundle: Bundle, pixels: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Logits of each image with its own text, float64 [n], computed on the CPU."""
     model = Model(bundle, Device("cpu", usable_cpus()), SIZES["cpu"])
-    return model.encode(pixels, tokens, model.constant_weights()).own_logits().numpy()
+    return model.encode(pixels, tokens, model.constant_weights()).own_logits.numpy()
 
 
 def _quantise(tower: Path, target: Path) -> None:

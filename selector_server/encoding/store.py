@@ -58,6 +58,15 @@ class Store:
                 self._lmdb.set_mapsize(0)
             return self._attempt(work, write)
 
+    def usage(self) -> tuple[int, int]:
+        """Entries, and bytes up to the last page in use. Raises lmdb.Error."""
+
+        def look(_: lmdb.Transaction) -> tuple[int, int]:
+            about = self._lmdb.stat()
+            return about["entries"], (self._lmdb.info()["last_pgno"] + 1) * about["psize"]
+
+        return self.run(look)
+
     def close(self) -> None:
         """Waits for transactions under way; later ones raise lmdb.Error."""
         with self._alone():

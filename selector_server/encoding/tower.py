@@ -12,6 +12,7 @@ from selector_server.encoding.bundle import EMBEDDING
 from selector_server.encoding.device import Device, OutOfMemory
 from selector_server.encoding.micro_batch import MicroBatch
 from selector_server.errors import BundleError, NotPossible
+from selector_server.telemetry.encoding import EncodingMetrics
 
 Bound = Mapping[str, Tensor]  # graph input -> contiguous tensor on the tower's device
 
@@ -22,8 +23,8 @@ FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "ten
 class Tower:
     """Encodes [n, …] inputs to float32 [n, width] embeddings on the device.
 
-    `weights` names each weight input with its shape and type. `on_out_of_memory` is called whenever a micro-batch had
-    to be halved.
+    `weights` names each weight input with its shape and type. `metrics` counts micro-batches, and those that had to be
+    halved.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class Tower:
         width: int,
         device: Device,
         micro_batch: int,
-        on_out_of_memory: Callable[[], None] = lambda: None,
+        metrics: EncodingMetrics,
     ) -> None:
         self._session, self._device, self._width = device.session(model), device, width
         self._data, self._micro_batch = data, MicroBatch(micro_batch)
-        self._on_out_of_memory = on_out_of_memory
+        self._metrics = metrics
         inputs = {node.name: node for node in self._session.get_inputs()}
         if data not in inputs or EMBEDDING not in {node.name for node in self._session.get_outputs()}:
             raise BundleError("ONNX graph", model, f"needs an input {data!r} and an output {EMBEDDING!r}")
@@ -68,8 +69,9 @@ class Tower:
                     raise NotPossible("micro-batch", 1, "the device's memory does not hold one sample") from error
                 upload = None
                 self._micro_batch.halve(stop - start)
-                self._on_out_of_memory()
+                self._metrics.halvings.inc()
                 continue
             self._micro_batch.fitted()
+            self._metrics.micro_batch.observe(stop - start)
             start = stop
         return out

@@ -112,7 +112,9 @@ def share(result: Result, prepared: Prepared, rank: int, group_seconds: float) -
         indices=result.indices[mine] - rank * task.size,
         scores=None if result.scores is None else result.scores[mine],
         plan=replace(task.plan, seed=result.plan.seed),
-        cached=0 if prepared.found is None else int(prepared.found.known.sum()),
+        cached=prepared.cached,
+        uncached=prepared.uncached,
+        quality=result.quality if rank == 0 else None,
         stages=stages,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -25,7 +26,9 @@ from selector_server.engine.waiting import Waiting, reach
 from selector_server.errors import InvalidRequest, NotPossible, SelectorError
 from selector_server.sampling import PairScores, Picks, Plan
 from selector_server.sampling.policies import Joint
+from selector_server.sampling.quality import assess
 from selector_server.sampling.sharded import ShardLost, ShardsDisagree, pick_sharded
+from selector_server.telemetry.quality import NATS
 
 
 class Peers:
@@ -105,7 +108,9 @@ class Peers:
             weights=scored.weights,
             stages=stages,
         )
-        return share(result, prepared, asked.member.rank, waited)
+        mine = share(result, prepared, asked.member.rank, waited)
+        rows = picks.indices.new_tensor(mine.indices)
+        return replace(mine, quality=assess(scored.scores.own(), rows, None, NATS))  # of this sidecar's candidates
 
     def _draw(self, asked: Asked, scored: Scored, plan: Plan) -> Picks:
         assert isinstance(scored.scores, PairScores)

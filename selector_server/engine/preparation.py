@@ -41,6 +41,16 @@ class Prepared:
     found: Found | None = None
     stages: Stages = field(default_factory=Stages)
 
+    @property
+    def cached(self) -> int:
+        """Candidates whose reference embeddings were found."""
+        return 0 if self.found is None else int(self.found.known.sum())
+
+    @property
+    def uncached(self) -> int:
+        """Those that were looked up in vain."""
+        return 0 if self.found is None else len(self.found.known) - self.cached
+
 
 class Preparation:
     """Either preprocessor may be missing, with its model; so may the cache."""

@@ -26,6 +26,8 @@ from selector_server.engine.task import (
 )
 from selector_server.errors import NotPossible, StaleWeights
 from selector_server.sampling import Criterion, Embedded, Needs, PairScores, ScalarScores, Scores
+from selector_server.sampling.quality import assess
+from selector_server.telemetry.quality import NATS
 from selector_server.weights.freshness import Breach, WhenStale
 from selector_server.weights.store import Store, SyncState, Version
 
@@ -110,7 +112,9 @@ class Selection:
                     objective=picks.total / count if scored else None,
                     objective_uniform=scores.uniform_total(count) / count if scored else None,
                     weights=weights,
-                    cached=0 if prepared.found is None else int(prepared.found.known.sum()),
+                    cached=prepared.cached,
+                    uncached=prepared.uncached,
+                    quality=assess(scores.own(), picks.indices, task.plan, NATS) if scored else None,
                     stages=stages,
                 )
 

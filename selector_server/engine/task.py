@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
+from selector_server.sampling.quality import Quality
 from selector_server.weights.freshness import Freshness
 
 Floats = NDArray[np.floating[Any]]
@@ -107,8 +108,9 @@ class ServedWeights:
 
 @dataclass(frozen=True)
 class Result:
-    """`indices` int64 [b] in draw order; `scores` float64 [b]; objectives per example in nats. The last three are
-    None for the uniform policy."""
+    """`indices` int64 [b] in draw order; `scores` float64 [b]; objectives per example in nats; `quality` by own
+    scores. Scores, objectives and quality are None for the uniform policy; of ranks that select as one, the quality of
+    all is told with rank 0's share."""
 
     indices: NDArray[np.int64]
     plan: Plan
@@ -118,4 +120,6 @@ class Result:
     objective_uniform: float | None
     weights: ServedWeights | None
     cached: int = 0  # candidates whose reference embeddings were not computed again
+    uncached: int = 0  # those that were looked up in vain
+    quality: Quality | None = None
     stages: Stages = field(default_factory=Stages)

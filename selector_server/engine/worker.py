@@ -93,6 +93,11 @@ class Worker:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def queued(self) -> int:
+        """Tasks that wait for the thread."""
+        return self._jobs.qsize()
+
     async def submit(self, prepared: Prepared, caller: Caller) -> Result:
         """The task's result. A cancelled wait drops the task, or ends it at its next step."""
         return await self.call(self._run, prepared, caller)

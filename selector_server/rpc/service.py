@@ -87,6 +87,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         with self._groups.entered(member) as run, self._admission.admit(header.payload_bytes) as permit:
             payload = await receiver.payload()
             permit.taken()
+            self._metrics.shm_payloads.inc(header.HasField("shared_memory"))
             received = time.perf_counter() - started
             tracing.past("receive", received)
             # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
@@ -129,8 +130,15 @@ class SelectorService(rpc.SelectorServiceServicer):
         metrics.picks.inc(len(result.indices))
         metrics.super_batch.observe(task.size)
         metrics.cached.inc(result.cached)
+        metrics.uncached.inc(result.uncached)
+        if result.weights is not None and result.weights.lag_steps is not None:
+            metrics.weights_lag.set(result.weights.lag_steps)
         if result.weights is not None and result.weights.stale:
             metrics.stale.labels("serve").inc()
         if result.objective is not None and result.objective_uniform is not None:
             metrics.objective.labels("picks").set(result.objective)
             metrics.objective.labels("uniform").set(result.objective_uniform)
+        if (quality := result.quality) is not None:
+            picked, left = ((part.counts, part.total) for part in (quality.picked, quality.left))
+            criterion = task.criterion.name.lower()
+            metrics.quality.observe(criterion, picked, left, quality.top_share, quality.uniform_overlap)

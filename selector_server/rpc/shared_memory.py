@@ -5,6 +5,7 @@ import os
 import secrets
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from selector_proto import shared_memory as layout
@@ -56,6 +57,14 @@ class SharedFolder:
             return self._copied(file, where, payload_bytes)
         finally:
             os.close(file)
+
+    def usage(self) -> tuple[int, int]:
+        """Payload files that lie in the folder, and the bytes of memory that they take."""
+        sizes = []
+        for name in filter(layout.is_name, os.listdir(self._folder)):
+            with suppress(FileNotFoundError):
+                sizes.append(512 * os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_blocks)
+        return len(sizes), sum(sizes)
 
     def close(self) -> None:
         self._threads.shutdown()

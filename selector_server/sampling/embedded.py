@@ -1,6 +1,7 @@
 """A super-batch as one model sees it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,8 +45,9 @@ class Embedded:
         """The same in bfloat16, as the fused kernel takes it."""
         return Embedded(self.image.bfloat16(), self.text.bfloat16(), self.scale, self.bias)
 
+    @cached_property
     def own_logits(self) -> Tensor:
-        """logit_ii, float64 [B]."""
+        """logit_ii, float64 [B]; computed once."""
         # In slices: the products of the whole would be most of the sampler's memory.
         sides = zip(torch.split(self.image, SLICE), torch.split(self.text, SLICE), strict=True)
         products = [(image * text).sum(dim=1, dtype=torch.float64) for image, text in sides]

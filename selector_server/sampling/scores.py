@@ -124,7 +124,7 @@ class PairScores:
         return _RUNNING[self.loss](self.models, self.tile_bytes, self.fused)
 
     def own(self) -> Tensor:
-        return self.streamed().scores()
+        return self._own
 
     def total(self, picks: Tensor) -> float:
         models = [(weight, model.at(picks)) for weight, model in self.models]
@@ -132,6 +132,10 @@ class PairScores:
 
     def uniform_total(self, picks: int) -> float:
         return self.running().uniform_total(picks)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        return self.streamed().scores()
 
     @cached_property
     def _pairs(self) -> Tensor:

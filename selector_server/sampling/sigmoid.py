@@ -21,7 +21,7 @@ class Sigmoid(Running):
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
         super().__init__(models, tile_bytes, fused)
         self._strips = _Strips(models, tile_bytes, fused)
-        own = [(weight, model.own_logits()) for weight, model in models]
+        own = [(weight, model.own_logits) for weight, model in models]
         self._own = self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
         self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
         self._picked: list[Tensor] = []

@@ -20,7 +20,7 @@ class Softmax(Running):
 
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
         super().__init__(models, tile_bytes, fused)
-        self._own = torch.stack([weight * (model.bias - model.own_logits()) for weight, model in models]).sum(dim=0)
+        self._own = torch.stack([weight * (model.bias - model.own_logits) for weight, model in models]).sum(dim=0)
         self._sums = [self._own.new_full((2, len(self._own)), -torch.inf) for _ in models]
         self._sides = [_sides(model) for _, model in models]
         self._picked: list[Tensor] = []

@@ -1,6 +1,10 @@
 """Prometheus metrics, in base units, on a registry of their own."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+from selector_server.telemetry.encoding import EncodingMetrics
+from selector_server.telemetry.quality import QualityMetrics
+from selector_server.telemetry.readings import Readings
 
 # Geometric, x1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
 SECONDS = tuple(round(0.001 * 1.7**i, 6) for i in range(22))
@@ -15,7 +19,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.build = Info("selector_build", "Versions, device and models.", registry=r)
+        self.process = ProcessCollector(registry=r)
+        self.encoding = EncodingMetrics(r)
+        self.quality = QualityMetrics(r)
+        self.build = Info("selector_build", "1; its labels say what runs, and where.", registry=r)
         self.requests = Counter("selector_requests_total", "Requests answered.", ["method", "code"], registry=r)
         self.rejected = Counter(
             "selector_rejected_total",
@@ -43,31 +50,61 @@ class Metrics:
             registry=r,
         )
         self.stage_seconds = Histogram(
-            "selector_stage_duration_seconds", "Stages of a selection.", ["stage"], buckets=SECONDS, registry=r
+            "selector_stage_duration_seconds",
+            "Stages of a selection; see StageSeconds.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=r,
         )
         self.pending = Gauge("selector_pending_requests", "Requests waiting or running.", registry=r)
+        self.pending_limit = Gauge("selector_pending_requests_limit", "One more is rejected.", registry=r)
+        self.queue = Gauge("selector_queue_depth", "Requests that wait for the device's worker.", registry=r)
         self.inflight_bytes = Gauge("selector_inflight_bytes", "Payload bytes of pending requests.", registry=r)
+        self.inflight_bytes_limit = Gauge("selector_inflight_bytes_limit", "More are rejected.", registry=r)
         self.candidates = Counter("selector_candidates_total", "Candidates scored.", registry=r)
         self.cached = Counter(
             "selector_cached_references_total", "Candidates whose reference embeddings were in the cache.", registry=r
         )
+        self.uncached = Counter(
+            "selector_reference_cache_misses_total", "Candidates that were looked up in vain.", registry=r
+        )
         self.cache_problems = Counter(
-            "selector_reference_cache_problems_total", "What went wrong with the cache.", ["reason"], registry=r
+            "selector_reference_cache_problems_total",
+            "What went wrong with the cache; reason: full, busy, corrupt, failed.",
+            ["reason"],
+            registry=r,
         )
-        self.out_of_memory = Counter(
-            "selector_micro_batch_halvings_total", "Micro-batches that did not fit in memory.", registry=r
+        self.cache_entries = Gauge(
+            "selector_reference_cache_entries", "Samples in the cache's store, of every reference.", registry=r
         )
+        self.cache_bytes = Gauge("selector_reference_cache_bytes", "Bytes that the store takes.", registry=r)
+        self.cache_bytes_limit = Gauge("selector_reference_cache_bytes_limit", "Nothing is kept beyond.", registry=r)
         self.picks = Counter("selector_picks_total", "Candidates picked.", registry=r)
         self.super_batch = Histogram(
             "selector_super_batch_candidates", "Candidates a request (B).", buckets=POWERS, registry=r
         )
         self.objective = Gauge(
-            "selector_objective_nats", "Score per example of the last sub-batch.", ["of"], registry=r
+            "selector_objective_nats",
+            "Score per example of the last sub-batch, its pairs included; of: picks, and uniform, what to expect of as "
+            "many at random.",
+            ["of"],
+            registry=r,
         )
         self.weights_version = Gauge("selector_weights_version", "Version served.", registry=r)
         self.weights_newest = Gauge("selector_weights_newest_version", "Version announced.", registry=r)
         self.weights_step = Gauge("selector_weights_trainer_step", "Trainer step of that version.", registry=r)
         self.weights_age = Gauge("selector_weights_age_seconds", "Age of that version.", registry=r)
+        self.weights_lag = Gauge(
+            "selector_weights_lag_steps",
+            "Steps between the last request that named its trainer's step and the weights that scored it.",
+            registry=r,
+        )
+        self.weights_state = Readings(
+            "selector_weights_sync_state",
+            "1 for the state of weight sync; state: off, waiting, current, rejected, disconnected, pinned.",
+            "state",
+            r,
+        )
         self.weights_connected = Gauge("selector_weights_source_connected", "1 while it answers.", registry=r)
         self.weights_pinned = Gauge("selector_weights_pinned", "1 while a version is pinned.", registry=r)
         self.stale = Counter(
@@ -76,11 +113,13 @@ class Metrics:
             ["action"],
             registry=r,
         )
-        self.sync = Counter("selector_weights_sync_total", "Versions fetched, by outcome.", ["result"], registry=r)
+        self.sync = Counter(
+            "selector_weights_sync_total", "Versions seen; result: served, refused, incomplete.", ["result"], registry=r
+        )
         self.sync_bytes = Counter("selector_weights_sync_bytes_total", "Bytes of weights fetched.", registry=r)
         self.sync_seconds = Histogram(
             "selector_weights_sync_duration_seconds",
-            "Phases of taking a version.",
+            "Phases of taking a version; phase: fetch (and verify), upload, probe, canary, swap.",
             ["phase"],
             buckets=SECONDS,
             registry=r,
@@ -94,4 +133,34 @@ class Metrics:
             ["file", "result"],
             registry=r,
         )
+        self.shm_payloads = Counter(
+            "selector_shm_payloads_total", "Requests whose payload came through shared memory.", registry=r
+        )
+        self.shm_files = Gauge("selector_shm_files", "Payload files of clients in the folder.", registry=r)
+        self.shm_bytes = Gauge("selector_shm_bytes", "Memory that they take.", registry=r)
+        self.memory = Readings(
+            "selector_device_memory_bytes",
+            "Memory by kind. CUDA, the whole device: allocated and cached (torch), other (ONNX Runtime, other "
+            "processes), free. CPU, this process: anonymous, file, shared.",
+            "kind",
+            r,
+        )
+        self.memory_limit = Gauge(
+            "selector_device_memory_limit_bytes",
+            "CUDA: the device's memory. CPU: the cgroup's limit, or the machine's memory.",
+            registry=r,
+        )
         self.worker_up = Gauge("selector_worker_up", "1 while the device's worker makes progress.", registry=r)
+
+        self._begin()
+
+    def _begin(self) -> None:
+        """Series that exist from the start: an increase from nothing is none to Prometheus."""
+        for result in ("served", "refused", "incomplete"):
+            self.sync.labels(result)
+        for action in ("serve", "wait", "refuse"):
+            self.stale.labels(action)
+        for reason in ("full", "busy", "corrupt", "failed"):
+            self.cache_problems.labels(reason)
+        self.requests.labels("Select", "OK")
+        self.request_seconds.labels("Select")

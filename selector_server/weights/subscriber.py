@@ -6,7 +6,8 @@ stays, and the status says why.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
@@ -30,13 +31,13 @@ MAX_INCOMPLETE_SECONDS = 60.0
 
 class Subscriber(Generic[W]):
     """`bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the
-    last check (names, shapes, finite values, a canary) before the swap."""
+    last check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases."""
 
     def __init__(
         self,
         source: RedisSource,
         store: Store[W],
-        bind: Callable[[Mapping[str, TensorView]], W],
+        bind: Callable[[Mapping[str, TensorView], Callable[[str], AbstractContextManager[None]]], W],
         metrics: Metrics,
         poll_seconds: float,
         news: News,
@@ -90,9 +91,8 @@ class Subscriber(Generic[W]):
             if newest == 0 or self._knows(newest, text := self._source.manifest(newest)):
                 self._settle(newest)
                 return True
-            started = time.perf_counter()
-            fetched = self._source.fetch(newest, text)
-            self._observe("fetch", started)
+            with self._timed("fetch"):
+                fetched = self._source.fetch(newest, text)
             step = fetched.manifest.trainer_step
             if (newest > self._store.latest.version or self._is_later(fetched, text)) and self._swap(fetched):
                 self._refused, self._known = 0, {newest: text}
@@ -141,18 +141,24 @@ class Subscriber(Generic[W]):
 
     def _swap(self, fetched: Fetched) -> bool:
         manifest = fetched.manifest
-        started = time.perf_counter()
-        weights = self._bind(fetched.tensors)
-        self._observe("bind", started)
-        if not self._store.swap(Version(manifest.version, manifest.trainer_step, manifest.published_at, weights)):
-            return False
+        weights = self._bind(fetched.tensors, self._timed)
+        version = Version(manifest.version, manifest.trainer_step, manifest.published_at, weights)
+        with self._timed("swap"):
+            if not self._store.swap(version):
+                return False
         self._metrics.sync.labels("served").inc()
         self._metrics.sync_bytes.inc(manifest.payload_bytes)
         log.info("weights: serving version %d of trainer step %d", manifest.version, manifest.trainer_step)
         return True
 
-    def _observe(self, phase: str, started: float) -> None:
-        self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Phases that fail count: a slow fetch that ends in nothing is one to see."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)
 
     def _report(self, state: SyncState, newest: int | None, error: str, rejected: bool = False) -> None:
         error = printable(error)

@@ -13,6 +13,7 @@ from selector_server.encoding.export import export_reference
 from selector_server.encoding.micro_batch import PATIENCE, MicroBatch
 from selector_server.encoding.model import Model
 from selector_server.errors import NotPossible
+from selector_server.telemetry.encoding import EncodingMetrics
 
 
 class Tight(Device):
@@ -32,19 +33,27 @@ class Tight(Device):
         super().run(session, inputs, output)
 
 
+def _value(metric, ending="_total"):
+    [family] = metric.collect()
+    return next(sample.value for sample in family.samples if sample.name.endswith(ending))
+
+
 @pytest.mark.parametrize("most", [1, 3, 7, 200])
 def test_halved_until_it_fits(bundles, most):
-    halvings = []
+    metrics = EncodingMetrics()
     tight = Tight(most)
-    model = Model(load(bundles.reference_path, "reference"), tight, 64, lambda: halvings.append(1))
+    model = Model(load(bundles.reference_path, "reference"), tight, 64, metrics)
     free = Model(load(bundles.reference_path, "reference"), Device("cpu", 1), 64)
     pixels, tokens = samples(150)
     tokens = tokens.astype(np.int64)
     ours, theirs = (m.encode(pixels, tokens, m.constant_weights()) for m in (model, free))
     np.testing.assert_allclose(ours.image, theirs.image, atol=1e-6)
     np.testing.assert_allclose(ours.text, theirs.text, atol=1e-6)
-    assert len(halvings) == sum(size > most for size in tight.tried)
-    assert (len(halvings) == 0) == (most == 200)
+    halvings, ran = _value(metrics.halvings), metrics.micro_batch
+    assert halvings == sum(size > most for size in tight.tried)
+    assert (halvings == 0) == (most == 200)
+    assert _value(ran, "_count") == sum(size <= most for size in tight.tried)
+    assert _value(ran, "_sum") == 300
 
 
 def test_one_sample_that_does_not_fit_is_refused_and_the_next_request_served(bundles):
@@ -79,16 +88,18 @@ from pathlib import Path
 from selector_server.encoding.bundle import load
 from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
+from selector_server.telemetry.encoding import EncodingMetrics
 torch.set_num_threads(1)
-halvings = []
-model = Model(load(Path(sys.argv[1]), "reference"), Device("cpu", 1), 4096, lambda: halvings.append(1))
+metrics = EncodingMetrics()
+model = Model(load(Path(sys.argv[1]), "reference"), Device("cpu", 1), 4096, metrics)
 pixels = np.zeros((4096, 8, 8, 3), np.uint8)
 tokens = np.ones((4096, int(sys.argv[2])), np.int64)
 model.warm_up(model.constant_weights())
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (300 << 20), resource.RLIM_INFINITY))
 embedded = model.encode(pixels, tokens, model.constant_weights())
-print(len(halvings), float(embedded.image.norm(dim=1).min()))
+[halvings] = metrics.halvings.collect()
+print(int(halvings.samples[0].value), float(embedded.image.norm(dim=1).min()))
 """
 
 

@@ -24,7 +24,7 @@ def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]
     uniform = true.uniform_total(plan.picks)
     loss = {}
     if true.learner is not None and other.learner is not None:  # a loss falls with its logit
-        loss["loss"] = rank_correlation(true.learner.own_logits().numpy(), other.learner.own_logits().numpy())
+        loss["loss"] = rank_correlation(true.learner.own_logits.numpy(), other.learner.own_logits.numpy())
     return {
         **loss,
         "own": rank_correlation(true.own().numpy(), other.own().numpy()),

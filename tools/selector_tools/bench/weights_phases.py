@@ -49,7 +49,9 @@ class Served:
             lines = page.read().decode().splitlines()
         name = 'selector_weights_sync_duration_seconds_sum{phase="'
         found = (line.removeprefix(name).split('"} ') for line in lines if line.startswith(name))
-        return {"fetch": 0.0, "bind": 0.0} | {phase: float(value) for phase, value in found}
+        seconds = {phase: float(value) for phase, value in found}
+        fetch = seconds.pop("fetch", 0.0)
+        return {"fetch": fetch, "bind": sum(seconds.values())}
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def separate(embedded: Embedded, texts: Sequence[bytes], seed: int) -> Separatio
 
 def losses(embedded: Embedded) -> NDArray[np.float64]:
     """The sigmoid loss of each image with its own text, nats, float64 [n]."""
-    return softplus(-embedded.own_logits()).numpy()
+    return softplus(-embedded.own_logits).numpy()
 
 
 def auc(low: Values, high: Values) -> float:

@@ -1,0 +1,414 @@
+"""Writes dashboard.json: `python deploy/monitoring/dashboard.py`. Rows of panels, from left to right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grafana import S, T, laid_out, mean, panel, quantile, rate, series, stat, variable
+
+OUT = Path(__file__).with_name("dashboard.json")
+GREEN_FROM_1 = ((None, "red"), (1, "green"))
+SELECT = 'method="Select"'
+OK = f'{SELECT}, code="OK"'
+REQUESTS, SECONDS = "selector_requests_total", "selector_request_duration_seconds"
+STAGES, SCORES = "selector_stage_duration_seconds", "selector_score_nats"
+HITS, MISSES = rate("selector_cached_references_total"), rate("selector_reference_cache_misses_total")
+WAIT, STEP = (rate(f"selector_client_{what}_seconds_total", by="instance", of=T) for what in ("wait", "step"))
+CLIENT = "selector_client"
+FAILURES = rate("selector_client_publish_failures_total", by="instance", of=T)
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "Is it healthy?": [
+        stat("Sidecars", "That answer Prometheus.", "short", f"sum(up{{{S}}})", *GREEN_FROM_1),
+        stat(
+            "Workers",
+            "1 while every device's worker makes progress.",
+            "short",
+            f"min(selector_worker_up{{{S}}})",
+            *GREEN_FROM_1,
+        ),
+        stat(
+            "Alerts",
+            "Alerts of alerts.yaml that fire.",
+            "short",
+            'count(ALERTS{alertname=~"Selector.+", alertstate="firing"}) or vector(0)',
+            (None, "green"),
+            (1, "red"),
+        ),
+        stat("Selections", "Answered selections per second.", "reqps", rate(REQUESTS, OK), (None, "blue")),
+        stat(
+            "Not answered",
+            "Share of selections that ended otherwise than OK.",
+            "percentunit",
+            f"1 - {rate(REQUESTS, OK)} / {rate(REQUESTS, SELECT)}",
+            (None, "green"),
+            (0.01, "orange"),
+            (0.05, "red"),
+        ),
+        stat(
+            "Youngest",
+            "Time since the last start of a sidecar.",
+            "s",
+            f"min(time() - process_start_time_seconds{{{S}}})",
+            (None, "red"),
+            (300, "green"),
+        ),
+        series(
+            "Selections by status",
+            "gRPC status of each selection.",
+            "reqps",
+            (rate(REQUESTS, SELECT, "code"), "{{code}}"),
+        ),
+        series(
+            "Candidates",
+            "Scored and picked per second.",
+            "cps",
+            (rate("selector_candidates_total"), "scored"),
+            (rate("selector_picks_total"), "picked"),
+        ),
+        panel(
+            "table",
+            "Versions",
+            "Version, device and execution provider of each sidecar.",
+            "short",
+            (f"selector_build_info{{{S}}}", ""),
+        ),
+    ],
+    "Latency by stage": [
+        series(
+            "Selections",
+            "Whole requests, from the first message to the answer.",
+            "s",
+            *((quantile(q, SECONDS, SELECT), f"p{100 * q:g}") for q in (0.5, 0.95, 0.99)),
+        ),
+        series(
+            "Mean by stage",
+            "Stages follow each other: the stack is the time of a mean selection.",
+            "s",
+            (mean(STAGES, "stage"), "{{stage}}"),
+            stack=True,
+        ),
+        series(
+            "95th percentile by stage",
+            "Each by itself; their sum is more than that of whole requests.",
+            "s",
+            (quantile(0.95, STAGES, by="stage"), "{{stage}}"),
+        ),
+        panel(
+            "heatmap",
+            "All selections",
+            "How many per second took how long.",
+            "s",
+            (rate(f"{SECONDS}_bucket", SELECT, "le"), "{{le}}"),
+            width=12,
+        ),
+        series(
+            "Super-batches",
+            "Candidates of a request (B).",
+            "short",
+            (quantile(0.5, "selector_super_batch_candidates"), "median"),
+            (mean("selector_super_batch_candidates"), "mean"),
+            width=12,
+        ),
+    ],
+    "Queue and rejections": [
+        series(
+            "Requests under way",
+            "Waiting or running; at the limit, one more is rejected.",
+            "short",
+            (f"selector_pending_requests{{{S}}}", "{{instance}}"),
+            (f"selector_pending_requests_limit{{{S}}}", "limit of {{instance}}"),
+        ),
+        series(
+            "Queue",
+            "Requests that wait for the device's worker.",
+            "short",
+            (f"selector_queue_depth{{{S}}}", "{{instance}}"),
+        ),
+        series(
+            "Bytes under way",
+            "Payloads of requests under way; beyond the limit, more are rejected.",
+            "bytes",
+            (f"selector_inflight_bytes{{{S}}}", "{{instance}}"),
+            (f"selector_inflight_bytes_limit{{{S}}}", "limit of {{instance}}"),
+        ),
+        series(
+            "Rejected",
+            "Selections refused for the server's sake, by reason.",
+            "reqps",
+            (rate("selector_rejected_total", by="reason"), "{{reason}}"),
+            width=12,
+        ),
+        series(
+            "Cancelled",
+            "Selections whose client left, by where they were.",
+            "reqps",
+            (rate("selector_cancelled_total", by="where"), "{{where}}"),
+            width=12,
+        ),
+    ],
+    "Weights": [
+        series(
+            "Version",
+            "Served, and the newest one that the source announces.",
+            "short",
+            (f"selector_weights_version{{{S}}}", "{{instance}}"),
+            (f"selector_weights_newest_version{{{S}}}", "newest for {{instance}}"),
+        ),
+        series(
+            "Age",
+            "Since the served version was published.",
+            "s",
+            (f"selector_weights_age_seconds{{{S}}}", "{{instance}}"),
+        ),
+        series(
+            "Lag",
+            "Steps between trainer and served weights, at the last request that named its step.",
+            "short",
+            (f"selector_weights_lag_steps{{{S}}}", "{{instance}}"),
+        ),
+        series(
+            "State of sync",
+            "1 for the state that it is in.",
+            "short",
+            (f"sum by (state) (selector_weights_sync_state{{{S}}})", "{{state}}"),
+            stack=True,
+        ),
+        series(
+            "Versions seen",
+            "By what became of them.",
+            "cps",
+            (rate("selector_weights_sync_total", by="result"), "{{result}}"),
+        ),
+        series(
+            "Mean by phase",
+            "Fetching and verifying, uploading, a probe batch, the canary, the swap.",
+            "s",
+            (mean("selector_weights_sync_duration_seconds", "phase"), "{{phase}}"),
+            stack=True,
+        ),
+        series("Traffic", "Weights fetched.", "Bps", (rate("selector_weights_sync_bytes_total"), "fetched")),
+        series(
+            "Canary",
+            "Largest difference of an embedding's entry between trainer and sidecar.",
+            "short",
+            (f"selector_canary_max_abs_error{{{S}}}", "{{instance}}"),
+        ),
+        series(
+            "Canaries",
+            "Compared embeddings of the trainer's samples.",
+            "cps",
+            (rate("selector_canary_checks_total", by="result"), "{{result}}"),
+        ),
+        series(
+            "Stale selections",
+            "That met weights older than they accept, by what was done.",
+            "reqps",
+            (rate("selector_stale_selections_total", by="action"), "{{action}}"),
+            width=12,
+        ),
+        series(
+            "Source and pin",
+            "Whether the source of weights answers, and whether a version is pinned.",
+            "bool",
+            (f"selector_weights_source_connected{{{S}}}", "{{instance}} connected"),
+            (f"selector_weights_pinned{{{S}}}", "{{instance}} pinned"),
+            width=12,
+        ),
+    ],
+    "Selection quality": [
+        series(
+            "Mean score",
+            "Of each candidate by itself in the last selection, in nats: picked should lie above left.",
+            "short",
+            (f"avg by (criterion, of) (selector_score_mean_nats{{{S}}})", "{{criterion}} {{of}}"),
+        ),
+        series(
+            "Objective",
+            "Score per example of the last sub-batch, pairs included, and of a uniform one.",
+            "short",
+            (f"avg by (of) (selector_objective_nats{{{S}}})", "{{of}}"),
+        ),
+        series(
+            "Median score",
+            "Of all candidates by themselves.",
+            "short",
+            (quantile(0.5, SCORES, by="criterion, of"), "{{criterion}} {{of}}"),
+        ),
+        series(
+            "Share of the best fifth",
+            "Of all learnability of a super-batch; 20 %: alike, so that selecting brings nothing.",
+            "percentunit",
+            (mean("selector_score_top20_share_ratio", "criterion"), "{{criterion}}"),
+        ),
+        series(
+            "Overlap with uniform",
+            "Picks of the first chunk that a uniform draw takes too; 100 %: scores decide nothing.",
+            "percentunit",
+            (mean("selector_selection_overlap_uniform_ratio", "criterion"), "{{criterion}}"),
+        ),
+        panel(
+            "heatmap",
+            "Scores of picks",
+            "How many picks per second have which score, in nats.",
+            "short",
+            (rate(f"{SCORES}_bucket", 'of="picked"', "le"), "{{le}}"),
+        ),
+    ],
+    "Encoder, cache, memory": [
+        series(
+            "Micro-batches",
+            "Samples encoded at once.",
+            "short",
+            (mean("selector_micro_batch_samples"), "mean"),
+            (quantile(0.95, "selector_micro_batch_samples"), "p95"),
+        ),
+        series(
+            "Out of memory",
+            "Micro-batches that did not fit and were halved.",
+            "cps",
+            (rate("selector_micro_batch_halvings_total", by="instance"), "{{instance}}"),
+        ),
+        series(
+            "Cache hits",
+            "Of candidates with an id, those whose reference embeddings were known.",
+            "percentunit",
+            (f"{HITS} / ({HITS} + {MISSES})", "hits"),
+        ),
+        series(
+            "Cache size",
+            "Of the store, and its limit.",
+            "bytes",
+            (f"selector_reference_cache_bytes{{{S}}}", "{{instance}}"),
+            (f"selector_reference_cache_bytes_limit{{{S}}}", "limit of {{instance}}"),
+        ),
+        series(
+            "Cached samples",
+            "Entries of the store, of every reference.",
+            "short",
+            (f"selector_reference_cache_entries{{{S}}}", "{{instance}}"),
+        ),
+        series(
+            "Cache problems",
+            "By reason.",
+            "cps",
+            (rate("selector_reference_cache_problems_total", by="reason"), "{{reason}}"),
+        ),
+        series(
+            "Device memory",
+            "CUDA: of the whole device, by whom. CPU: of the process, by kind.",
+            "bytes",
+            (f"sum by (kind) (selector_device_memory_bytes{{{S}}})", "{{kind}}"),
+            stack=True,
+        ),
+        series(
+            "Memory limit",
+            "Of the device or cgroup, and what the process has in host memory.",
+            "bytes",
+            (f"selector_device_memory_limit_bytes{{{S}}}", "limit of {{instance}}"),
+            (f"process_resident_memory_bytes{{{S}}}", "{{instance}}"),
+        ),
+        series("CPU", "Cores in use.", "short", (rate("process_cpu_seconds_total", by="instance"), "{{instance}}")),
+        series(
+            "Shared memory",
+            "Payload files that lie in the folder, and the memory that they take.",
+            "bytes",
+            (f"selector_shm_bytes{{{S}}}", "{{instance}}"),
+            width=12,
+        ),
+        series(
+            "Payloads through shared memory",
+            "Requests per second.",
+            "reqps",
+            (rate("selector_shm_payloads_total"), "shared memory"),
+            width=12,
+        ),
+    ],
+    "Trainer": [
+        series(
+            "Steps",
+            "Sub-batches that trainers were given, per second.",
+            "cps",
+            (rate("selector_client_steps_total", by="instance", of=T), "{{instance}}"),
+        ),
+        series(
+            "Waiting",
+            "Share of a trainer's time that it waits for its batches.",
+            "percentunit",
+            (f"{WAIT} / ({WAIT} + {STEP})", "{{instance}}"),
+        ),
+        series(
+            "Fallbacks",
+            "Uniform batches instead of selections, by reason.",
+            "reqps",
+            (rate("selector_client_fallbacks_total", by="reason", of=T), "{{reason}}"),
+        ),
+        series(
+            "Selections",
+            "Mean time as the trainer sees it, network and queue included.",
+            "s",
+            (
+                f"{rate(f'{CLIENT}_request_seconds_total', of=T)} / {rate(f'{CLIENT}_requests_total', of=T)}",
+                "mean",
+            ),
+        ),
+        series(
+            "Breaker and retries",
+            "1 while nothing is asked, and requests that were sent again.",
+            "short",
+            (f"selector_client_breaker_open{{{T}}}", "{{instance}} open"),
+            (rate("selector_client_retries_total", by="instance", of=T), "{{instance}} retries"),
+        ),
+        series(
+            "Lag",
+            "Steps between trainer and the weights that made its last batch.",
+            "short",
+            (f"selector_client_weights_lag_steps{{{T}}}", "{{instance}}"),
+        ),
+        series(
+            "Published",
+            "The last version of the weights that was published.",
+            "short",
+            (f"selector_client_published_version{{{T}}}", "{{instance}}"),
+            width=12,
+        ),
+        series(
+            "Publishing",
+            "Versions published, replaced by newer ones before, and failed.",
+            "cps",
+            (rate("selector_client_published_total", by="instance", of=T), "{{instance}} published"),
+            (rate("selector_client_superseded_total", by="instance", of=T), "{{instance}} superseded"),
+            (FAILURES, "{{instance}} failed"),
+            width=12,
+        ),
+    ],
+}
+
+
+def dashboard() -> dict[str, Any]:
+    return {
+        "uid": "selector",
+        "title": "Selector",
+        "description": "Data selection for contrastive training: health, latency, weights, quality.",
+        "tags": ["selector", "machine-learning"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [
+                {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
+                variable("job", "Job", "label_values(selector_build_info, job)"),
+                variable("instance", "Sidecar", 'label_values(selector_build_info{job=~"$job"}, instance)'),
+                variable("trainer", "Trainer", "label_values(selector_client_requests_total, instance)"),
+            ]
+        },
+        "annotations": {"list": []},
+        "panels": laid_out(ROWS),
+    }
+
+
+if __name__ == "__main__":
+    OUT.write_text(json.dumps(dashboard(), indent=2) + "\n")

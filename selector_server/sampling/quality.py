@@ -1,0 +1,63 @@
+"""What a draw made of its candidates, by each one's own score: a few sums over [B], once a request."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selector_server.sampling.noise import draw_chunk, gumbel
+from selector_server.sampling.plan import Draw, Plan
+
+# The best of the candidates whose share of all learnability is told.
+TOP = 0.2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Own scores of some candidates: `counts` of those up to each bound, and above the last; their sum, in nats."""
+
+    counts: tuple[int, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Own scores of the picks and of what was left. `top_share`: of all scores above 0, what the best fifth of the
+    candidates holds; None if none is above 0. `uniform_overlap`: of the first chunk's picks, the share that a uniform
+    draw with the same noise takes too, near 1 where scores decide nothing; None for draws without noise."""
+
+    picked: Spread
+    left: Spread
+    top_share: float | None
+    uniform_overlap: float | None
+
+
+def assess(own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float]) -> Quality:
+    """Of own scores, float64 [B], and picks, int64 [b] in draw order; ascending `bounds` count them. Without the plan
+    of the draw, no overlap. What leaves the device is one small tensor."""
+    bucket = torch.bucketize(own, torch.tensor(bounds, dtype=own.dtype, device=own.device))
+    worth, chosen = own.clamp(min=0), own[picks]
+    best = torch.topk(worth, math.ceil(TOP * len(own)), sorted=False).values
+    drawn = plan is not None and plan.draw is Draw.SAMPLE
+    both = _uniform_too(own, picks, plan) if plan is not None and drawn else own.new_zeros(())
+    counts = [torch.bincount(rows, minlength=len(bounds) + 1) for rows in (bucket, bucket[picks])]
+    sums = torch.stack([own.sum(), chosen.sum(), worth.sum(), best.sum(), both])
+    numbers = torch.cat([*counts, sums]).tolist()
+    pool, picked = ([int(count) for count in numbers[at : at + len(bounds) + 1]] for at in (0, len(bounds) + 1))
+    total, chosen_total, worth_total, best_total, both_count = numbers[-5:]
+    return Quality(
+        picked=Spread(tuple(picked), chosen_total),
+        left=Spread(tuple(a - b for a, b in zip(pool, picked, strict=True)), total - chosen_total),
+        top_share=best_total / worth_total if worth_total > 0 else None,
+        uniform_overlap=both_count / plan.sizes[0] if plan is not None and drawn else None,
+    )
+
+
+def _uniform_too(own: Tensor, picks: Tensor, plan: Plan) -> Tensor:
+    """How many of the first chunk's picks are drawn also if every candidate scores alike."""
+    first, taken = plan.sizes[0], torch.zeros_like(own)
+    noise = gumbel(plan.seed, 0, torch.arange(len(own), device=own.device))
+    taken[draw_chunk(noise, first, plan)] = 1
+    return taken[picks[:first]].sum()
