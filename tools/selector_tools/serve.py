@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Until the app drains on SIGTERM: a container's first process would otherwise not end by it.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     from selector_server import app  # noqa: PLC0415 - torch and onnxruntime load only to serve
     from selector_server.config import Config, load  # noqa: PLC0415
     from selector_server.errors import SetupError  # noqa: PLC0415
