@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         with grpc.insecure_channel(address, options=OPTIONS) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=arguments.timeout)
     except grpc.RpcError as error:
-        reason = f"{error.code().name}: {' '.join((error.details() or '').split())}"
+        details = error.details() or f"it knows no {arguments.service!r}"
+        reason = f"{error.code().name}: {' '.join(details.split())}"
     else:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         if status == "SERVING":
