@@ -69,14 +69,10 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 CMD ["selector", "health"]
 ENTRYPOINT ["selector"]
 CMD ["serve"]
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG SOURCE=unknown
+# Version, revision and source are labels that the build is told (`make image`): as arguments, some engines' caches would
+# keep old ones.
 LABEL org.opencontainers.image.title="jest-selector" \
       org.opencontainers.image.description="Data-selection sidecar for contrastive image-text training" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 FROM runtime AS gpu

@@ -13,6 +13,7 @@ ENGINE ?= docker
 RUNNER ?= $(ENGINE)
 TARGET ?= cpu
 TAG ?= jest-selector:$(TARGET)
+SOURCE ?=
 IMAGE_FLAGS ?=
 # Where `make lock` finds torch's CPU build, whose requirements are fewer.
 LOCK_CPU ?= --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
@@ -21,7 +22,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LOCK = $(BIN)/uv pip compile --quiet --constraint constraints.txt --generate-hashes \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
-IMAGE_OPTIONS = --target $(TARGET) $(IMAGE_FLAGS) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
+IMAGE_OPTIONS = --target $(TARGET) --label org.opencontainers.image.version=$(VERSION) \
+  --label org.opencontainers.image.revision=$(REVISION) $(if $(SOURCE),--label org.opencontainers.image.source=$(SOURCE) )\
+  $(IMAGE_FLAGS)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' proto/selector_proto/__init__.py)
 REVISION = $(shell git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)
 # Only Docker's format has health checks.
