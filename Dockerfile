@@ -42,14 +42,18 @@ RUN python -m pip --python /opt/selector install --no-deps --require-hashes --re
     --constraint constraints.txt torch \
  && /opt/selector/bin/python tidy.py /opt/selector
 
-# Both together must agree; what they are is written down.
+# Both together must agree and be importable; what they are is written down.
 FROM packages-cpu AS checked-cpu
 COPY --from=application /opt/selector /opt/selector
-RUN python -m pip --python /opt/selector check && /opt/selector/bin/python sbom.py sbom.json
+RUN python -m pip --python /opt/selector check \
+ && /opt/selector/bin/python -c "import selector_server.app" \
+ && /opt/selector/bin/python sbom.py sbom.json
 
 FROM packages-gpu AS checked-gpu
 COPY --from=application /opt/selector /opt/selector
-RUN python -m pip --python /opt/selector check && /opt/selector/bin/python sbom.py sbom.json
+RUN python -m pip --python /opt/selector check \
+ && /opt/selector/bin/python -c "import selector_server.app" \
+ && /opt/selector/bin/python sbom.py sbom.json
 
 # What both images share: the base without its installers, and how the sidecar starts.
 FROM ${BASE} AS runtime

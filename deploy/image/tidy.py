@@ -10,12 +10,11 @@ import shutil
 import sys
 from pathlib import Path
 
-# Below site-packages. `torch/testing` and `numpy/testing` stay: other modules import them.
+# Below site-packages. `torch/testing`, `numpy/testing` and `torch/bin` stay: importing the packages needs them.
 UNUSED = [
     "torch/include",  # C++ headers
     "torch/share",  # CMake's files
     "torch/test",
-    "torch/bin",  # protoc and test programs
     "*/**/tests",
 ]
 
