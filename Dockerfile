@@ -9,7 +9,7 @@ FROM ${BASE} AS venv
 ENV PIP_ONLY_BINARY=:all: PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/selector
 WORKDIR /build
-COPY deploy/image/*.py ./
+COPY deploy/image/tidy.py ./
 
 # Our own packages: small, and the only part that changes with our code.
 FROM venv AS application
@@ -45,12 +45,14 @@ RUN python -m pip --python /opt/selector install --no-deps --require-hashes --re
 # Both together must agree and be importable; what they are is written down.
 FROM packages-cpu AS checked-cpu
 COPY --from=application /opt/selector /opt/selector
+COPY deploy/image/sbom.py ./
 RUN python -m pip --python /opt/selector check \
  && /opt/selector/bin/python -c "import selector_server.app" \
  && /opt/selector/bin/python sbom.py sbom.json
 
 FROM packages-gpu AS checked-gpu
 COPY --from=application /opt/selector /opt/selector
+COPY deploy/image/sbom.py ./
 RUN python -m pip --python /opt/selector check \
  && /opt/selector/bin/python -c "import selector_server.app" \
  && /opt/selector/bin/python sbom.py sbom.json

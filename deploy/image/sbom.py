@@ -27,14 +27,19 @@ def python_packages() -> dict[str, Distribution]:
     return {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
 
 
+def said(one: Distribution, field: str) -> str:
+    """What the package's metadata say, or nothing."""
+    return one.metadata[field].strip() if field in one.metadata else ""
+
+
 def license_of(one: Distribution) -> list[dict[str, Any]]:
     """What the package says of itself: an SPDX expression, else its classifiers, else a short name."""
-    if expression := one.metadata.get("License-Expression"):
+    if expression := said(one, "License-Expression"):
         return [{"expression": expression}]
     names = [
-        c.rpartition(" :: ")[2] for c in one.metadata.get_all("Classifier", []) if c.startswith(LICENSE_CLASSIFIER)
+        c.rpartition(" :: ")[2] for c in one.metadata.get_all("Classifier") or [] if c.startswith(LICENSE_CLASSIFIER)
     ]
-    text = (one.metadata.get("License") or "").strip()
+    text = said(one, "License")
     if not names and text and "\n" not in text:
         names = [text]
     return [{"license": {"name": name}} for name in dict.fromkeys(names)]

