@@ -77,13 +77,15 @@ lock: $(VENV)/.torch ## rewrite the image's hash-locked requirements after a cha
 	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | \
 	  $(LOCK) - --output-file deploy/image/requirements-build.txt
 
-bundles: $(VENV)/.export ## the example's learner and reference, in bundles/
+bundles: bundles/reference/manifest.json ## the example's learner and reference, in bundles/
+
+bundles/reference/manifest.json: | $(VENV)/.export
 	$(BIN)/python examples/make_bundles.py two-tower --out bundles
 
 image: ## build an image: ENGINE=docker|podman|buildah|SCRIPT TARGET=cpu|gpu TAG=… IMAGE_FLAGS=…
 	$(if $(filter docker podman buildah,$(notdir $(ENGINE))),$(BUILD_BY_ENGINE),$(BUILD_BY_SCRIPT))
 
-image-test: $(VENV)/.dev image bundles ## build TARGET=cpu, run it for real with RUNNER=docker|podman, follow docs/deploy.md
+image-test: $(VENV)/.dev image ## build TARGET=cpu, run it for real with RUNNER=docker|podman, follow docs/deploy.md
 	SELECTOR_TEST_IMAGE=$(TAG) SELECTOR_TEST_RUNNER=$(RUNNER) $(BIN)/python -m pytest tests/deploy/test_image.py $(TEST_FLAGS)
 
 clean: ## remove the virtual environment, caches and the demo's report
