@@ -7,12 +7,32 @@ VENV ?= .venv
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 OUT ?= demo-out
+# The image: what builds it, and what runs it in image-test. ENGINE may also be a program that is called as
+# SCRIPT CONTEXT TAG [build options].
+ENGINE ?= docker
+RUNNER ?= $(ENGINE)
+TARGET ?= cpu
+TAG ?= jest-selector:$(TARGET)
+SOURCE ?=
+IMAGE_FLAGS ?=
+# Where `make lock` finds torch's CPU build, whose requirements are fewer.
+LOCK_CPU ?= --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LOCK = $(BIN)/uv pip compile --quiet --constraint constraints.txt --generate-hashes \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+IMAGE_OPTIONS = --target $(TARGET) --label org.opencontainers.image.version=$(VERSION) \
+  --label org.opencontainers.image.revision=$(REVISION) $(if $(SOURCE),--label org.opencontainers.image.source=$(SOURCE) )\
+  $(IMAGE_FLAGS)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' proto/selector_proto/__init__.py)
+REVISION = $(shell git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)
+# Only Docker's format has health checks.
+BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--format docker )--tag $(TAG) $(IMAGE_OPTIONS) .
+BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test monitoring-test check audit format proto bench clean
+.PHONY: help demo test monitoring-test check audit format proto bench lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -58,6 +78,25 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench loader
 	$(BIN)/selector bench load
 
+lock: $(VENV)/.torch ## rewrite the image's hash-locked requirements after a change of pins
+	$(PIP) uv
+	$(LOCK) pyproject.toml --extra server --no-emit-package torch $(LOCK_CPU) \
+	  --output-file deploy/image/requirements-cpu.txt
+	$(LOCK) pyproject.toml --extra server-gpu --no-emit-package torch --output-file deploy/image/requirements-gpu.txt
+	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | \
+	  $(LOCK) - --output-file deploy/image/requirements-build.txt
+
+bundles: bundles/reference/manifest.json ## the example's learner and reference, in bundles/
+
+bundles/reference/manifest.json: | $(VENV)/.export
+	$(BIN)/python examples/make_bundles.py two-tower --out bundles
+
+image: ## build an image: ENGINE=docker|podman|buildah|SCRIPT TARGET=cpu|gpu TAG=… IMAGE_FLAGS=…
+	$(if $(filter docker podman buildah,$(notdir $(ENGINE))),$(BUILD_BY_ENGINE),$(BUILD_BY_SCRIPT))
+
+image-test: $(VENV)/.dev image ## build TARGET=cpu, run it for real with RUNNER=docker|podman, follow docs/deploy.md
+	SELECTOR_TEST_IMAGE=$(TAG) SELECTOR_TEST_RUNNER=$(RUNNER) $(BIN)/python -m pytest tests/deploy/test_image.py $(TEST_FLAGS)
+
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -70,9 +109,13 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.export: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[server,export]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.export
 
 # In an environment of its own: nothing else needs what it brings.
 $(VENV)/audit/bin/pip-audit:

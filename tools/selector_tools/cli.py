@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import selector_proto
 
-from selector_tools import cache, info, serve, weights
+from selector_tools import cache, health, info, serve, weights
 from selector_tools.bench import command as bench
 from selector_tools.demo import command as demo
 from selector_tools.export import command as export
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     serve.add_parser(verbs)
     info.add_parser(verbs)
+    health.add_parser(verbs)
     weights.add_parser(verbs)
     export.add_parser(verbs)
     reference.add_parser(verbs)

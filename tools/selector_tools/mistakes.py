@@ -1,5 +1,6 @@
-"""Mistakes on a command line that only the values show: one line each, then exit 2."""
+"""Mistakes on a command line that the values show: one line each, then exit 2."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable
 
@@ -23,3 +24,14 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def seconds(text: str) -> float:
+    """The value of a flag that says how long to wait. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1e6:  # NaN fails too
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; must be positive, in seconds")
+    return value

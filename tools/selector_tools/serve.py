@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Until the app drains on SIGTERM: a container's first process has no default action for it.
+    previous = signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    try:
+        return _serve(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     from selector_server import app  # noqa: PLC0415 - torch and onnxruntime load only to serve
     from selector_server.config import Config, load  # noqa: PLC0415
     from selector_server.errors import SetupError  # noqa: PLC0415

@@ -14,6 +14,7 @@ from selector_client.channel import error_of, open_channel
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc, selector_pb2, selector_pb2_grpc
 
 from selector_tools.access import access_of, add_flags
+from selector_tools.mistakes import seconds
 
 MAX_VERSION = 2**64 - 1
 # Asks with a channel, and with a call's timeout and metadata.
@@ -37,7 +38,7 @@ def add_parser(verbs: Any) -> None:
 
 def _action(actions: Any, name: str, text: str, handler: Callable[[argparse.Namespace], int]) -> Any:
     parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="how long to wait (default 5)")
+    parser.add_argument("--timeout", type=seconds, default=5.0, metavar="SECONDS", help="how long to wait (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(handler=handler, extra="server")
     return parser
@@ -155,13 +156,3 @@ def _version(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > MAX_VERSION:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version; must be 0 or more")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 1e6:  # NaN fails too
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; must be positive, in seconds")
-    return seconds
