@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test check format proto bench clean
+.PHONY: help demo test deploy-test check format proto manifests bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -23,6 +23,9 @@ demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html
 
 test: $(VENV)/.dev ## every test (10 to 15 minutes)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+deploy-test: $(VENV)/.deploy ## chart and kustomize; with IMAGE=… ENGINE=podman the pods run too (about 2 minutes)
+	IMAGE=$(IMAGE) ENGINE=$(or $(ENGINE),podman) $(BIN)/python -m pytest tests/deploy/kubernetes $(TEST_FLAGS)
 
 check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/ruff format --check .
@@ -37,6 +40,9 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
+
+manifests: $(VENV)/.deploy ## regenerate the chart's schema of settings and the objects of deploy/kustomize
+	$(BIN)/python tools/generate_manifests.py
 
 bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader (about 30 minutes)
 	$(BIN)/selector bench sampler
@@ -64,3 +70,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.deploy: $(VENV)/.dev
+	$(PIP) --editable '.[deploy-test]'
+	@touch $@

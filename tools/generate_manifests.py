@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from selector_server.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ FOLDERS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "job-peers": ("job-peers", None),
     "jobset": ("jobset", None),
     "trainjob": ("trainjob", None),
-    "components/redis": ("production", ("Service/selector-redis", "Deployment/selector-redis", "NetworkPolicy/selector-redis")),
+    "components/redis": ("production", tuple(f"{k}/selector-redis" for k in ("Service", "Deployment", "NetworkPolicy"))),
     "components/monitoring": ("production", ("PodMonitor/selector", "PrometheusRule/selector")),
     "components/gpu-dra": ("gpu-dra", ("ResourceClaimTemplate/selector-gpu",)),
     "components/gpu-dra-mps": ("gpu-dra-mps", ("ResourceClaimTemplate/selector-gpu",)),

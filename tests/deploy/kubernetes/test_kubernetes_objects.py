@@ -4,8 +4,9 @@ import re
 from pathlib import PurePosixPath
 
 import pytest
-from selector_server.config import Config, load
 from support.manifests import HELM, NO_HELM, SETS, Pod, environment, objects, of_kind, pods, selects, sidecars
+
+from selector_server.config import Config, load
 
 # Settings that a sibling change brings; nothing is left of this line once it is there.
 COMING = {
@@ -38,15 +39,16 @@ def test_every_selector_matches_pods(found):
     for one in of_kind(found, "Deployment"):
         labels = one["spec"]["template"]["metadata"]["labels"]
         assert one["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    chosen = [({"matchLabels": one["spec"]["selector"]}, 1) for one in of_kind(found, "Service")]
-    chosen += [(one["spec"]["podSelector"], 1) for one in of_kind(found, "NetworkPolicy")]
-    chosen += [(one["spec"]["selector"], 1) for kind in ("PodDisruptionBudget", "PodMonitor") for one in of_kind(found, kind)]  # fmt: skip
+    chosen = [{"matchLabels": one["spec"]["selector"]} for one in of_kind(found, "Service")]
+    chosen += [one["spec"]["podSelector"] for one in of_kind(found, "NetworkPolicy")]
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        chosen += [one["spec"]["selector"] for one in of_kind(found, kind)]
     for policy in of_kind(found, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []) + policy["spec"].get("egress", []):
             peers = [peer["podSelector"] for peer in rule.get("from", []) + rule.get("to", []) if "podSelector" in peer]
-            chosen += [(peer, 1) for peer in peers if NAME in peer["matchLabels"]]
-    for selector, least in chosen:
-        assert sum(selects(selector, pod.labels) for pod in templates) == least, selector
+            chosen += [peer for peer in peers if NAME in peer["matchLabels"]]
+    for selector in chosen:
+        assert sum(selects(selector, pod.labels) for pod in templates) == 1, selector
 
 
 def opened(pod: Pod) -> dict[int, str]:
@@ -154,9 +156,8 @@ def test_mounts_refer_to_volumes_and_files_of_settings_lie_in_them(found):
             paths = [PurePosixPath(mount["mountPath"]) for mount in one.get("volumeMounts", [])]
             assert len(paths) == len(set(paths))
             for name, value in environment(one).items():
-                value = (value or "").removeprefix("unix:")
-                if value.startswith("/"):
-                    path = PurePosixPath(value)
+                path = PurePosixPath((value or "").removeprefix("unix:"))
+                if path.is_absolute():
                     assert any(path == mount or mount in path.parents for mount in paths), (name, value)
 
 
@@ -185,7 +186,10 @@ def test_secrets_that_are_named_are_the_ones_in_the_docs_or_in_the_values(found)
 
 
 def test_pods_fit_the_restricted_profile_and_more(found):
-    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image"}  # fmt: skip
+    allowed = {
+        "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected",
+        "secret",
+    }  # fmt: skip
     for pod in pods(found):
         spec = pod.spec
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
@@ -223,7 +227,10 @@ def test_beside_a_trainer_the_sidecar_is_native_and_reached_only_from_inside(fou
     address = environment(pod.trainer)["SELECTOR_ADDRESS"]
     assert address == environment(pod.selector)["SELECTOR_LISTEN"]
     assert address.startswith(("127.0.0.1:", "unix:/"))
-    mine, theirs = ({(m["name"], m["mountPath"]) for m in one.get("volumeMounts", [])} for one in (pod.selector, pod.trainer))  # fmt: skip
+    mine, theirs = (
+        {(mount["name"], mount["mountPath"]) for mount in one.get("volumeMounts", [])}
+        for one in (pod.selector, pod.trainer)
+    )
     if folder := environment(pod.selector).get("SELECTOR_SHARED_MEMORY_DIR"):
         [volume] = [v for v in pod.spec["volumes"] if v["name"] == "shared-memory"]
         assert volume["emptyDir"]["medium"] == "Memory"

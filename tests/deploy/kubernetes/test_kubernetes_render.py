@@ -1,4 +1,4 @@
-"""Chart and kustomize render, are valid for two versions of Kubernetes, and say the same. Needs the extra deploy-test."""
+"""Chart and kustomize render, are valid for two versions of Kubernetes, and say the same."""
 
 import copy
 import functools
@@ -21,17 +21,20 @@ OLDEST = "1.33"
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").glob("*.json")}
 # Bases and components of kustomize, and the values that say the same to the chart.
-GPU = {key: value for key, value in example("production").items() if key in ("models", "redis")}
+MODELS = {key: value for key, value in example("production").items() if key in ("models", "redis")}
+# With a claim, the trainer asks for no GPU of its own.
+CLAIMED = {"limits": {"cpu": "8", "memory": "32Gi"}}
+JOB = example("job") | {"trainer": example("job")["trainer"] | {"resources": CLAIMED}}
 SAME = {
     "overlays/production": example("production"),
     **{name: example(of) for name, (of, _) in FOLDERS.items() if not name.startswith("components/")},
     "shared + gpu-own": example("gpu-own"),
     "shared + gpu-mig": example("gpu-mig"),
     "shared + gpu-mps": example("gpu-mps"),
-    "shared + models + redis": GPU,
+    "shared + models + redis": MODELS,
     "shared + tls": {"tls": {"secret": "selector-tls"}},
-    "job + gpu-dra": example("job") | {"gpu": example("gpu-dra")["gpu"], "trainer": example("job")["trainer"] | {"resources": {"limits": {"cpu": "8", "memory": "32Gi"}}}},
-    "job + gpu-dra-mps": example("job") | {"gpu": example("gpu-dra-mps")["gpu"], "trainer": example("job")["trainer"] | {"resources": {"limits": {"cpu": "8", "memory": "32Gi"}}}},
+    "job + gpu-dra": JOB | {"gpu": example("gpu-dra")["gpu"]},
+    "job + gpu-dra-mps": JOB | {"gpu": example("gpu-dra-mps")["gpu"]},
 }  # fmt: skip
 
 

@@ -21,8 +21,9 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{- end }}
 
 {{- define "selector.image" -}}
+{{- $tag := printf "%s-%s" .Chart.AppVersion (eq .Values.gpu.mode "none" | ternary "cpu" "gpu") }}
 {{- with .Values.image -}}
-{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $tag }}{{ end }}
 {{- end }}
 {{- end }}
 
