@@ -22,6 +22,7 @@ OWNED = {
     "listen", "admin_listen", "metrics_listen", "health_listen", "redis", "redis_username", "device", "cache_bytes",
     "peers", "peer_rank", "peer_count", "drain_seconds",
 }  # fmt: skip
+REDIS = ("Service/selector-redis", "Deployment/selector-redis", "NetworkPolicy/selector-redis")
 # Folder of deploy/kustomize: the example that its objects come from, and which of them (None: all).
 FOLDERS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "shared": ("shared", None),
@@ -29,7 +30,7 @@ FOLDERS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "job-peers": ("job-peers", None),
     "jobset": ("jobset", None),
     "trainjob": ("trainjob", None),
-    "components/redis": ("production", tuple(f"{k}/selector-redis" for k in ("Service", "Deployment", "NetworkPolicy"))),
+    "components/redis": ("production", REDIS),
     "components/monitoring": ("production", ("PodMonitor/selector", "PrometheusRule/selector")),
     "components/gpu-dra": ("gpu-dra", ("ResourceClaimTemplate/selector-gpu",)),
     "components/gpu-dra-mps": ("gpu-dra-mps", ("ResourceClaimTemplate/selector-gpu",)),

