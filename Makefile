@@ -32,7 +32,7 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test monitoring-test check audit format proto bench lock bundles image image-test clean
+.PHONY: help demo test monitoring-test deploy-test check audit format proto manifests bench lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -48,6 +48,9 @@ monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every
 	@command -v prometheus promtool >/dev/null || echo "prometheus is missing, most of this is skipped: apt-get install prometheus" >&2
 	@command -v npm >/dev/null || echo "npm is missing, the dashboard's types are not checked: apt-get install npm" >&2
 	MONITORING_TEST=1 $(BIN)/python -m pytest tests/monitoring --show-capture=no $(TEST_FLAGS)
+
+deploy-test: $(VENV)/.deploy ## chart and kustomize; with IMAGE=… ENGINE=podman the pods run too (about 2 minutes)
+	IMAGE=$(IMAGE) ENGINE=$(or $(ENGINE),podman) $(BIN)/python -m pytest tests/deploy/kubernetes $(TEST_FLAGS)
 
 check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/ruff format --check .
@@ -65,6 +68,9 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 
 proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
+
+manifests: $(VENV)/.deploy ## regenerate the chart's schema of settings and the objects of deploy/kustomize
+	$(BIN)/python tools/generate_manifests.py
 
 bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader, load (about 35 minutes)
 	$(BIN)/selector bench sampler
@@ -116,6 +122,10 @@ $(VENV)/.export: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.export
+
+$(VENV)/.deploy: $(VENV)/.dev
+	$(PIP) --editable '.[deploy-test]'
+	@touch $@
 
 # In an environment of its own: nothing else needs what it brings.
 $(VENV)/audit/bin/pip-audit:

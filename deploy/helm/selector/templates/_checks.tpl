@@ -1,0 +1,28 @@
+{{/* What a schema cannot say. */}}
+{{- define "selector.checks" -}}
+{{- $v := .Values }}
+{{- if and (ne $v.topology "shared") (not $v.trainer.image) }}
+{{- fail (printf "trainer.image: empty; topology %s needs the training image" $v.topology) }}
+{{- end }}
+{{- if and (or $v.models.learner $v.models.reference) (not $v.models.volume) }}
+{{- fail "models.volume: empty; models.learner and models.reference are folders in it" }}
+{{- end }}
+{{- if and (ne $v.redis.mode "none") (not $v.models.learner) }}
+{{- fail (printf "models.learner: empty; redis.mode %s carries weights of a learner" $v.redis.mode) }}
+{{- end }}
+{{- if and $v.cache.gibibytes (not $v.models.reference) }}
+{{- fail (printf "models.reference: empty; cache.gibibytes %v holds embeddings of a reference" $v.cache.gibibytes) }}
+{{- end }}
+{{- if and $v.peers.enabled (or (eq $v.topology "shared") (lt (int $v.trainer.pods) 2)) }}
+{{- fail (printf "peers.enabled: needs topology job, jobset or trainjob and trainer.pods of 2 or more, not %s and %d" $v.topology (int $v.trainer.pods)) }}
+{{- end }}
+{{- if and $v.tls.clientCa (not $v.tls.secret) }}
+{{- fail "tls.secret: empty; tls.clientCa needs it" }}
+{{- end }}
+{{- if and (eq $v.topology "shared") $v.tokens.secret (not $v.tls.secret) (not $v.settings.plaintext_tokens) }}
+{{- fail "tls.secret: empty; tokens.secret needs it, for others could read the tokens (or settings.plaintext_tokens, where a mesh encrypts)" }}
+{{- end }}
+{{- if and $v.tokens.admin (not $v.tokens.secret) }}
+{{- fail "tokens.secret: empty; tokens.admin needs it" }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,74 @@
+"""What the chart refuses, and that it says which value, before anything reaches a cluster."""
+
+import json
+
+import pytest
+from generate_manifests import SCHEMA, example, rendered, schema
+from support.manifests import NO_HELM, environment, sidecars
+
+
+def test_the_schema_of_settings_is_the_servers():
+    assert SCHEMA.read_text() == schema(), "make manifests"
+    properties = json.loads(SCHEMA.read_text())["properties"]["settings"]["properties"]
+    assert {"run", "max_super_batch", "log_level", "when_stale"} <= properties.keys()
+    assert not {"listen", "learner", "redis", "redis_password_file", "peers", "drain_seconds"} & properties.keys()
+    assert all(field["description"] for field in properties.values())
+
+
+JOB = example("job")
+BAD = [
+    ({"topology": "daemonset"}, "/topology"),
+    ({"topologi": "shared"}, "topologi"),
+    ({"replicas": -1}, "/replicas"),
+    ({"replicas": "2"}, "/replicas"),
+    ({"image": {"digest": "sha256:123"}}, "/image/digest"),
+    ({"settings": {"max_superbatch": 1}}, "max_superbatch"),
+    ({"settings": {"max_super_batch": 0}}, "/settings/max_super_batch"),
+    ({"settings": {"when_stale": "ignore"}}, "/settings/when_stale"),
+    ({"settings": {"listen": "0.0.0.0:1"}}, "listen"),
+    ({"redis": {"mode": "sentinel"}}, "/redis/mode"),
+    ({"redis": {"mode": "deploy"}}, "models.learner: empty; redis.mode deploy"),
+    ({"redis": {"files": ["id_rsa"]}}, "/redis/files/0"),
+    ({"models": {"learner": "learner"}}, "models.volume: empty"),
+    ({"models": {"volume": {"emptyDir": {}}, "learner": "../etc"}}, "/models/learner"),
+    ({"models": {"volume": {"emptyDir": {}, "hostPath": {}}}}, "/models/volume"),
+    ({"gpu": {"mode": "timeslicing"}}, "/gpu/mode"),
+    ({"gpu": {"resource": "gpu"}}, "/gpu/resource"),
+    ({"gpu": {"apiVersion": "resource.k8s.io/v1alpha3"}}, "/gpu/apiVersion"),
+    ({"gpu": {"mps": {"threadPercentage": 150}}}, "/gpu/mps/threadPercentage"),
+    ({"resources": {"limits": {"memory": "8GB"}}}, "/resources/limits/memory"),
+    ({"sharedMemory": {"size": "1 Gi"}}, "/sharedMemory/size"),
+    ({"cache": {"gibibytes": 8}}, "models.reference: empty; cache.gibibytes 8"),
+    ({"topology": "job"}, "trainer.image: empty"),
+    ({"peers": {"enabled": True}}, "peers.enabled: needs topology"),
+    (JOB | {"peers": {"enabled": True}}, "trainer.pods of 2 or more, not job and 1"),
+    (JOB | {"trainer": JOB["trainer"] | {"pods": 0}}, "/trainer/pods"),
+    ({"peers": {"port": 99999}}, "/peers/port"),
+    ({"tls": {"clientCa": True}}, "tls.secret: empty"),
+    ({"tokens": {"admin": True}}, "tokens.secret: empty"),
+    ({"tokens": {"secret": "tokens"}}, "tls.secret: empty; tokens.secret"),
+    ({"drainSeconds": 0}, "/drainSeconds"),
+    ({"networkPolicy": {"clients": []}}, "/networkPolicy/clients"),
+    ({"podLabels": {"a": 1}}, "/podLabels/a"),
+]
+
+
+@pytest.mark.parametrize(("values", "says"), BAD, ids=[says for _, says in BAD])
+def test_a_bad_value_is_named(values, says):
+    helm_python = pytest.importorskip("helm_python", reason=NO_HELM)
+    with pytest.raises(helm_python.HelmError) as raised:
+        rendered(values)
+    assert says in str(raised.value)
+
+
+def test_large_numbers_and_fractions_reach_the_server_as_they_are():
+    pytest.importorskip("helm_python", reason=NO_HELM)
+    settings = {"max_weights_bytes": 17179869184, "weights_poll_seconds": 0.5, "sampler_fused": False, "run": "7"}
+    [pod] = sidecars(rendered({"settings": settings, "drainSeconds": 90.5}))
+    values = environment(pod.selector)
+    assert values["SELECTOR_MAX_WEIGHTS_BYTES"] == "17179869184"
+    assert values["SELECTOR_WEIGHTS_POLL_SECONDS"] == "0.5"
+    assert values["SELECTOR_SAMPLER_FUSED"] == "false"
+    assert values["SELECTOR_RUN"] == "7"
+    assert values["SELECTOR_MAX_PAYLOAD_BYTES"] == "1073741824"
+    assert pod.spec["terminationGracePeriodSeconds"] == 91 + 10
