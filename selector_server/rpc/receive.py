@@ -18,7 +18,7 @@ from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.threads import in_thread
 
 # A header names a few tensors. Larger ones would hold the event loop up, wherever they are looked at.
-MAX_HEADER_BYTES = 64 << 10
+MAX_HEADER_BYTES = 256 << 10
 # Pieces are collected up to that many bytes and copied off the event loop: memory's first touch takes its time.
 HOP_BYTES = 4 << 20
 # Smaller payloads are copied where they are, and leave the pool's blocks to larger ones.

@@ -83,10 +83,10 @@ def test_what_is_too_large_is_not_told_to_come_again(narrow):
 
 def test_a_header_has_a_size(narrow):
     request = some_losses()
-    request.selection.losses.learner.shape.extend([1] * 70_000)
+    request.selection.losses.learner.shape.extend([1] * 300_000)
     error = narrow.refuse(request)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "bytes; at most 65536" in error.details()
+    assert "bytes; at most 262144" in error.details()
 
 
 @pytest.mark.parametrize("kind", [Selector, AsyncSelector])

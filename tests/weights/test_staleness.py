@@ -15,6 +15,7 @@ from support.processes import eventually
 from support.trainers import IDS, PIXELS, request
 from support.wire import embeddings, error_info, some_embeddings
 
+from selector_server.engine.caller import Caller
 from selector_server.engine.task import Stages
 from selector_server.engine.waiting import Waiting
 from selector_server.errors import StaleWeights
@@ -99,7 +100,7 @@ class Aged:
     def __init__(self) -> None:
         self.runs = 0
 
-    async def submit(self, prepared, timeout):
+    async def submit(self, prepared, caller):
         self.runs += 1
         if self.runs == 1:
             raise StaleWeights("max_age_seconds", 1.0, "version 1 is served, 2 s old")
@@ -108,13 +109,16 @@ class Aged:
     def awaited(self, task, waited):
         return None
 
+    def begin(self, task, found, caller, stage, where):
+        caller.enter(where)
+
 
 @pytest.mark.parametrize(("when_stale", "runs"), [(WhenStale.WAIT, 2), (WhenStale.REFUSE, 1)])
 def test_weights_that_age_in_the_queue_are_waited_for_again_or_refused(when_stale, runs):
     aged = Aged()
     task = SimpleNamespace(freshness=Freshness(max_age_seconds=1.0, when_stale=when_stale))
     waiting = Waiting(aged, aged, None, Metrics())
-    running = waiting.run(SimpleNamespace(task=task, stages=Stages()), lambda: 5.0)
+    running = waiting.run(SimpleNamespace(task=task, found=None, stages=Stages()), Caller(5.0))
     if when_stale is WhenStale.WAIT:
         assert asyncio.run(running).stages.wait == 0
     else:
