@@ -23,6 +23,8 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise the channel that a forked child opens shares connections with the one its parent had.
     ("grpc.use_local_subchannel_pool", 1),
+    # The sidecar is beside us, or in our cluster: never through a proxy of the environment.
+    ("grpc.enable_http_proxy", 0),
 ]
 PROBE_SECONDS = 2.0
 # What grpc.aio says when it sends on while the sidecar has ended the call: the sidecar's own status is lost.

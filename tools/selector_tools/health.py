@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from selector_client import Access, Untrusted
+from selector_client.channel import open_channel
 
+from selector_tools.access import access_flags, add_flags
 from selector_tools.mistakes import any_mistake, seconds
 
 READY = "selector.v1.SelectorService"
 ADDRESS, ADDRESS_FORM = "localhost:50051", "must be host:port or unix:/path"
 # Settings of `selector serve` that say where health is answered, in the order in which they count.
 SETTINGS = ("SELECTOR_HEALTH_LISTEN", "SELECTOR_LISTEN")
-# The sidecar is beside us: never through a proxy of the environment.
-OPTIONS = [("grpc.enable_http_proxy", 0)]
 
 
 def add_parser(verbs: Any) -> None:
@@ -31,6 +32,7 @@ def add_parser(verbs: Any) -> None:
         "--service", default=READY, metavar="NAME", help=f"{READY} (default), weights, or '' for the process"
     )
     parser.add_argument("--timeout", type=seconds, default=5.0, metavar="SECONDS", help="how long to wait (default 5)")
+    add_flags(parser)
     parser.set_defaults(handler=run, extra="server")
 
 
@@ -42,8 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     request = health_pb2.HealthCheckRequest(service=arguments.service)
     try:
-        with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        with open_channel(address, Access.of(address, **access_flags(arguments))) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=arguments.timeout)
+    except (Untrusted, ValueError) as error:
+        reason = str(error)
     except grpc.RpcError as error:
         details = error.details() or f"it knows no {arguments.service!r}"
         reason = f"{error.code().name}: {' '.join(details.split())}"

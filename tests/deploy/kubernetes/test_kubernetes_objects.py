@@ -8,11 +8,6 @@ from support.manifests import HELM, NO_HELM, SETS, Pod, environment, objects, of
 
 from selector_server.config import Config, load
 
-# Settings that a sibling change brings; nothing is left of this line once it is there.
-COMING = {
-    "health_listen", "tls_certificate_file", "tls_key_file", "tls_client_ca_file", "token_file", "admin_token_file",
-    "socket_mode",
-} - Config.model_fields.keys()  # fmt: skip
 NAME = "app.kubernetes.io/name"
 
 
@@ -100,14 +95,14 @@ def test_every_setting_is_one_of_the_servers_and_has_a_value_that_it_takes(found
         for name, value in environment(pod.selector).items()
         if name.startswith("SELECTOR_")
     }
-    assert values.keys() <= Config.model_fields.keys() | COMING
+    assert values.keys() <= Config.model_fields.keys()
     assert all(value != "" for value in values.values())
     assert {name for name, value in values.items() if value is None} <= {"redis", "peer_rank"}
     elsewhere = {"redis": "redis://host:6379/0", "peer_rank": "0"}
     # Files that are not on this machine; that they are mounted is another test's.
     files = {name for name in values if name.endswith("_file")}
     given = {name: elsewhere[name] if value is None else value for name, value in values.items()}
-    config = load({name: value for name, value in given.items() if name not in files | COMING}, {}, None)
+    config = load({name: value for name, value in given.items() if name not in files}, {}, None)
     assert config.metrics_listen == "0.0.0.0:9464"
     tools = environment(pod.selector).keys() - {f"SELECTOR_{name.upper()}" for name in values}
     assert tools <= {"GLOO_SOCKET_IFNAME"}

@@ -71,4 +71,4 @@ def test_large_numbers_and_fractions_reach_the_server_as_they_are():
     assert values["SELECTOR_SAMPLER_FUSED"] == "false"
     assert values["SELECTOR_RUN"] == "7"
     assert values["SELECTOR_MAX_PAYLOAD_BYTES"] == "1073741824"
-    assert pod.spec["terminationGracePeriodSeconds"] == 91 + 10
+    assert pod.spec["terminationGracePeriodSeconds"] == 91 + 20

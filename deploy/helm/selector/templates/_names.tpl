@@ -35,7 +35,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 
 {{/* Seconds that a pod gets to end: the trainer's own, then the sidecar's drain, then a margin. */}}
 {{- define "selector.graceSeconds" -}}
-{{- $drain := add (ceil .Values.drainSeconds | int) 10 }}
+{{- $drain := add (ceil .Values.drainSeconds | int) 20 }}
 {{- if eq .Values.topology "shared" }}{{ $drain }}{{ else }}{{ add .Values.trainer.graceSeconds $drain }}{{ end }}
 {{- end }}
 
