@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test check format proto bench clean
+.PHONY: help demo test check format proto bench fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -48,6 +48,10 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench weights --soak 1000
 	$(BIN)/selector bench transport
 	$(BIN)/selector bench loader
+
+FUZZ_FLAGS ?= --inputs 50000 --seed 2026
+fuzz: $(VENV)/.dev ## hostile bytes for every decoder: 10^6 inputs (about 5 minutes)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --json benchmarks/results/fuzz.json $(FUZZ_FLAGS)
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
