@@ -32,7 +32,7 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test monitoring-test deploy-test check audit format proto manifests bench lock bundles image image-test clean
+.PHONY: help demo test monitoring-test deploy-test check audit format proto manifests bench fuzz lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -41,8 +41,9 @@ help: ## list the verbs
 demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html (about 3 minutes)
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
 
+# Two halves side by side; a file's tests stay together, for they share what they start.
 test: $(VENV)/.dev ## every test (10 to 15 minutes)
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
 	@command -v prometheus promtool >/dev/null || echo "prometheus is missing, most of this is skipped: apt-get install prometheus" >&2
@@ -102,6 +103,10 @@ image: ## build an image: ENGINE=docker|podman|buildah|SCRIPT TARGET=cpu|gpu TAG
 
 image-test: $(VENV)/.dev image ## build TARGET=cpu, run it for real with RUNNER=docker|podman, follow docs/deploy.md
 	SELECTOR_TEST_IMAGE=$(TAG) SELECTOR_TEST_RUNNER=$(RUNNER) $(BIN)/python -m pytest tests/deploy/test_image.py $(TEST_FLAGS)
+
+FUZZ_FLAGS ?= --inputs 50000 --seed 2026
+fuzz: $(VENV)/.dev ## hostile bytes for every decoder: 10^6 inputs (about 5 minutes)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --json benchmarks/results/fuzz.json $(FUZZ_FLAGS)
 
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
