@@ -6,7 +6,7 @@ ARG BASE=python:3.11-slim
 
 # The empty virtual environment that all stages fill. It has no pip: that of the base image installs into it.
 FROM ${BASE} AS venv
-ENV PIP_ONLY_BINARY=:all: PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_ONLY_BINARY=:all: PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/selector
 WORKDIR /build
 COPY deploy/image/tidy.py ./
@@ -16,10 +16,10 @@ FROM venv AS application
 ARG PIP_FIND_LINKS
 COPY deploy/image/requirements-build.txt ./
 RUN python -m venv /opt/build \
- && /opt/build/bin/pip install --no-deps --require-hashes --requirement requirements-build.txt
+ && /opt/build/bin/pip install --no-compile --no-deps --require-hashes --requirement requirements-build.txt
 COPY . ./source/
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels ./source \
- && python -m pip --python /opt/selector install --no-deps --no-index wheels/*.whl \
+ && python -m pip --python /opt/selector install --no-compile --no-deps --no-index wheels/*.whl \
  && /opt/selector/bin/python tidy.py /opt/selector
 
 # What they need: one large layer, the same as long as no pin changes.
@@ -27,8 +27,8 @@ FROM venv AS packages-cpu
 ARG PIP_FIND_LINKS
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt deploy/image/requirements-cpu.txt ./
-RUN python -m pip --python /opt/selector install --no-deps --require-hashes --requirement requirements-cpu.txt \
- && python -m pip --python /opt/selector install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+RUN python -m pip --python /opt/selector install --no-compile --no-deps --require-hashes --requirement requirements-cpu.txt \
+ && python -m pip --python /opt/selector install --no-compile --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     --constraint constraints.txt torch \
  && /opt/selector/bin/python tidy.py /opt/selector
 
@@ -37,8 +37,8 @@ FROM venv AS packages-gpu
 ARG PIP_FIND_LINKS
 ARG TORCH_INDEX=
 COPY constraints.txt deploy/image/requirements-gpu.txt ./
-RUN python -m pip --python /opt/selector install --no-deps --require-hashes --requirement requirements-gpu.txt \
- && python -m pip --python /opt/selector install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+RUN python -m pip --python /opt/selector install --no-compile --no-deps --require-hashes --requirement requirements-gpu.txt \
+ && python -m pip --python /opt/selector install --no-compile --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     --constraint constraints.txt torch \
  && /opt/selector/bin/python tidy.py /opt/selector
 

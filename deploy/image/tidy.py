@@ -30,7 +30,7 @@ def main(environment: str) -> int:
         shutil.rmtree(folder, ignore_errors=True)  # one may lie in another
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     # Templates and syntax of other Python versions in packages do not compile, and need not.
-    compileall.compile_dir(packages, quiet=2, workers=0, invalidation_mode=mode)
+    compileall.compile_dir(packages, quiet=2, workers=0, force=True, invalidation_mode=mode)
     return 0
 
 

@@ -173,6 +173,15 @@ print(json.dumps({
     assert torch.endswith("+cpu"), "not the build without CUDA"
 
 
+def test_its_compiled_code_names_no_time(running):
+    code = """
+import pathlib, sys
+compiled = list(pathlib.Path(sys.prefix).rglob("*.pyc"))
+print(len(compiled) > 3000, {file.open("rb").read(8)[4:] for file in compiled})
+"""
+    assert running.python(code) == "True {b'\\x01\\x00\\x00\\x00'}\n"
+
+
 def test_its_labels(running):
     labels = json.loads(engine("inspect", IMAGE).stdout)[0]["Config"]["Labels"]
     prefix = "org.opencontainers.image."
