@@ -137,6 +137,7 @@ class App:
         for one in (server, *others):
             await one.start()
         log.info("serving on %s, port %d, %s", self.config.listen, server.port, self._summary())
+        self._access.warn()
         log.info("memory: %s", self._guard or "not guarded")
         for one in others:
             log.info("%s is on %s, port %d", one.setting, one.listen, one.port)

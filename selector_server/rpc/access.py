@@ -31,7 +31,6 @@ class Access:
         self._tokens = self._read_tokens("token_file")
         self._admin_tokens = self._read_tokens("admin_token_file")
         self.interceptor = TokenInterceptor(self._tokens, self._admin_tokens)
-        self._warn()
 
     def refresh(self) -> None:
         """Takes files that changed, from the next connection or call on."""
@@ -78,11 +77,9 @@ class Access:
         return Reloaded([file], [file], lambda: Tokens.read(setting, file), self._counter(setting))
 
     def _counter(self, file: str) -> Callable[[str], None]:
-        for result in ("taken", "refused"):
-            self._metrics.secrets.labels(file, result)  # shown as 0 from the start
         return lambda result: self._metrics.secrets.labels(file, result).inc()
 
-    def _warn(self) -> None:
+    def warn(self) -> None:
         """Nobody should find out later that a sidecar was open to all."""
         config = self._config
         for setting, tokens in (("listen", self._tokens), ("admin_listen", self._admin_tokens or self._tokens)):

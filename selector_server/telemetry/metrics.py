@@ -1,5 +1,7 @@
 """Prometheus metrics, in base units, on a registry of their own."""
 
+from itertools import product
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from selector_server.telemetry.encoding import EncodingMetrics
@@ -162,5 +164,7 @@ class Metrics:
             self.stale.labels(action)
         for reason in ("full", "busy", "corrupt", "failed"):
             self.cache_problems.labels(reason)
+        for file, result in product(("tls", "token_file", "admin_token_file"), ("taken", "refused")):
+            self.secrets.labels(file, result)
         self.requests.labels("Select", "OK")
         self.request_seconds.labels("Select")

@@ -1,6 +1,7 @@
 """The process: start and its mistakes, configuration, health, reflection, metrics, draining. Real processes."""
 
 import json
+import logging
 import shutil
 import signal
 import socket
@@ -258,6 +259,8 @@ def test_an_address_that_cannot_be_bound(serve, address):
 @pytest.fixture
 def serve(capsys, monkeypatch):
     """Runs `selector serve` in this process, where only mistakes end it: exit status and its one line."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
 
     def run(*arguments, **environment):
         for name, value in environment.items():
@@ -266,6 +269,9 @@ def serve(capsys, monkeypatch):
             status = cli.main(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "", *map(str, arguments)])
         except SystemExit as error:
             status = error.code
+        finally:
+            root.handlers[:] = before[0]
+            root.setLevel(before[1])
         assert status == 2
         return one_line(capsys.readouterr().err)
 

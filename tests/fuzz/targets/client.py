@@ -8,7 +8,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from selector_client.breaker import Breaker
 from selector_client.channel import error_of
 from selector_client.core import Core
@@ -79,14 +83,17 @@ def answer_seeds() -> list[bytes]:
 
 
 class _Failed(grpc.RpcError):
-    def __init__(self, code: grpc.StatusCode, details: str | None) -> None:
-        self._code, self._details = code, details
+    def __init__(self, code: grpc.StatusCode, details: str | None, trailer: bytes) -> None:
+        self._code, self._details, self._trailer = code, details, trailer
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str | None:
         return self._details
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return (("grpc-status-details-bin", self._trailer),)
 
 
 @contextmanager
@@ -98,10 +105,11 @@ def failures(_: Path) -> Iterator[Decode]:
     codes = list(grpc.StatusCode)
 
     def decode(data: bytes) -> str:
-        first, info = split(data, 2)[:2]
-        error = _Failed(codes[first[0] % len(codes)] if first else codes[2], first[1:].decode(errors="replace") or None)
+        first, info, trailer = split(data, 3)[:3]
+        code = codes[first[0] % len(codes)] if first else codes[2]
+        error = _Failed(code, first[1:].decode(errors="replace") or None, trailer)
         ask = core.begin(candidates, 1, None)
-        found = error_of(error, "localhost:1")
+        found = error_of(error, "localhost:1", core.access)
         core.retry(ask, found)
         assert len(core.failed(ask, found).indices) == _PICKS
         try:
@@ -117,7 +125,11 @@ def failures(_: Path) -> Iterator[Decode]:
 
 def failure_seeds() -> list[bytes]:
     info = pb.GetServerInfoResponse(shared_memory_dir="/tmp", shared_memory_token="t", policies=["joint"])
-    return [joined([bytes([code]) + b"shared_memory.name is wrong", info.SerializeToString()]) for code in range(17)]
+    wait, status = any_pb2.Any(), Status(code=8, message="full")
+    wait.Pack(RetryInfo(retry_delay=Duration(seconds=1)))
+    status.details.append(wait)
+    parts = [info.SerializeToString(), status.SerializeToString()]
+    return [joined([bytes([code]) + b"shared_memory.name is wrong", *parts]) for code in range(17)]
 
 
 class _Selector:
@@ -186,6 +198,7 @@ TARGETS = (
             [
                 raw(b"shared_memory", b"\xff"),
                 message(pb.GetServerInfoResponse, "/", "/dev/shm", "/proc/self", "/dev/fd", "/dev/zero"),
+                message(Status),
             ]
         ),
         (SelectorClientError,),

@@ -23,8 +23,9 @@ from selector_server.encoding.decoder import Decoder
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.task import Samples
 from selector_server.errors import SelectorError
+from selector_server.memory import Pool
 from selector_server.rpc.ranks import to_member
-from selector_server.rpc.receive import Receiver
+from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status
 from selector_server.rpc.wire import to_task
@@ -49,8 +50,10 @@ def streams(folder: Path) -> Iterator[Decode]:
         for part in parts:
             yield pb.SelectRequest.FromString(part)
 
+    pool = Pool()
+
     async def receive(parts: list[bytes]) -> tuple[pb.Selection, memoryview]:
-        receiver = Receiver(messages(parts), 30.0, shared)
+        receiver = Receiver(messages(parts), Patience(30.0, 0), pool, shared)
         header = await receiver.header(config.max_payload_bytes)
         to_member(header, config)
         return header, await receiver.payload()
