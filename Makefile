@@ -42,7 +42,7 @@ demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
 
 # Two halves side by side; a file's tests stay together, for they share what they start.
-test: $(VENV)/.dev ## every test (10 to 15 minutes)
+test: $(VENV)/.dev ## every test (15 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
