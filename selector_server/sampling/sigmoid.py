@@ -22,29 +22,33 @@ class Sigmoid(Running):
         super().__init__(models, tile_bytes, fused)
         self._strips = _Strips(models, tile_bytes, fused)
         own = [(weight, model.own_logits) for weight, model in models]
-        self._own = self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
+        self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
         self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
-        self._picked: list[Tensor] = []
+        self._total = 0.0
 
     def scores(self) -> Tensor:
         return self._score
 
     def add(self, chunk: Chunk) -> None:
-        self._picked.append(chunk.rows)
-        self._score = self._score + self._strips.of(chunk)
+        strip = self._strips.of(chunk)
+        self._count(chunk, strip[chunk.rows])
+        self._score = self._score + strip
 
     def finish(self, chunk: Chunk) -> float:
-        # Only the picks' own scores matter now, and with this chunk they hold each pair of picks twice, and each pick
-        # with itself as a negative, twice.
-        rows = torch.cat([*self._picked, chunk.rows])
-        picks = _Strips([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes, self.fused)
-        complete = self._score[rows] + picks.of(chunk)
-        return float(((self._own[rows] + complete) / 2 - self._itself[rows]).sum())
+        picks = _Strips([(weight, model.at(chunk.rows)) for weight, model in self.models], self.tile_bytes, self.fused)
+        self._count(chunk, picks.of(chunk))
+        return self._total
 
     def uniform_total(self, picks: int) -> float:
         rows = self.sample(SAMPLE)
         pairs = pairs_of([(weight, model.at(rows)) for weight, model in self.models])
-        return uniform_total(self._own[rows], pairs, picks, own_mean=float(self._own.mean()))
+        return uniform_total(self._score[rows], pairs, picks, own_mean=float(self._score.mean()))
+
+    def _count(self, chunk: Chunk, strip: Tensor) -> None:
+        """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,
+        and each pick with itself as a negative, twice."""
+        itself = self._itself[chunk.rows]
+        self._total += float(self._score[chunk.rows].sum()) + float((strip / 2 - itself).sum())
 
 
 class _Strips:

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 from selector_server.sampling.embedded import Embedded
 
 # Bytes of logits held at once. On a CPU they stay in the cache between the product and the sum; a GPU wants them large.
-CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 256
+CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 512
 GPU_TILE_BYTES, GPU_TILE_ROWS = 256 << 20, 16384
 
 
