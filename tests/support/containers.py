@@ -6,6 +6,8 @@ import subprocess
 import time
 import uuid
 
+import grpc
+
 from support.processes import Sidecar, eventually, free_port
 
 IMAGE = os.environ.get("SELECTOR_TEST_IMAGE", "")
@@ -26,7 +28,7 @@ class Container(Sidecar):
     """`selector serve` in a container whose ports are on the host's loopback address."""
 
     def __init__(self, *flags, **settings) -> None:
-        self.name, self._channel = f"selector-test-{uuid.uuid4().hex[:8]}", None
+        self.name, self._channel, self._dial = f"selector-test-{uuid.uuid4().hex[:8]}", None, grpc.insecure_channel
         self.port, self.metrics_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         addresses = {"listen": f"0.0.0.0:{self.port}", "metrics_listen": f"0.0.0.0:{self.metrics_port}"}
