@@ -1,7 +1,9 @@
-"""Super-batches of a map-style dataset's indices, in an order that a seed decides."""
+"""A map-style dataset: super-batches of its indices, in an order that a seed decides, and the samples picked."""
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 
@@ -53,6 +55,36 @@ class SuperBatches:
         epoch, cursor = whole(state, "epoch"), whole(state, "cursor")
         self._iteration += 1
         self._epoch, self._cursor = epoch, cursor
+
+
+class Taken:
+    """Reads the picks of a super-batch of indices from a map-style dataset, in `workers` threads of this process."""
+
+    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any], workers: int) -> None:
+        self._dataset, self._collate, self._workers = dataset, collate, workers
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_threads": None}
+
+    def __call__(self, indices: NDArray[np.int64], picks: NDArray[np.int64]) -> Any:
+        return self._collate(list(self._map(self._sample, indices[picks].tolist())))
+
+    def _sample(self, index: int) -> Any:
+        return self._dataset[index]
+
+    @property
+    def _map(self) -> Callable[..., Iterator[Any]]:
+        if not self._workers:
+            return map
+        if self._threads is None or self._threads[0] != os.getpid():  # a forked child has none of its parent's threads
+            self._threads = os.getpid(), ThreadPoolExecutor(self._workers, thread_name_prefix="selecting-loader-decode")
+        return self._threads[1].map
+
+
+def with_ids(view: Callable[[Any], Mapping[str, Any]], indices: NDArray[np.int64]) -> dict[str, Any]:
+    """What the view shows, with the indices as ids unless it has some."""
+    return {"ids": indices} | dict(view(indices))
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -2,21 +2,22 @@
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
 from selector_client.ahead import ahead
-from selector_client.dataset import SuperBatches, collate
+from selector_client.dataset import SuperBatches, Taken, collate, with_ids
 from selector_client.forms import default_take, default_view
+from selector_client.progress import Progress
 from selector_client.request import TooFew
 from selector_client.selection import Selection
-from selector_client.state import indices, items, part, text, whole
+from selector_client.source import Place, Source
+from selector_client.state import Picked, State, process_name
 
 # The deadline of a selection is this many steps for each that it may be ahead, and never less than a second: what is
 # late by so much is lost to the trainer.
@@ -28,38 +29,33 @@ ENOUGH_STEPS = 10
 
 
 @dataclass
-class Progress:
-    """Of all iterations so far. `wait_seconds` is how long the trainer waited for sub-batches, `step_seconds` how long
-    it worked on them; `fallbacks` counts uniform sub-batches by reason, `stale` those that older weights scored than
-    the settings accept; `dropped` super-batches were too short."""
-
-    steps: int = 0
-    candidates: int = 0
-    picks: int = 0
-    wait_seconds: float = 0.0
-    step_seconds: float = 0.0
-    stale: int = 0
-    dropped: int = 0
-    lag_steps: int | None = None
-    fallbacks: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        share = self.wait_seconds / max(1e-9, self.wait_seconds + self.step_seconds)
-        lag = "" if self.lag_steps is None else f", weights {self.lag_steps} steps old"
-        failed = ", ".join(f"{count} x {reason}" for reason, count in self.fallbacks.items()) or "none"
-        return f"{self.steps} steps, {share:.1%} of the time waited, fallbacks: {failed}{lag}"
-
-
-@dataclass
 class _Item:
-    """A sub-batch, and the state from which the next one follows."""
+    """A sub-batch, and the place from which the next one follows."""
 
     super_batch: Any
-    selection: Selection
+    picked: Picked
     candidates: int
-    drawn: int  # super-batches of this iteration, with this one
-    source: Any  # state of the super-batches
-    count: int  # selections of the selector
+    place: Place
+
+
+class _Iteration:
+    """From `place` on: what is out with the trainer, what was made and not yet yielded, and picks kept from before."""
+
+    def __init__(self, place: Place, count: int, kept: Iterable[Picked] = (), *, begun: bool = True) -> None:
+        self.place, self.count, self.begun = place, count, begun
+        self.out: deque[_Item] = deque()
+        self.made: deque[_Item] = deque()
+        self.kept = deque(kept)
+
+    def pending(self) -> list[Picked]:
+        """All picks that follow `place`, in order."""
+        return [*(item.picked for item in (*self.out, *self.made)), *self.kept]
+
+    def used(self) -> None:
+        """The trainer is done with the sub-batch that is out for longest."""
+        if self.out:
+            item = self.out.popleft()
+            self.place, self.count = item.place, item.picked.count
 
 
 class SelectingLoader:
@@ -71,13 +67,13 @@ class SelectingLoader:
     ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1, one after the other;
     at 0, while the trainer waits. `first_step` is the trainer step of the first sub-batch.
     `deadline` seconds bound each selection; by default they follow the trainer's own step time, within the selector's
-    timeout. A super-batch of which fewer can be picked than of the first one (the last of an epoch) is dropped, unless
-    `last="keep"`.
+    timeout, which counts for ranks that select as one. A super-batch of which fewer can be picked than of those before
+    (the last of an epoch) is dropped, unless `last="keep"`.
 
     `last` is the Selection behind the sub-batch yielded last (`last.fallback` says why it is uniform), `progress`
     counts. `state_dict()` and `load_state_dict()` resume exactly: picks that were received and not yet yielded are
-    yielded after it, without asking again. `super_batches` with those two methods are resumed by them, others by
-    drawing and leaving out what was yielded before.
+    yielded after it, without asking again; ranks that select as one ask again, all of them. `super_batches` with those
+    two methods are resumed by them, others by drawing and leaving out what was yielded before.
     """
 
     def __init__(
@@ -98,18 +94,26 @@ class SelectingLoader:
             raise ValueError(f"deadline is {deadline}; must be positive")
         if last not in ("drop", "keep"):
             raise ValueError(f"last is {last!r}; must be 'drop' or 'keep'")
-        self._super_batches, self._selector = super_batches, selector
+        self._source, self._selector = Source(super_batches), selector
         self._view, self._take = view or default_view, take or default_take
         self._prefetch, self._first_step, self._deadline, self._keep = prefetch, first_step, deadline, last == "keep"
         self.last: Selection | None = None
         self.progress = Progress()
         self._steps: deque[float] = deque(maxlen=OBSERVED_STEPS)
         self._picks: int | None = None
+        self._told = False  # when a sub-batch was used
         self._lock = threading.Lock()
-        self._made: deque[_Item] = deque()  # and not yet yielded
-        self._yielded: _Item | None = None
-        self._resumed: deque[Selection] = deque()
-        self._skip = 0
+        self._iteration = _Iteration(Place(), self._count, begun=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            now = self._iteration
+            resting = _Iteration(now.place, now.count, now.pending(), begun=False)
+        return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_iteration": resting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     @classmethod
     def over(
@@ -128,15 +132,9 @@ class SelectingLoader:
         """Over a map-style dataset (`len(dataset)`, `dataset[i]`): draws B indices, shows the sidecar
         `view(indices)`, low-resolution images and texts in the form of `Selector.select`'s arguments, and calls
         `dataset[i]`, in `workers` threads, for the picks only. Indices are the samples' ids unless the view has ids."""
-        threads = ThreadPoolExecutor(workers, thread_name_prefix="selecting-loader-decode") if workers else None
-        read = map if threads is None else threads.map
-        return cls(
-            SuperBatches(len(dataset), super_batch_size, seed=seed, shuffle=shuffle),
-            selector,
-            view=lambda indices: {"ids": indices} | dict(view(indices)),
-            take=lambda indices, picks: collate(list(read(lambda index: dataset[int(index)], indices[picks]))),
-            **options,
-        )
+        super_batches = SuperBatches(len(dataset), super_batch_size, seed=seed, shuffle=shuffle)
+        take = Taken(dataset, collate, workers)
+        return cls(super_batches, selector, view=partial(with_ids, view), take=take, **options)
 
     @property
     def wait_seconds(self) -> float:
@@ -144,133 +142,153 @@ class SelectingLoader:
         return self.progress.wait_seconds
 
     def __len__(self) -> int:
-        return len(self._super_batches)  # type: ignore[arg-type]
+        return len(self._source)
 
     def __iter__(self) -> Iterator[Any]:
-        self._rewind()
+        iteration, start = self._begin()
         # From two on, a thread of its own selects while another one takes the picks of the selection before.
-        selected = ahead(self._selected(self._made), max(0, self._prefetch - 1))
+        selected = ahead(self._selected(iteration, start), max(0, self._prefetch - 1))
         batches = ahead(self._taken(selected), min(1, self._prefetch))
         while True:
             started = time.perf_counter()
             found = next(batches, None)
             self.progress.wait_seconds += time.perf_counter() - started
             if found is None:
-                with self._lock:
-                    self._yielded = None  # what follows is a new beginning
+                self._end(iteration)
                 return
             item, batch = found
             with self._lock:
-                self._made.popleft()
-                self._yielded = item
-            self._count(item)
+                iteration.out.append(iteration.made.popleft())
+                if not self._told:
+                    iteration.used()
+            self.last = item.picked.selection
+            self.progress.add(item.picked.selection, item.candidates)
             started = time.perf_counter()
             yield batch
             self._steps.append(time.perf_counter() - started)
             self.progress.step_seconds += self._steps[-1]
 
+    def tell_used(self) -> None:
+        """From now on `used` is called for every sub-batch. For trainers that fetch the next one before they train on
+        the present one: a state then begins after the last one that was used, not after the last one yielded."""
+        self._told = True
+
+    def used(self) -> None:
+        """The trainer is done with the sub-batch that was yielded first of those it is not done with."""
+        with self._lock:
+            self._iteration.used()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and texts: what was yielded, and the picks that were made ahead."""
         with self._lock:
-            made, last = list(self._made), self._yielded
-        newest = made[-1] if made else last
-        core = getattr(self._selector, "core", None)
-        return {
-            "steps": self.progress.steps,
-            "drawn": 0 if last is None else last.drawn,
-            "source": self._source_state() if last is None else last.source,
-            "picks": self._picks,
-            "ahead": [{"indices": i.selection.indices.tolist(), "fallback": i.selection.fallback} for i in made],
-            "selector": None if core is None else [core.seed, core.count if newest is None else newest.count],
-        }
+            now = self._iteration
+            # Each rank is ahead as far as its threads are: what all must ask alike begins where the trainers are.
+            ahead = [] if self._joint else now.pending()
+            seed = None if self._core is None else self._core.seed
+            steps = self.progress.steps - len(now.out)
+            return State(steps, now.place, self._picks, seed, now.count, ahead).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from there. To be called before it begins. Raises ValueError, and changes nothing
-        then, if it cannot be the state of such a loader."""
-        steps, drawn = whole(state, "steps"), whole(state, "drawn")
-        picks = None if part(state, "picks") is None else whole(state, "picks")
-        ahead = [Selection(indices=indices(one), fallback=text(one, "fallback")) for one in items(state, "ahead")]
-        numbers, source = None if part(state, "selector") is None else items(state, "selector"), part(state, "source")
-        if numbers is not None and not (len(numbers) == 2 and all(type(one) is int for one in numbers)):
-            raise ValueError(f"state: selector is {str(numbers)[:100]}; must be two whole numbers")
-        if source is not None:
-            if not hasattr(self._super_batches, "load_state_dict"):
-                raise ValueError("state: source is set; these super_batches have no load_state_dict")
-            self._super_batches.load_state_dict(source)
-        self.progress.steps, self._picks, self._skip = steps, picks, 0 if source is not None else drawn
-        self._made.clear()
-        self._yielded, self._resumed = None, deque(ahead)
-        if numbers is not None:
-            self._selector.core.seed, self._selector.core.count = numbers
-
-    def _rewind(self) -> None:
-        """Super-batches that can go back to what was not yielded when the last iteration was left do so, and its
-        picks stay; others begin as they like."""
+        then, if it cannot be the state of such a loader. Of a state that another rank saved, seed and picks are that
+        rank's own: its place counts, and the next super-batches are asked for anew."""
+        loaded = State.from_dict(state)
+        self._source.go_to(loaded.place)
+        own = loaded.process == process_name()
+        kept = loaded.ahead if own and not self._joint else []
+        self.progress.steps, self._picks = loaded.steps, loaded.picks
+        if self._core is not None:
+            self._core.count = kept[-1].count if kept else loaded.count
+            if own and loaded.seed is not None:
+                self._core.seed = loaded.seed
         with self._lock:
-            left, self._made = list(self._made), deque()
-            last, self._yielded = self._yielded, None
-        if last is not None and last.source is not None:
-            self._super_batches.load_state_dict(last.source)  # type: ignore[attr-defined]
-            self._resumed.extendleft(item.selection for item in reversed(left))
+            self._iteration = _Iteration(loaded.place, loaded.count, kept, begun=False)
+
+    def _begin(self) -> tuple[_Iteration, Place]:
+        """A new iteration, and where it starts. After one that was left, super-batches that can go back to what was not
+        yielded do so, and its picks stay; others begin as they like."""
+        with self._lock:
+            before = self._iteration
+            place, kept = before.place, before.pending()
+            if before.begun and place.state is None:
+                place, kept = Place(), []
+            elif before.begun and self._joint:
+                kept = []
+            self.progress.steps -= len(before.out)
+            here = self._source.here() if place == Place() else place
+            self._iteration = _Iteration(here, self._count, kept)
+            return self._iteration, place
+
+    def _end(self, iteration: _Iteration) -> None:
+        """What follows the last sub-batch is a new beginning."""
+        with self._lock:
+            if self._iteration is not iteration:
+                return
+            here = self._source.here()
+            if iteration.out:
+                last = iteration.out[-1]
+                last.place, last.picked = here, replace(last.picked, count=self._count)
+            else:
+                iteration.place, iteration.count = here, self._count
 
     def _taken(self, selected: Iterator[_Item]) -> Iterator[tuple[_Item, Any]]:
         with closing(selected):  # type: ignore[type-var] # a generator
             for item in selected:
-                yield item, self._take(item.super_batch, item.selection.indices)
+                yield item, self._take(item.super_batch, item.picked.selection.indices)
 
-    def _selected(self, made: deque[_Item]) -> Iterator[_Item]:
-        super_batches = iter(self._super_batches)
-        drawn, step = self._skip, self._first_step + self.progress.steps
-        next(islice(super_batches, self._skip, self._skip), None)
-        self._skip = 0
-        for super_batch in super_batches:
-            drawn += 1
-            source = self._source_state()
-            try:
-                selection, candidates = self._select(super_batch, step)
-            except TooFew:
-                if self._picks is None:
-                    raise
+    def _selected(self, iteration: _Iteration, start: Place) -> Iterator[_Item]:
+        step = self._first_step + self.progress.steps  # goes on over epochs
+        for super_batch, place in self._source.after(start):
+            kept, candidates = bool(iteration.kept), 0
+            if kept:
+                picked = iteration.kept[0]
+            elif (asked := self._ask(super_batch, step)) is not None:
+                selection, candidates = asked
+                picked = Picked(selection, self._count)
+            else:
                 self.progress.dropped += 1
                 continue
-            self._picks = self._picks or len(selection.indices)
-            if len(selection.indices) != self._picks and not self._keep:
-                self.progress.dropped += 1
-                continue
-            step += 1  # goes on over epochs
-            core = getattr(self._selector, "core", None)
-            count = 0 if core is None else core.count
-            item = _Item(super_batch, selection, candidates, drawn, source, count)
+            step += 1
+            item = _Item(super_batch, picked, candidates, place)
             with self._lock:
-                made.append(item)
+                if kept:
+                    iteration.kept.popleft()
+                iteration.made.append(item)
             yield item
 
-    def _select(self, super_batch: Any, step: int) -> tuple[Selection, int]:
-        if self._resumed:
-            return self._resumed.popleft(), 0
+    def _ask(self, super_batch: Any, step: int) -> tuple[Selection, int] | None:
+        """The selection and the number of candidates, None if it is too short."""
         arguments = dict(self._view(super_batch))
         if (timeout := self._timeout()) is not None:
             arguments["timeout"] = timeout
-        return self._selector.select(**arguments, step=step), len(arguments.get("images", ()))
+        try:
+            selection = self._selector.select(**arguments, step=step)
+        except TooFew:
+            if self._picks is None:
+                raise
+            return None
+        if len(selection.indices) < (self._picks or 0) and not self._keep:
+            return None
+        self._picks = max(self._picks or 0, len(selection.indices))
+        return selection, len(arguments.get("images", ()))
 
     def _timeout(self) -> float | None:
-        if self._deadline is not None or len(self._steps) < ENOUGH_STEPS:
+        if self._deadline is not None or self._joint or len(self._steps) < ENOUGH_STEPS:
             return self._deadline
-        core = getattr(self._selector, "core", None)
-        most = float("inf") if core is None else core.timeout
+        most = float("inf") if self._core is None else self._core.timeout
         observed = DEADLINE_STEPS * (1 + self._prefetch) * median(self._steps)
         return None if observed >= most else min(most, max(MIN_DEADLINE_SECONDS, observed))
 
-    def _source_state(self) -> Any:
-        return self._super_batches.state_dict() if hasattr(self._super_batches, "state_dict") else None
+    @property
+    def _core(self) -> Any:
+        return getattr(self._selector, "core", None)
 
-    def _count(self, item: _Item) -> None:
-        progress, selection = self.progress, item.selection
-        self.last = selection
-        progress.steps += 1
-        progress.candidates += item.candidates
-        progress.picks += len(selection.indices)
-        progress.stale += selection.stale
-        progress.lag_steps = selection.weights_lag_steps
-        if selection.fallback:
-            progress.fallbacks[selection.fallback] += 1
+    @property
+    def _count(self) -> int:
+        """Selections of the selector; with its seed, it decides the noise of the next one."""
+        return 0 if self._core is None else self._core.count
+
+    @property
+    def _joint(self) -> bool:
+        """Whether ranks select as one."""
+        return self._core is not None and self._core.settings.world_size > 1

@@ -1,12 +1,74 @@
-"""Parts of a state_dict, which a checkpoint kept and anybody may have changed. Each raises ValueError."""
+"""A loader's state_dict, which a checkpoint kept and anybody may have changed: each part of it raises ValueError."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_client.selection import Selection
+from selector_client.source import Place
+
 _MOST = 2**63 - 1
+
+
+def process_name() -> str:
+    """Which of the trainer's processes this is, as torchrun, or Lightning's own launcher, numbers them."""
+    environment = os.environ
+    return environment.get("RANK") or f"{environment.get('NODE_RANK', 0)}.{environment.get('LOCAL_RANK', 0)}"
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A selection, and how many its selector had made with it."""
+
+    selection: Selection
+    count: int
+
+
+@dataclass(frozen=True)
+class State:
+    """`place` and `count` (of the selector's selections) are those after `steps` sub-batches; `ahead` follow it."""
+
+    steps: int
+    place: Place
+    picks: int | None
+    seed: int | None
+    count: int
+    ahead: Sequence[Picked]
+    process: str = field(default_factory=process_name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and texts."""
+        ahead = [(one.selection.indices.tolist(), one.selection.fallback, one.count) for one in self.ahead]
+        return {
+            "steps": self.steps,
+            "drawn": self.place.drawn,
+            "source": self.place.state,
+            "picks": self.picks,
+            "seed": self.seed,
+            "count": self.count,
+            "ahead": [{"indices": i, "fallback": fallback, "count": count} for i, fallback, count in ahead],
+            "process": self.process,
+        }
+
+    @staticmethod
+    def from_dict(state: Any) -> "State":
+        """Raises ValueError."""
+        return State(
+            whole(state, "steps"),
+            Place(whole(state, "drawn"), part(state, "source")),
+            None if part(state, "picks") is None else whole(state, "picks"),
+            None if part(state, "seed") is None else whole(state, "seed", 2**64 - 1),
+            whole(state, "count"),
+            [
+                Picked(Selection(indices=indices(one), fallback=text(one, "fallback")), whole(one, "count"))
+                for one in items(state, "ahead")
+            ],
+            text(state, "process"),
+        )
 
 
 def part(state: Any, name: str) -> Any:
@@ -16,9 +78,9 @@ def part(state: Any, name: str) -> Any:
     return state[name]
 
 
-def whole(state: Any, name: str) -> int:
-    """A number from 0 to 2^63 - 1."""
-    return _whole(part(state, name), name)
+def whole(state: Any, name: str, most: int = _MOST) -> int:
+    """A number from 0 to `most`."""
+    return _whole(part(state, name), name, most)
 
 
 def text(state: Any, name: str) -> str:
@@ -43,7 +105,7 @@ def indices(state: Any) -> NDArray[np.int64]:
     return np.array(values, np.int64)
 
 
-def _whole(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
-        raise ValueError(f"state: {name} is {str(value)[:100]}; must be 0 to {_MOST}")
+def _whole(value: Any, name: str, most: int = _MOST) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"state: {name} is {str(value)[:100]}; must be 0 to {most}")
     return value
