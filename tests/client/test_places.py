@@ -1,0 +1,263 @@
+"""Where a loader stands, whatever its trainer and its threads are doing: nothing is lost, repeated or mixed up."""
+
+import json
+import pickle
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from selector_client import SelectingLoader, Selection, Selector
+from selector_client.dataset import SuperBatches
+from selector_client.request import TooFew
+from support.loaders import BATCH, SIZE, Chooser, over, rest, saved
+from support.processes import eventually
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_trainers_that_stop_at_the_length_see_every_epoch(prefetch):
+    """As transformers' does, and Lightning's: they never ask for what comes after the last one."""
+    loader, found = over(Chooser(), prefetch=prefetch), []
+    for _ in range(4):
+        iterator = iter(loader)
+        found.append([next(iterator) for _ in range(len(loader))])
+        del iterator
+    assert [len(epoch) for epoch in found] == [5] * 4
+    assert [batch for epoch in found for batch in epoch] == rest(over(Chooser()), 20)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list"])
+def test_a_state_of_an_epochs_end_goes_on_with_the_next_epoch(kind):
+    def loader():
+        chooser = Chooser()
+        lists = [{"images": np.arange(i, i + 8), "texts": np.arange(8)} for i in range(4)]
+        return over(chooser) if kind == "dataset" else SelectingLoader(lists, chooser, prefetch=0)
+
+    one = loader()
+    iterator = iter(one)
+    for _ in range(len(one)):
+        next(iterator)
+    other = loader()
+    other.load_state_dict(saved(one))
+    assert len(list(other)) == len(other)
+    assert len(list(other)) == len(other)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
+@pytest.mark.parametrize("again", [0, 1, 2])
+def test_states_of_a_loader_that_has_just_been_loaded(prefetch, again):
+    """A job is stopped, loads, and saves before its first sub-batch or soon after it."""
+    wanted = rest(over(Chooser()), 12)
+    loader = over(Chooser(), prefetch=prefetch)
+    found = rest(loader, 2)
+    state = saved(loader)
+    for count in (again, again):
+        loader = over(Chooser(seed=99), prefetch=prefetch)
+        loader.load_state_dict(state)
+        assert {**saved(loader), "ahead": []} == {**state, "ahead": []}
+        found += rest(loader, count)
+        state = saved(loader)
+    loader = over(Chooser(seed=99), prefetch=prefetch)
+    loader.load_state_dict(state)
+    assert found + rest(loader, 12 - len(found)) == wanted
+    assert loader.progress.steps == 12
+
+
+def test_a_state_taken_while_the_first_sub_batch_is_waited_for():
+    """By a signal handler, or another thread."""
+    chooser = Chooser()
+    loader, found = over(chooser, prefetch=2), []
+    loader.load_state_dict(saved(over(Chooser())))
+    chooser.wait = 0.3
+    thread = threading.Thread(target=lambda: found.extend(rest(loader, 1)))
+    thread.start()
+    eventually(lambda: chooser.steps)
+    state = saved(loader)
+    thread.join()
+    other = over(Chooser(seed=99))
+    other.load_state_dict(state)
+    assert rest(other, 7) == rest(over(Chooser()), 7)
+
+
+class Slow:
+    """Super-batches that keep their place, and take their time over the one after the first."""
+
+    def __init__(self):
+        self.inner, self.free = SuperBatches(SIZE, BATCH, seed=3), threading.Event()
+        self.state_dict = self.inner.state_dict
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+    def __iter__(self):
+        for number, found in enumerate(self.inner):
+            if number == 2 and not self.free.is_set():
+                self.free.wait(0.5)
+            yield {"images": found, "texts": found}
+
+
+def test_a_thread_of_an_iteration_that_was_left_takes_nothing_from_the_next():
+    loader = SelectingLoader(Slow(), Chooser(), prefetch=2)
+    plain = SelectingLoader(Slow(), Chooser(), prefetch=0)
+    found = []
+    for batch in loader:
+        found.append(batch["images"].tolist())
+        eventually(lambda: len(loader.state_dict()["ahead"]) == 1)
+        time.sleep(0.05)  # the thread waits for the third super-batch
+        break
+    found += [batch["images"].tolist() for batch in loader]
+    wanted = [batch["images"].tolist() for batch in plain]
+    assert [sorted(batch) for batch in found[:2]] == [sorted(batch) for batch in wanted[:2]], "picks of their own"
+    assert len(np.unique(np.concatenate(found))) == sum(map(len, found)) == 15
+
+
+# Trainers that fetch ahead
+
+
+def test_what_was_fetched_and_not_used_comes_again():
+    wanted = rest(over(Chooser()), 8)
+    loader = over(Chooser(), prefetch=2)
+    loader.tell_used()
+    iterator = iter(loader)
+    fetched = [next(iterator)]
+    for _ in range(3):
+        fetched.append(next(iterator))
+        loader.used()
+    assert fetched == wanted[:4]
+    state = saved(loader)
+    assert state["steps"] == 3
+    other = over(Chooser(seed=99), prefetch=2)
+    other.load_state_dict(state)
+    assert rest(other, 5) == wanted[3:]
+    del iterator
+    found = []
+    for _ in range(2):
+        for batch in loader:
+            found.append(batch)
+            loader.used()
+    assert found[:5] == wanted[3:], "also in the same process"
+    assert (len(found), loader.progress.steps) == (7, 10)
+
+
+def test_the_last_sub_batch_of_an_epoch_may_still_be_in_use():
+    loader = over(Chooser())
+    loader.tell_used()
+    iterator = iter(loader)
+    fetched = [next(iterator)]
+    for batch in iterator:
+        loader.used()
+        fetched.append(batch)
+    assert len(fetched) == 5
+    before = saved(loader)
+    loader.used()
+    after = saved(loader)
+    for state, count in ((before, 6), (after, 5)):
+        other = over(Chooser(seed=99))
+        other.load_state_dict(state)
+        assert rest(other, count) == rest(over(Chooser()), 10)[-count:]
+
+
+# Ranks
+
+
+def test_ranks_that_select_as_one_ask_again_from_where_their_trainers_are():
+    states = []
+    for ahead in (1, 3):
+        chooser = Chooser(world_size=2)
+        loader = over(chooser, prefetch=ahead)
+        iterator = iter(loader)
+        next(iterator), next(iterator)
+        eventually(lambda wanted=2 + ahead, asked=chooser: len(asked.steps) == wanted)
+        states.append(saved(loader))
+        assert states[-1]["ahead"] == []
+        del iterator
+        rest(loader, 1)
+        assert chooser.steps.count(2) == 2, "the step is asked for again after an iteration that was left"
+    assert states[0] == states[1], "however far a rank's threads are ahead"
+    chooser = Chooser(seed=99, world_size=2)
+    loader = over(chooser)
+    loader.load_state_dict(states[1])
+    assert rest(loader, 5) == rest(over(Chooser(world_size=2)), 7)[2:]
+    assert chooser.steps == [2, 3, 4, 5, 6]
+
+
+def test_ranks_that_select_as_one_have_the_selectors_own_timeout():
+    chooser = Chooser(world_size=2)
+    rest(over(chooser), 15)
+    assert set(chooser.timeouts) == {None}
+
+
+def test_of_another_ranks_state_only_the_place_counts(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    loader = over(Chooser(seed=5), prefetch=2)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    eventually(lambda: len(loader.state_dict()["ahead"]) == 2)
+    state = saved(loader)
+    monkeypatch.setenv("RANK", "1")
+    chooser = Chooser(seed=7)
+    other = over(chooser)
+    other.load_state_dict(state)
+    assert rest(other, 5) == rest(over(Chooser(seed=7)), 7)[2:], "as a rank of its own seed that goes on"
+    assert (chooser.core.seed, chooser.steps) == (7, [2, 3, 4, 5, 6])
+
+
+# Short ones, copies, mistakes
+
+
+def pictures(indices):
+    return {"images": np.zeros((len(indices), 2, 2, 3), np.uint8), "texts": np.zeros((len(indices), 2), np.int64)}
+
+
+def pieces(*sizes):
+    return [{"images": np.arange(size), "texts": np.arange(size)} for size in sizes]
+
+
+def test_only_shorter_ones_are_dropped():
+    loader = SelectingLoader(pieces(8, 40, 40, 8, 44), Chooser())
+    assert [len(batch["images"]) for batch in loader] == [2, 10, 10, 11]
+    assert loader.progress.dropped == 1
+    loader = SelectingLoader(pieces(40, 8), Chooser(), last="keep")
+    assert [len(batch["images"]) for batch in loader] == [10, 2]
+    loader = SelectingLoader(pieces(40, 8), Chooser(picks=10))
+    assert [len(batch["images"]) for batch in loader] == [10]
+    with pytest.raises(TooFew):
+        list(SelectingLoader(pieces(8, 40), Chooser(picks=10)))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_copy_in_another_process_goes_on_from_there(monkeypatch, prefetch):
+    def loader_of(selector):
+        return over(selector, prefetch=prefetch, view=pictures)
+
+    monkeypatch.setenv("SELECTOR_OFF", "1")
+    one, other = (Selector("localhost:1", filter_ratio=0.75, seed=1) for _ in range(2))
+    wanted, loader = rest(loader_of(one), 6), loader_of(other)
+    found = rest(loader, 2)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert found + rest(copy, 4) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": -1}, "steps is -1"),
+        ({"drawn": "2"}, "drawn is 2"),
+        ({"seed": 1 << 64}, "seed is"),
+        ({"count": None}, "count is None"),
+        ({"process": 3}, "process is 3"),
+        ({"ahead": [{"indices": [1, 1], "fallback": "", "count": 1}]}, "indices are"),
+        ({"ahead": [{"indices": [1], "fallback": ""}]}, "count is missing"),
+        ({"source": {"epoch": 0}}, "cursor is missing"),
+    ],
+)
+def test_a_state_that_cannot_be_changes_nothing(change, named):
+    loader = over(Chooser())
+    rest(loader, 3)
+    before = saved(loader)
+    with pytest.raises(ValueError, match=named):
+        loader.load_state_dict(before | change)
+    assert saved(loader) == before
+    with pytest.raises(ValueError, match="have no load_state_dict"):
+        SelectingLoader([], Chooser()).load_state_dict(before)

@@ -1,0 +1,63 @@
+"""Loaders whose picks are known without a sidecar."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+from selector_client import SelectingLoader, Selection
+from selector_client.request import TooFew
+
+SIZE, BATCH = 60, 12
+
+
+class Chooser:
+    """Picks a quarter, by seed and count, as a sidecar would; and remembers what it was asked."""
+
+    def __init__(self, seed=5, world_size=1, picks=None):
+        settings = SimpleNamespace(world_size=world_size)
+        self.core = SimpleNamespace(seed=seed, count=0, timeout=10.0, settings=settings)
+        self.steps, self.timeouts, self._picks, self.wait = [], [], picks, 0.0
+
+    def select(self, images, texts, *, step, ids=None, timeout=None):
+        self.steps.append(step)
+        self.timeouts.append(timeout)
+        number = self.core.seed + self.core.count
+        self.core.count += 1
+        picks = self._picks or len(images) // 4
+        if picks > len(images):
+            raise TooFew(f"{picks} picks of {len(images)} candidates")
+        time.sleep(self.wait)
+        return Selection(indices=np.random.default_rng(number).choice(len(images), picks, replace=False))
+
+
+def shown(indices):
+    return {"images": indices, "texts": indices}
+
+
+class Numbers:
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        return index
+
+
+def over(chooser, **options):
+    options = {"super_batch_size": BATCH, "view": shown, "seed": 3, "collate": list, "prefetch": 0} | options
+    return SelectingLoader.over(Numbers(), chooser, **options)
+
+
+def rest(loader, count):
+    """So many sub-batches, over the ends of epochs."""
+    found = []
+    while len(found) < count:
+        for batch in loader:
+            found.append(batch)
+            if len(found) == count:
+                break
+    return found
+
+
+def saved(loader):
+    return json.loads(json.dumps(loader.state_dict()))
