@@ -20,7 +20,8 @@ from selector_client.transport import Metadata
 
 
 class AsyncSelector:
-    """Selector for one event loop; arguments, results and errors are those of Selector."""
+    """Selector for one event loop; arguments, results and errors are those of Selector. Payloads go in the stream,
+    never through shared memory: copying would hold the loop up."""
 
     def __init__(
         self,
@@ -150,3 +151,9 @@ class AsyncSelector:
             if status_lost(error):
                 raise RemoteError("unavailable", f"{self.core.address}: refused while the request was sent") from error
             raise error_of(error, self.core.address, self.core.access) from error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise Unreachable("cancelled", f"{self.core.address}: closed while a request was under way") from error
+        except grpc.aio.UsageError as error:  # the channel was closed under a running call
+            raise Unreachable("closed", f"{self.core.address}: {error}") from error

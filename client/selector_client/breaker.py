@@ -31,6 +31,9 @@ class Breaker:
         if self._pid != os.getpid():
             self._lock, self._pid, self._failures, self.open = threading.Lock(), os.getpid(), 0, False
             self._closing = threading.Event()
+        if self._closing.is_set():  # a selector that was closed is used again
+            with self._lock:
+                self._closing, self._failures, self.open = threading.Event(), 0, False
         return not self.open
 
     def succeeded(self) -> None:
@@ -46,18 +49,20 @@ class Breaker:
                 return
             self.open, self.opened = True, self.opened + 1
         log.warning("no answer %d times in a row: nothing is asked until the sidecar is healthy again", THRESHOLD)
-        threading.Thread(target=self._watch, name="selector-probe", daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._closing,), name="selector-probe", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Ends the watch. What is asked later begins anew."""
         self._closing.set()
 
-    def _watch(self) -> None:
+    def _watch(self, closing: threading.Event) -> None:
         pause = FIRST_PAUSE_SECONDS
-        while not self._closing.wait(pause):
+        while not closing.wait(pause):
             if not self.open or self._probe():
                 break
             pause = min(2 * pause, LAST_PAUSE_SECONDS)
-        if self.open and not self._closing.is_set():
+        if closing.is_set():
+            return
+        if self.open:
             log.warning("the sidecar is healthy again")
         self.succeeded()

@@ -101,11 +101,15 @@ class Transport:
         """The ring in the sidecar's folder; it is asked once, and again after it was lost."""
         if self._process != os.getpid():
             self._forget()  # the parent's files are the parent's
-        with self._lock:
+        started, patience = time.monotonic(), timeout * _ASK
+        if not self._lock.acquire(timeout=patience):
+            return None  # another thread waits for the answer
+        try:
             if self._asked:
                 return self._ring
+            left = max(1e-3, patience - (time.monotonic() - started))
             try:
-                info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=timeout * _ASK)
+                info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=left)
             except grpc.RpcError as error:
                 self._asked = error.code() not in _UNANSWERED
                 return None  # the request itself will say what is wrong
@@ -114,6 +118,8 @@ class Transport:
                 raise RemoteError("no_shared_memory", f"shared_memory is True; {reason}")
             self._asked = True
             return self._ring
+        finally:
+            self._lock.release()
 
     def _open(self, info: pb.GetServerInfoResponse) -> str:
         """Why there is no ring; empty if there is."""

@@ -1,14 +1,12 @@
 """Where a loader stands, whatever its trainer and its threads are doing: nothing is lost, repeated or mixed up."""
 
-import json
 import pickle
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from selector_client import SelectingLoader, Selection, Selector
+from selector_client import SelectingLoader, Selector
 from selector_client.dataset import SuperBatches
 from selector_client.request import TooFew
 from support.loaders import BATCH, SIZE, Chooser, over, rest, saved

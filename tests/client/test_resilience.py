@@ -166,6 +166,15 @@ def test_a_hung_sidecar_costs_three_timeouts_and_is_found_again(sidecar):
         eventually(lambda: losses(selector).fallback == "", 15)
 
 
+def test_a_selector_that_was_closed_is_used_again(plain_server):
+    address = f"127.0.0.1:{free_port()}"
+    selector = Selector(address, timeout=1, **SETTINGS)
+    for _ in range(2):
+        assert [losses(selector).fallback for _ in range(5)] == ["unavailable"] * 3 + ["breaker_open"] * 2
+        selector.close()
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selector-probe"])
+
+
 # Off, copies
 
 
@@ -222,6 +231,28 @@ def test_the_asyncio_twin_selects_at_once_and_falls_back(plain_server):
     assert asyncio.run(nobody()) == ["unavailable"] * 3 + ["breaker_open"]
     with pytest.raises(RemoteError, match="policy"):
         asyncio.run(mistaken())
+
+
+def test_the_asyncio_twin_is_closed_or_cancelled_while_a_request_is_under_way(sidecar):
+    server = sidecar()
+
+    async def main():
+        selector = AsyncSelector(server.address, timeout=30, **SETTINGS)
+        assert (await selector.select_losses(*VALUES)).fallback == ""
+        server.signal(signal.SIGSTOP)
+        asked = [asyncio.create_task(selector.select_losses(*VALUES)) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        asked[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked[0]
+        await selector.close()
+        closed = (await asyncio.wait_for(asked[1], 5)).fallback
+        server.signal(signal.SIGCONT)
+        again = (await selector.select_losses(*VALUES)).fallback
+        await selector.close()
+        return closed, again
+
+    assert asyncio.run(main()) == ("cancelled", "")
 
 
 def test_an_id_of_other_data_is_refused(plain_server):

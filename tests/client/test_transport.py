@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def picks(address, **settings):
 
 
 def selector_of(server, **settings):
-    return Selector(server.address, policy="independent", seed=3, on_error="raise", **settings)
+    return Selector(server.address, **{"policy": "independent", "seed": 3, "on_error": "raise"} | settings)
 
 
 def select(selector):
@@ -171,3 +173,14 @@ def test_who_truncates_a_file_that_is_being_written_waits(tmp_path, monkeypatch)
     assert path.stat().st_size == layout.PAYLOAD_OFFSET + size
     ring.give(slot)
     ring.close()
+
+
+def test_threads_that_find_a_sidecar_hung_wait_no_longer_than_their_timeouts(sidecar, place):
+    server = sidecar({"shared_memory_dir": place})
+    with selector_of(server, timeout=1.0, on_error="fallback") as selector, ThreadPoolExecutor(8) as pool:
+        server.signal(signal.SIGSTOP)
+        started = time.monotonic()
+        fallbacks = list(pool.map(lambda _: selector.select_losses(LEARNER, REFERENCE).fallback, range(8)))
+        assert time.monotonic() - started < 1.5
+        server.signal(signal.SIGCONT)
+    assert set(fallbacks) <= {"deadline_exceeded", "unavailable"}
