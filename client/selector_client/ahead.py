@@ -1,7 +1,7 @@
 """Runs an iterator on a thread, a bounded number of items ahead of who uses them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, of which `depth` may be ready or under way before they are asked for; at 0, none. What `items`
     raises is raised here. When this iterator is closed, the thread ends after the item under way."""
     if not depth:

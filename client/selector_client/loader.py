@@ -3,10 +3,11 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any, Literal
 
@@ -46,6 +47,13 @@ class _Iteration:
         self.out: deque[_Item] = deque()
         self.made: deque[_Item] = deque()
         self.kept = deque(kept)
+        self.batches: Generator[tuple[_Item, Any], None, None] | None = None  # until they are at an end
+
+    def end(self) -> None:
+        """Its threads end, after what they are doing."""
+        if self.batches is not None:
+            self.batches.close()
+        self.batches = None
 
     def pending(self) -> list[Picked]:
         """All picks that follow `place`, in order."""
@@ -108,7 +116,7 @@ class SelectingLoader:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             now = self._iteration
-            resting = _Iteration(now.place, now.count, now.pending(), begun=False)
+            resting = _Iteration(now.place, now.count, self._ahead(now), begun=False)
         return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_iteration": resting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -145,28 +153,38 @@ class SelectingLoader:
         return len(self._source)
 
     def __iter__(self) -> Iterator[Any]:
-        iteration, start = self._begin()
-        # From two on, a thread of its own selects while another one takes the picks of the selection before.
-        selected = ahead(self._selected(iteration, start), max(0, self._prefetch - 1))
-        batches = ahead(self._taken(selected), min(1, self._prefetch))
-        while True:
-            started = time.perf_counter()
-            found = next(batches, None)
-            self.progress.wait_seconds += time.perf_counter() - started
-            if found is None:
-                self._end(iteration)
-                return
-            item, batch = found
-            with self._lock:
-                iteration.out.append(iteration.made.popleft())
-                if not self._told:
-                    iteration.used()
-            self.last = item.picked.selection
-            self.progress.add(item.picked.selection, item.candidates)
-            started = time.perf_counter()
-            yield batch
-            self._steps.append(time.perf_counter() - started)
-            self.progress.step_seconds += self._steps[-1]
+        iteration, batches = self._begin()
+        found = self._next(iteration, batches)
+        if found is None and self._joint:  # nothing was left of the iteration before
+            iteration, batches = self._begin()
+            found = self._next(iteration, batches)
+        try:
+            while found is not None:
+                started = time.perf_counter()
+                yield found[0]
+                self._steps.append(time.perf_counter() - started)
+                self.progress.step_seconds += self._steps[-1]
+                found = self._next(iteration, batches)
+        finally:
+            if not self._joint:
+                iteration.end()
+
+    def _next(self, iteration: _Iteration, batches: Iterator[tuple[_Item, Any]]) -> tuple[Any] | None:
+        """The next sub-batch, if there is one."""
+        started = time.perf_counter()
+        found = next(batches, None)
+        self.progress.wait_seconds += time.perf_counter() - started
+        if found is None:
+            self._end(iteration)
+            return None
+        item, batch = found
+        with self._lock:
+            iteration.out.append(iteration.made.popleft())
+            if not self._told:
+                iteration.used()
+        self.last = item.picked.selection
+        self.progress.add(item.picked.selection, item.candidates)
+        return (batch,)
 
     def tell_used(self) -> None:
         """From now on `used` is called for every sub-batch. For trainers that fetch the next one before they train on
@@ -178,15 +196,20 @@ class SelectingLoader:
         with self._lock:
             self._iteration.used()
 
+    def close(self) -> None:
+        """Ends its threads, which is of use for ranks that select as one: theirs outlive an iteration that is left, for
+        the next one goes on with what they have asked for."""
+        with self._lock:
+            iteration = self._iteration
+        iteration.end()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and texts: what was yielded, and the picks that were made ahead."""
         with self._lock:
             now = self._iteration
-            # Each rank is ahead as far as its threads are: what all must ask alike begins where the trainers are.
-            ahead = [] if self._joint else now.pending()
             seed = None if self._core is None else self._core.seed
             steps = self.progress.steps - len(now.out)
-            return State(steps, now.place, self._picks, seed, now.count, ahead).to_dict()
+            return State(steps, now.place, self._picks, seed, now.count, self._ahead(now)).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from there. To be called before it begins. Raises ValueError, and changes nothing
@@ -201,27 +224,44 @@ class SelectingLoader:
             self._core.count = kept[-1].count if kept else loaded.count
             if own and loaded.seed is not None:
                 self._core.seed = loaded.seed
+        self.close()
         with self._lock:
             self._iteration = _Iteration(loaded.place, loaded.count, kept, begun=False)
 
-    def _begin(self) -> tuple[_Iteration, Place]:
-        """A new iteration, and where it starts. After one that was left, super-batches that can go back to what was not
-        yielded do so, and its picks stay; others begin as they like."""
+    def _begin(self) -> tuple[_Iteration, Iterator[tuple[_Item, Any]]]:
+        """After an iteration that was left, super-batches that can go back to what was not yielded do so, and its picks
+        stay; others begin as they like. Ranks that select as one go on with that iteration: what its threads have asked
+        for, other ranks' threads have asked for too."""
         with self._lock:
             before = self._iteration
+            self.progress.steps -= len(before.out)
+            if self._joint and before.batches is not None:
+                return before, self._again(before, before.batches)
             place, kept = before.place, before.pending()
             if before.begun and place.state is None:
                 place, kept = Place(), []
-            elif before.begun and self._joint:
-                kept = []
-            self.progress.steps -= len(before.out)
             here = self._source.here() if place == Place() else place
-            self._iteration = _Iteration(here, self._count, kept)
-            return self._iteration, place
+            iteration = self._iteration = _Iteration(here, self._count, kept)
+        # From two on, a thread of its own selects while another one takes the picks of the selection before.
+        selected = ahead(self._selected(iteration, place), max(0, self._prefetch - 1))
+        iteration.batches = ahead(self._taken(selected), min(1, self._prefetch))
+        return iteration, iteration.batches
+
+    def _again(self, iteration: _Iteration, rest: Iterator[tuple[_Item, Any]]) -> Iterator[tuple[_Item, Any]]:
+        """What was out with the trainer and not used, then the rest."""
+        again = list(iteration.out)
+        iteration.made.extendleft(reversed(again))
+        iteration.out.clear()
+        return chain(self._taken(item for item in again), rest)
+
+    def _ahead(self, iteration: _Iteration) -> list[Picked]:
+        """Each rank is ahead as far as its threads are: what all must ask alike begins where their trainers are."""
+        return [] if self._joint else iteration.pending()
 
     def _end(self, iteration: _Iteration) -> None:
         """What follows the last sub-batch is a new beginning."""
         with self._lock:
+            iteration.end()
             if self._iteration is not iteration:
                 return
             here = self._source.here()
@@ -231,12 +271,12 @@ class SelectingLoader:
             else:
                 iteration.place, iteration.count = here, self._count
 
-    def _taken(self, selected: Iterator[_Item]) -> Iterator[tuple[_Item, Any]]:
-        with closing(selected):  # type: ignore[type-var] # a generator
+    def _taken(self, selected: Generator[_Item, None, None]) -> Generator[tuple[_Item, Any], None, None]:
+        with closing(selected):
             for item in selected:
                 yield item, self._take(item.super_batch, item.picked.selection.indices)
 
-    def _selected(self, iteration: _Iteration, start: Place) -> Iterator[_Item]:
+    def _selected(self, iteration: _Iteration, start: Place) -> Generator[_Item, None, None]:
         step = self._first_step + self.progress.steps  # goes on over epochs
         for super_batch, place in self._source.after(start):
             kept, candidates = bool(iteration.kept), 0

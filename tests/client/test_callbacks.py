@@ -60,6 +60,9 @@ class FakeLoader:
     def state_dict(self):
         return {}
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def parts():

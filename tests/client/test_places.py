@@ -3,6 +3,7 @@
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from selector_client.dataset import SuperBatches
 from selector_client.request import TooFew
 from support.loaders import BATCH, SIZE, Chooser, over, rest, saved
 from support.processes import eventually
+
+
+def pictures(indices):
+    return {"images": np.zeros((len(indices), 2, 2, 3), np.uint8), "texts": np.zeros((len(indices), 2), np.int64)}
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
@@ -171,13 +176,65 @@ def test_ranks_that_select_as_one_ask_again_from_where_their_trainers_are():
         assert states[-1]["ahead"] == []
         del iterator
         rest(loader, 1)
-        assert chooser.steps.count(2) == 2, "the step is asked for again after an iteration that was left"
+        assert chooser.steps.count(2) == 1, "an iteration that was left goes on"
+        loader.close()
     assert states[0] == states[1], "however far a rank's threads are ahead"
     chooser = Chooser(seed=99, world_size=2)
     loader = over(chooser)
     loader.load_state_dict(states[1])
     assert rest(loader, 5) == rest(over(Chooser(world_size=2)), 7)[2:]
     assert chooser.steps == [2, 3, 4, 5, 6]
+
+
+def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(plain_server):
+    """One rank's threads are further ahead than the other's; none falls back alone, or waits for the other."""
+
+    def selecting(rank):
+        return Selector(
+            plain_server.address,
+            policy="uniform",
+            filter_ratio=0.75,
+            seed=rank,
+            group="places",
+            rank=rank,
+            world_size=2,
+        )
+
+    def steps(loader, count):
+        found = []
+        for _ in loader:
+            found.append((loader.last.fallback, loader.last.seed))
+            if len(found) == count:
+                break
+        return found
+
+    # A job starts again after its last process has died, and the sidecar knows it.
+    dead = threading.Barrier(2, lambda: eventually(lambda: plain_server.pending() == 0))
+
+    def train(rank):
+        with selecting(rank) as selector:
+            loader = over(selector, prefetch=1 + 3 * rank, view=pictures)
+            found = steps(loader, 2) + steps(loader, 2)
+            state = saved(loader)
+            loader.close()
+        dead.wait(10)
+        with selecting(rank) as selector:
+            loader = over(selector, prefetch=1 + 3 * rank, view=pictures)
+            loader.load_state_dict(state)
+            found += steps(loader, 1) + steps(loader, 3)
+            loader.close()
+            return found
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(train, range(2))
+    assert [fallback for fallback, _ in first[:4]] == [""] * 4
+    assert [fallback for fallback, _ in first] == [fallback for fallback, _ in second], "all or none"
+    assert sum(fallback != "" for fallback, _ in first) <= 1, "a step that was under way at the end"
+    assert first[:4] == second[:4], "rank 0's seeds for both"
+    assert len(first) == len(second) == 8
+    assert time.monotonic() - started < 5
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"])
 
 
 def test_ranks_that_select_as_one_have_the_selectors_own_timeout():
@@ -202,10 +259,6 @@ def test_of_another_ranks_state_only_the_place_counts(monkeypatch):
 
 
 # Short ones, copies, mistakes
-
-
-def pictures(indices):
-    return {"images": np.zeros((len(indices), 2, 2, 3), np.uint8), "texts": np.zeros((len(indices), 2), np.int64)}
 
 
 def pieces(*sizes):

@@ -36,7 +36,11 @@ class Proxy:
                 if self.passed >= self.cut_after:
                     client.close()
                     continue
-                server = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody is there: the client sees that
+                    client.close()
+                    continue
                 self._open |= {client, server}
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()

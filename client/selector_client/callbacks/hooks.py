@@ -84,11 +84,12 @@ class TrainingHooks:
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def close(self) -> None:
-        """Waits for weights under way, closes the publisher, and ends the selector's connection."""
-        for close in (self._publisher and self._publisher.close, self._selector.close):
-            if close:
+        """Waits for weights under way, closes the publisher, and ends the loader's threads and the selector's
+        connection."""
+        for part in (self._publisher, self.loader, self._selector):
+            if part is not None:
                 with self.guarded("closing"):
-                    close()
+                    part.close()
 
     @contextmanager
     def guarded(self, doing: str) -> Iterator[None]:
