@@ -237,7 +237,7 @@ class SelectingLoader:
             self.progress.steps -= len(before.out)
             if self._joint and before.batches is not None:
                 return before, self._again(before, before.batches)
-            place, kept = before.place, before.pending()
+            place, kept = before.place, self._ahead(before)
             if before.begun and place.state is None:
                 place, kept = Place(), []
             here = self._source.here() if place == Place() else place
