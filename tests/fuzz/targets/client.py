@@ -21,6 +21,7 @@ from selector_client.errors import SelectorClientError
 from selector_client.loader import SelectingLoader
 from selector_client.request import Candidates
 from selector_client.selection import Selection
+from selector_client.state import process_name
 from selector_client.transport import Transport
 from selector_proto.v1 import selector_pb2 as pb
 
@@ -173,8 +174,13 @@ def state_seeds() -> list[bytes]:
         "drawn": 1,
         "source": {"epoch": 0, "cursor": 1},
         "picks": 2,
-        "selector": [7, 5],
-        "ahead": [{"indices": [3, 1], "fallback": ""}, {"indices": [0, 2], "fallback": "unavailable"}],
+        "seed": 7,
+        "count": 5,
+        "ahead": [
+            {"indices": [3, 1], "fallback": "", "count": 6},
+            {"indices": [0, 2], "fallback": "unavailable", "count": 7},
+        ],
+        "process": process_name(),
     }
     return [json.dumps(one).encode() for one in (state, state | {"source": None, "ahead": []}, state | {"picks": None})]
 
