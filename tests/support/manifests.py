@@ -18,7 +18,6 @@ HELM = importlib.util.find_spec("helm_python") is not None
 NO_HELM = "needs helm_python, kubernetes_validate and kubectl: make deploy-test"
 # Values beyond the examples, each with another part of the templates.
 MORE = {
-    "job-tls-tokens": example("job") | {"tls": {"secret": "t", "clientCa": True}, "tokens": {"secret": "k"}},
     "job-bare": {
         "topology": "job",
         "sharedMemory": {"enabled": False},

@@ -176,7 +176,7 @@ def test_secrets_that_are_named_are_the_ones_in_the_docs_or_in_the_values(found)
             if "secretKeyRef" in source.get("valueFrom", {})
         ]
         names |= {one["name"] for one in references}
-        assert names <= {"selector-redis", "selector-tls", "selector-tokens", "weights-redis", "tls-of-mine", "t", "k"}
+        assert names <= {"selector-redis", "selector-tls", "selector-tokens", "weights-redis", "tls-of-mine"}
         assert {one["key"] for one in references} <= {"url", "password"}
 
 

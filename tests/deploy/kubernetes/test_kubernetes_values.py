@@ -47,6 +47,9 @@ BAD = [
     ({"tls": {"clientCa": True}}, "tls.secret: empty"),
     ({"tokens": {"admin": True}}, "tokens.secret: empty"),
     ({"tokens": {"secret": "tokens"}}, "tls.secret: empty; tokens.secret"),
+    # The trainer beside it would know neither, and take uniform batches in a pod that is green.
+    (JOB | {"tls": {"secret": "tls"}}, "tls.secret: set; only topology shared"),
+    (example("jobset") | {"tokens": {"secret": "tokens"}}, "tokens.secret: set; only topology shared"),
     ({"drainSeconds": 0}, "/drainSeconds"),
     ({"networkPolicy": {"clients": []}}, "/networkPolicy/clients"),
     ({"podLabels": {"a": 1}}, "/podLabels/a"),
