@@ -76,6 +76,12 @@ def test_ports_agree_between_settings_containers_services_policies_and_monitors(
         assert [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
 
 
+def test_a_sidecar_that_may_reach_others_may_find_them_by_their_names(found):
+    for policy in of_kind(found, "NetworkPolicy"):
+        ports = [port["port"] for rule in policy["spec"].get("egress", []) for port in rule.get("ports", [])]
+        assert not ports or 53 in ports
+
+
 def test_probes_ask_what_the_server_answers(found):
     from selector_server.rpc.server import READY
 
