@@ -28,7 +28,9 @@ MORE = {
     },
     "jobset-unix-gpu": example("jobset")
     | {"listen": "unix", "gpu": {"mode": "plugin"}, "peers": {"enabled": True, "port": 29500, "interface": "eth0"}},
-    "trainjob-dra": example("trainjob") | {"gpu": {"mode": "dra"}, "podMonitor": True, "dashboard": True},
+    "trainjob-dra": example("trainjob")
+    | {"gpu": {"mode": "dra"}, "podMonitor": True, "dashboard": True, "prometheusRule": True}
+    | {"trainer": example("trainjob")["trainer"] | {"metricsPort": 9465}},
     "many": {
         "replicas": 3,
         "drainSeconds": 90.5,

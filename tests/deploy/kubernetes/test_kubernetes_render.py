@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,11 @@ def test_the_charts_objects_are_valid(name, version):
 def test_objects_of_kustomize_are_valid(version):
     for one in kustomize(KUSTOMIZE / "overlays" / "production"):
         check_valid(one, version)
+
+
+def test_the_pod_monitor_in_the_docs_is_valid():
+    [text] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "monitoring.md").read_text(), re.MULTILINE | re.DOTALL)
+    check_valid(yaml.safe_load(text), NEWEST)
 
 
 @pytest.mark.parametrize(

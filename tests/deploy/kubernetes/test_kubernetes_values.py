@@ -43,6 +43,7 @@ BAD = [
     ({"peers": {"enabled": True}}, "peers.enabled: needs topology"),
     (JOB | {"peers": {"enabled": True}}, "trainer.pods of 2 or more, not job and 1"),
     (JOB | {"trainer": JOB["trainer"] | {"pods": 0}}, "/trainer/pods"),
+    (JOB | {"trainer": JOB["trainer"] | {"metricsPort": 9464}}, "trainer.metricsPort: 9464; the sidecar"),
     ({"peers": {"port": 99999}}, "/peers/port"),
     ({"tls": {"clientCa": True}}, "tls.secret: empty"),
     ({"tokens": {"admin": True}}, "tokens.secret: empty"),

@@ -19,6 +19,9 @@
 {{- if and (ne $v.topology "shared") (or $v.tls.secret $v.tokens.secret) }}
 {{- fail (printf "%s.secret: set; only topology shared has use for it, for in %s nobody but the trainer in the pod reaches the sidecar" (ternary "tls" "tokens" (ne $v.tls.secret "")) $v.topology) }}
 {{- end }}
+{{- if has (int $v.trainer.metricsPort) (list 9464 50051 50053 (int $v.peers.port)) }}
+{{- fail (printf "trainer.metricsPort: %d; the sidecar in the pod has that one" (int $v.trainer.metricsPort)) }}
+{{- end }}
 {{- if and $v.tls.clientCa (not $v.tls.secret) }}
 {{- fail "tls.secret: empty; tls.clientCa needs it" }}
 {{- end }}
