@@ -160,6 +160,14 @@ def test_alerts_and_dashboard_are_those_of_deploy_monitoring_in_a_package_too(tm
     assert json.loads(dashboard["data"]["selector.json"]) == json.loads((monitoring / "dashboard.json").read_text())
 
 
+def test_the_chart_waits_as_long_as_a_start_may_take_before_it_raises_an_alert():
+    [rule] = of_kind(rendered({"prometheusRule": True, "startupSeconds": 1800}), "PrometheusRule")
+    waits = {one["alert"]: one.get("for") for one in rule["spec"]["groups"][0]["rules"]}
+    assert waits["SelectorNotStarted"] == "2400s"
+    plain = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    assert waits | {"SelectorNotStarted": "900s"} == {one["alert"]: one.get("for") for one in plain}
+
+
 def test_two_releases_in_a_namespace_share_no_name():
     values = example("production")
     first, second = (
