@@ -27,7 +27,7 @@ MORE = {
         "prometheusRule": True,
     },
     "jobset-unix-gpu": example("jobset")
-    | {"listen": "unix", "gpu": {"mode": "plugin"}, "peers": {"enabled": True, "port": 29500, "interface": "eth0"}},
+    | {"listen": "unix", "gpu": {"mode": "plugin"}, "peers": {"enabled": True, "port": 50154, "interface": "eth0"}},
     "trainjob-dra": example("trainjob")
     | {"gpu": {"mode": "dra"}, "podMonitor": True, "dashboard": True, "prometheusRule": True}
     | {"trainer": example("trainjob")["trainer"] | {"metricsPort": 9465}},
