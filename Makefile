@@ -87,9 +87,10 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 
 lock: $(VENV)/.torch ## rewrite the image's hash-locked requirements after a change of pins
 	$(PIP) uv
-	$(LOCK) pyproject.toml --extra server --no-emit-package torch $(LOCK_CPU) \
+	$(LOCK) pyproject.toml --extra server --extra traces --no-emit-package torch $(LOCK_CPU) \
 	  --output-file deploy/image/requirements-cpu.txt
-	$(LOCK) pyproject.toml --extra server-gpu --no-emit-package torch --output-file deploy/image/requirements-gpu.txt
+	$(LOCK) pyproject.toml --extra server-gpu --extra traces --no-emit-package torch \
+	  --output-file deploy/image/requirements-gpu.txt
 	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | \
 	  $(LOCK) - --output-file deploy/image/requirements-build.txt
 

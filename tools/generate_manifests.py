@@ -56,13 +56,18 @@ def schema() -> str:
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
-def rendered(values: Mapping[str, Any], name: str = "selector", chart: Path = CHART) -> list[dict[str, Any]]:
-    """The chart's objects. Raises helm_python.HelmError."""
+def templates(values: Mapping[str, Any], name: str = "selector", chart: Path = CHART) -> dict[str, str]:
+    """The chart's rendered templates by file name. Raises helm_python.HelmError."""
     import helm_python  # in the extra deploy-test; the tests of what is committed do without
 
     with helm_python.Chart.load(chart) as loaded:
         files = loaded.render(dict(values), name=name, namespace="training")
-    texts = (text for path, text in sorted(files.items()) if path.endswith(".yaml"))
+    return {Path(path).name: text for path, text in sorted(files.items())}
+
+
+def rendered(values: Mapping[str, Any], name: str = "selector", chart: Path = CHART) -> list[dict[str, Any]]:
+    """The chart's objects. Raises helm_python.HelmError."""
+    texts = (text for file, text in templates(values, name, chart).items() if file.endswith(".yaml"))
     return [found for text in texts for found in yaml.safe_load_all(text) if found]
 
 

@@ -99,7 +99,7 @@ def test_locked_requirements_are_what_the_project_asks_for(name, extra):
     lock, constraints = locked(name), pins()
     assert "torch" not in lock, "its index is an argument"
     assert "torch" in constraints, "its version is not"
-    wanted = [Requirement(r) for key in (None, extra) for r in _dependencies(key)]
+    wanted = [Requirement(r) for key in (None, extra, "traces") for r in _dependencies(key)]
     for one in wanted:
         version = constraints[one.name] if one.name == "torch" else lock[canonicalize_name(one.name)]
         assert one.specifier.contains(version), f"{one} but {version}: make lock"

@@ -18,7 +18,6 @@ HELM = importlib.util.find_spec("helm_python") is not None
 NO_HELM = "needs helm_python, kubernetes_validate and kubectl: make deploy-test"
 # Values beyond the examples, each with another part of the templates.
 MORE = {
-    "job-tls-tokens": example("job") | {"tls": {"secret": "t", "clientCa": True}, "tokens": {"secret": "k"}},
     "job-bare": {
         "topology": "job",
         "sharedMemory": {"enabled": False},
@@ -28,14 +27,17 @@ MORE = {
         "prometheusRule": True,
     },
     "jobset-unix-gpu": example("jobset")
-    | {"listen": "unix", "gpu": {"mode": "plugin"}, "peers": {"enabled": True, "port": 29500, "interface": "eth0"}},
-    "trainjob-dra": example("trainjob") | {"gpu": {"mode": "dra"}, "podMonitor": True, "dashboard": True},
+    | {"listen": "unix", "gpu": {"mode": "plugin"}, "peers": {"enabled": True, "port": 50154, "interface": "eth0"}},
+    "trainjob-dra": example("trainjob")
+    | {"gpu": {"mode": "dra"}, "podMonitor": True, "dashboard": True, "prometheusRule": True}
+    | {"trainer": example("trainjob")["trainer"] | {"metricsPort": 9465}},
     "many": {
         "replicas": 3,
         "drainSeconds": 90.5,
         "startupSeconds": 1800,
         "image": {"repository": "registry.example/jest-selector", "digest": "sha256:" + "0" * 64},
-        "settings": {"run": "my-run", "max_super_batch": 200000, "max_weights_bytes": 17179869184},
+        "settings": {"run": "my-run", "max_super_batch": 200000, "max_weights_bytes": 17179869184, "traces": "otlp"},
+        "networkPolicy": {"egress": [{"ports": [{"port": 4318}], "to": [{"namespaceSelector": {}}]}]},
         "tls": {"secret": "tls-of-mine", "clientCa": True},
         "podLabels": {"team": "vision"},
         "podAnnotations": {"note": "x"},

@@ -60,7 +60,7 @@ def _selectors(node) -> Iterator:
         yield from _selectors(child)
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def faster(rules: str, scale: int, thresholds: dict[str, tuple[str, str]]) -> str:
@@ -72,12 +72,12 @@ def faster(rules: str, scale: int, thresholds: dict[str, tuple[str, str]]) -> st
 
     content = yaml.safe_load(rules)
     for rule in content["groups"][0]["rules"]:
-        expression = re.sub(r"(?<=\[)(\d+)([smh])(?=\])", shorter, rule["expr"])
+        expression = re.sub(r"(?<=\[)(\d+)([smhd])(?=\])", shorter, rule["expr"])
         old, new = thresholds.get(rule["alert"], ("", ""))
         assert not old or expression.count(old) == 1, expression
         rule["expr"] = expression.replace(old, new) if old else expression
         if "for" in rule:
-            rule["for"] = re.sub(r"^(\d+)([smh])$", shorter, rule["for"])
+            rule["for"] = re.sub(r"^(\d+)([smhd])$", shorter, rule["for"])
     return yaml.safe_dump(content)
 
 

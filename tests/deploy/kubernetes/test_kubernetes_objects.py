@@ -9,6 +9,8 @@ from support.manifests import HELM, NO_HELM, SETS, Pod, environment, objects, of
 from selector_server.config import Config, load
 
 NAME = "app.kubernetes.io/name"
+# Where the ranks of a training meet by default, in the network that the sidecar shares.
+TORCHRUN = {29400, 29500}
 
 
 @pytest.fixture(params=SETS)
@@ -62,6 +64,9 @@ def test_ports_agree_between_settings_containers_services_policies_and_monitors(
         listening["grpc"] = values["SELECTOR_LISTEN"].rpartition(":")[2]
     if peers := values.get("SELECTOR_PEERS"):
         listening["peers"] = peers.rpartition(":")[2]
+        assert int(listening["peers"]) not in TORCHRUN
+    if sidecar.trainer:
+        listening |= {port["name"]: port["containerPort"] for port in sidecar.trainer.get("ports", [])}
     assert numbers == {int(port): name for name, port in listening.items()}
     for service in of_kind(found, "Service"):
         [pod] = [pod for pod in pods(found) if selects({"matchLabels": service["spec"]["selector"]}, pod.labels)]
@@ -71,9 +76,34 @@ def test_ports_agree_between_settings_containers_services_policies_and_monitors(
         [pod] = [pod for pod in pods(found) if selects(policy["spec"]["podSelector"], pod.labels)]
         allowed = {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])}
         assert allowed <= opened(pod).keys()
-        assert {number for number, name in opened(pod).items() if name in ("grpc", "metrics", "redis")} <= allowed
+        reached = ("grpc", "metrics", "trainer-metrics", "redis")
+        assert {number for number, name in opened(pod).items() if name in reached} <= allowed
     for monitor in of_kind(found, "PodMonitor"):
-        assert [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+        ends = [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]]
+        assert ends == sorted(name for name in numbers.values() if name.endswith("metrics"))
+
+
+def test_what_alerts_look_at_in_a_training_pod_is_scraped(found):
+    [pod] = sidecars(found)
+    if not (of_kind(found, "PodMonitor") and of_kind(found, "PrometheusRule") and pod.trainer):
+        return
+    scraped = {
+        end["port"]: {one["targetLabel"]: one["replacement"] for one in end.get("relabelings", [])}
+        for one in of_kind(found, "PodMonitor")
+        for end in one["spec"]["podMetricsEndpoints"]
+    }
+    rules = [rule["expr"] for one in of_kind(found, "PrometheusRule") for rule in one["spec"]["groups"][0]["rules"]]
+    names = {name for expression in rules for name in re.findall(r"selector_\w+", expression)}
+    wanted = {"trainer-metrics" if name.startswith("selector_client_") else "metrics" for name in names}
+    assert wanted == scraped.keys() <= set(opened(pod).values())
+    # As in deploy/monitoring/prometheus.yaml.
+    assert scraped == {"metrics": {}, "trainer-metrics": {"job": "trainer"}}
+
+
+def test_a_sidecar_that_may_reach_others_may_find_them_by_their_names(found):
+    for policy in of_kind(found, "NetworkPolicy"):
+        ports = [port["port"] for rule in policy["spec"].get("egress", []) for port in rule.get("ports", [])]
+        assert not ports or 53 in ports
 
 
 def test_probes_ask_what_the_server_answers(found):
@@ -176,7 +206,7 @@ def test_secrets_that_are_named_are_the_ones_in_the_docs_or_in_the_values(found)
             if "secretKeyRef" in source.get("valueFrom", {})
         ]
         names |= {one["name"] for one in references}
-        assert names <= {"selector-redis", "selector-tls", "selector-tokens", "weights-redis", "tls-of-mine", "t", "k"}
+        assert names <= {"selector-redis", "selector-tls", "selector-tokens", "weights-redis", "tls-of-mine"}
         assert {one["key"] for one in references} <= {"url", "password"}
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,11 @@ def test_objects_of_kustomize_are_valid(version):
         check_valid(one, version)
 
 
+def test_the_pod_monitor_in_the_docs_is_valid():
+    [text] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "monitoring.md").read_text(), re.MULTILINE | re.DOTALL)
+    check_valid(yaml.safe_load(text), NEWEST)
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "value"),
     [
@@ -152,6 +158,14 @@ def test_alerts_and_dashboard_are_those_of_deploy_monitoring_in_a_package_too(tm
     [dashboard] = of_kind(found, "ConfigMap")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(dashboard["data"]["selector.json"]) == json.loads((monitoring / "dashboard.json").read_text())
+
+
+def test_the_chart_waits_as_long_as_a_start_may_take_before_it_raises_an_alert():
+    [rule] = of_kind(rendered({"prometheusRule": True, "startupSeconds": 1800}), "PrometheusRule")
+    waits = {one["alert"]: one.get("for") for one in rule["spec"]["groups"][0]["rules"]}
+    assert waits["SelectorNotStarted"] == "2400s"
+    plain = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    assert waits | {"SelectorNotStarted": "900s"} == {one["alert"]: one.get("for") for one in plain}
 
 
 def test_two_releases_in_a_namespace_share_no_name():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from generate_manifests import SCHEMA, example, rendered, schema
-from support.manifests import NO_HELM, environment, sidecars
+from support.manifests import NO_HELM, environment, of_kind, sidecars
 
 
 def test_the_schema_of_settings_is_the_servers():
@@ -43,10 +43,14 @@ BAD = [
     ({"peers": {"enabled": True}}, "peers.enabled: needs topology"),
     (JOB | {"peers": {"enabled": True}}, "trainer.pods of 2 or more, not job and 1"),
     (JOB | {"trainer": JOB["trainer"] | {"pods": 0}}, "/trainer/pods"),
+    (JOB | {"trainer": JOB["trainer"] | {"metricsPort": 9464}}, "trainer.metricsPort: 9464; the sidecar"),
     ({"peers": {"port": 99999}}, "/peers/port"),
     ({"tls": {"clientCa": True}}, "tls.secret: empty"),
     ({"tokens": {"admin": True}}, "tokens.secret: empty"),
     ({"tokens": {"secret": "tokens"}}, "tls.secret: empty; tokens.secret"),
+    # The trainer beside it would know neither, and take uniform batches in a pod that is green.
+    (JOB | {"tls": {"secret": "tls"}}, "tls.secret: set; only topology shared"),
+    (example("jobset") | {"tokens": {"secret": "tokens"}}, "tokens.secret: set; only topology shared"),
     ({"drainSeconds": 0}, "/drainSeconds"),
     ({"networkPolicy": {"clients": []}}, "/networkPolicy/clients"),
     ({"podLabels": {"a": 1}}, "/podLabels/a"),
@@ -59,6 +63,24 @@ def test_a_bad_value_is_named(values, says):
     with pytest.raises(helm_python.HelmError) as raised:
         rendered(values)
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "allowed"),
+    [
+        ({}, []),
+        ({"networkPolicy": {"egress": [{"ports": [{"port": 4318}]}]}}, [53, 53, 4318]),
+        (example("redis-existing"), [53, 53, 6379, 26379]),
+        (
+            example("redis-existing") | {"networkPolicy": {"egress": [{"ports": [{"port": 4318}]}]}},
+            [53, 53, 4318, 6379, 26379],
+        ),
+    ],
+)
+def test_a_shared_sidecar_reaches_what_it_is_set_up_for(more, allowed):
+    pytest.importorskip("helm_python", reason=NO_HELM)
+    [policy] = of_kind(rendered(more), "NetworkPolicy")
+    assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == allowed
 
 
 def test_large_numbers_and_fractions_reach_the_server_as_they_are():

@@ -16,10 +16,16 @@
 {{- if and $v.peers.enabled (or (eq $v.topology "shared") (lt (int $v.trainer.pods) 2)) }}
 {{- fail (printf "peers.enabled: needs topology job, jobset or trainjob and trainer.pods of 2 or more, not %s and %d" $v.topology (int $v.trainer.pods)) }}
 {{- end }}
+{{- if and (ne $v.topology "shared") (or $v.tls.secret $v.tokens.secret) }}
+{{- fail (printf "%s.secret: set; only topology shared has use for it, for in %s nobody but the trainer in the pod reaches the sidecar" (ternary "tls" "tokens" (ne $v.tls.secret "")) $v.topology) }}
+{{- end }}
+{{- if has (int $v.trainer.metricsPort) (list 9464 50051 50053 (int $v.peers.port)) }}
+{{- fail (printf "trainer.metricsPort: %d; the sidecar in the pod has that one" (int $v.trainer.metricsPort)) }}
+{{- end }}
 {{- if and $v.tls.clientCa (not $v.tls.secret) }}
 {{- fail "tls.secret: empty; tls.clientCa needs it" }}
 {{- end }}
-{{- if and (eq $v.topology "shared") $v.tokens.secret (not $v.tls.secret) (not $v.settings.plaintext_tokens) }}
+{{- if and $v.tokens.secret (not $v.tls.secret) (not $v.settings.plaintext_tokens) }}
 {{- fail "tls.secret: empty; tokens.secret needs it, for others could read the tokens (or settings.plaintext_tokens, where a mesh encrypts)" }}
 {{- end }}
 {{- if and $v.tokens.admin (not $v.tokens.secret) }}

@@ -104,6 +104,10 @@ containers:
       {{- with $.Values.trainer.env }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+    {{- with $.Values.trainer.metricsPort }}
+    ports:
+      - {name: trainer-metrics, containerPort: {{ . }}}
+    {{- end }}
     {{- $resources := deepCopy $.Values.trainer.resources }}
     {{- if $claims }}
     {{- $resources = set $resources "claims" (list (dict "name" "gpu")) }}
