@@ -100,7 +100,7 @@ def vulnerabilities(program: str) -> tuple[list[str], str]:
         command = [program, "--requirement", str(ROOT / "constraints.txt"), "--no-deps", "--disable-pip"]
         command += ["--format", "json", "--output", str(out), "--progress-spinner", "off", "--timeout", "10"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             return [], str(error)
         if not out.exists():
