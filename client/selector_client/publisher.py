@@ -193,7 +193,7 @@ class WeightPublisher:
     def _take(self) -> Snapshot | None:
         """The snapshot to publish; None when it is time to look after those that are published."""
         with self._changed:
-            left = max(0.0, self._next_beat - time.monotonic())
+            left = None if self.fenced else max(0.0, self._next_beat - time.monotonic())
             ready = self._changed.wait_for(lambda: self._next is not None or self._closed, left)
             if not ready or self._closed or self.fenced:
                 self._next = None if self.fenced else self._next

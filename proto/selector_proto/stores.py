@@ -12,7 +12,7 @@ from redis.sentinel import MasterNotFoundError
 
 from selector_proto import redis_bulk
 from selector_proto.folder_store import FolderStore
-from selector_proto.link_url import LinkError
+from selector_proto.link_url import LinkError, parse
 from selector_proto.redis_link import LinkOptions, check, connect, masked
 from selector_proto.weights import MOVE_POINTER, NEXT_VERSION, Keys
 
@@ -140,13 +140,15 @@ class RedisStore:
 
     def listen(self, channel: str) -> "Callable[[float], bool] | None":
         """Waits at most so many seconds for an announcement; whether one came. None where nothing can be heard."""
-        if isinstance(client := connect(self._url, self._options), RedisCluster):
+        if parse(self._url).kind == "cluster":  # asked before connecting: its client asks all nodes at once
             return None
-        subscription = client.pubsub()  # type: ignore[no-untyped-call]
-        subscription.subscribe(channel)
+        with self._connected() as client:
+            subscription = client.pubsub()  # type: ignore[no-untyped-call]
+            subscription.subscribe(channel)
 
         def wait(seconds: float) -> bool:
-            message = subscription.get_message(timeout=seconds)
+            with self._connected():
+                message = subscription.get_message(timeout=seconds)
             return message is not None and message["type"] == "message"
 
         return wait

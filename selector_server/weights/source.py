@@ -152,14 +152,13 @@ class News:
     def wait(self, seconds: float, stop: Event) -> None:
         """Returns at the next announcement, after `seconds`, or soon after `stop` is set."""
         try:
-            self._heard = self._heard or self._store.listen(self._channel)
+            # Where nothing can be heard, asking again at every look would not help.
+            self._heard = self._heard or self._store.listen(self._channel) or stop.wait
             until = time.monotonic() + seconds
             while not stop.is_set() and (left := until - time.monotonic()) > 0:
-                if self._heard is None:
-                    stop.wait(left)
-                elif self._heard(min(left, TICK_SECONDS)):
+                if self._heard(min(left, TICK_SECONDS)):
                     return
-        except redis.ResponseError:  # not allowed to listen: asking again at every look would not help
+        except redis.ResponseError:  # nor where it is not allowed
             self._heard = stop.wait
         except (redis.RedisError, OSError):
             self._heard = None

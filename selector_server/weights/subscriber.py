@@ -77,7 +77,11 @@ class Subscriber(Generic[W]):
                 log.exception("weights: unexpected failure")
                 self._report(SyncState.REJECTED, None, f"{type(error).__name__}: {error}")
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
-            self._news.wait(pause, self._stop)
+            try:
+                self._news.wait(pause, self._stop)
+            except Exception:  # nobody may rely on announcements, least of all this thread
+                log.exception("weights: announcements cannot be waited for")
+                self._stop.wait(pause)
 
     def poll(self) -> bool:
         """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
