@@ -103,7 +103,7 @@ class RedisSource:
         """All chunks in one buffer, each hashed while the next ones travel."""
         payload, size = self._memory.take(manifest.payload_bytes).data, manifest.chunk_bytes
         count = chunk_count(manifest)
-        keys = [self.keys.chunk(manifest.version, index) for index in range(count)]
+        keys = [self.keys.chunk(manifest.version, manifest.publisher, index) for index in range(count)]
         rooms = [payload[index * size : (index + 1) * size] for index in range(count)]
         verified: deque[Future[None]] = deque()
         try:

@@ -10,7 +10,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import FORMAT
 from support.model import TwoTower, as_published
 from support.processes import eventually
-from support.runs import IDS, PIXELS, views
+from support.runs import BY_HAND, IDS, PIXELS, views
 from support.wire import raw
 
 # A header of more tensors than any model has; one of 10^9 would be longer than headers may be.
@@ -20,9 +20,9 @@ ENDLESS = len(ENDLESS).to_bytes(8, "little") + ENDLESS.encode()
 
 def chunk_with_a_flipped_bit(run, model):
     version = run.put(views(model))
-    chunk = bytearray(run.redis.get(run.keys.chunk(version, 0)))
+    chunk = bytearray(run.redis.get(run.keys.chunk(version, BY_HAND, 0)))
     chunk[-3] ^= 8
-    run.redis.set(run.keys.chunk(version, 0), bytes(chunk))
+    run.redis.set(run.keys.chunk(version, BY_HAND, 0), bytes(chunk))
     run.redis.set(run.keys.pointer, version)
 
 
@@ -36,15 +36,15 @@ def before_pointer(run, model, change):
 
 
 def missing_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.delete(run.keys.chunk(version, 0)))
+    before_pointer(run, model, lambda version: run.redis.delete(run.keys.chunk(version, BY_HAND, 0)))
 
 
 def short_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.set(run.keys.chunk(version, 0), b"short"))
+    before_pointer(run, model, lambda version: run.redis.set(run.keys.chunk(version, BY_HAND, 0), b"short"))
 
 
 def long_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.append(run.keys.chunk(version, 0), b"more"))
+    before_pointer(run, model, lambda version: run.redis.append(run.keys.chunk(version, BY_HAND, 0), b"more"))
 
 
 def missing_manifest(run, model):
@@ -118,6 +118,7 @@ BAD = {
     "digests of other chunks": (manifest_of(chunk_blake3=b"x" * 32), "payload_blake3 is not that of chunk_blake3"),
     "too few digests": (manifest_of(chunk_blake3=b""), "chunk_blake3 has 0 bytes; must be 32"),
     "half a digest": (manifest_of(payload_blake3=b"x" * 16), "payload_blake3 has 16 bytes"),
+    "another place for chunks": (manifest_of(publisher="a:0"), "publisher is 'a:0'; must be a name"),
     "published never": (manifest_of(published_at=float("nan")), "published_at is nan"),
     "published in eternity": (manifest_of(published_at=float("inf")), "published_at is inf"),
     "step that overflows": (manifest_of(trainer_step=2**64 - 1), "trainer_step is 18446744073709551615"),

@@ -5,15 +5,16 @@ import time
 import numpy as np
 import pytest
 import redis
-from selector_client import WeightPublisher
+from selector_client import WeightPublisher, shipping
 from selector_proto.weights import CHUNK_BYTES, Keys
 from support.processes import eventually, free_port
-from support.runs import fetch
+from support.runs import chunk_key, fetch
 
 from selector_server.weights.source import Incomplete
 
 
-def test_only_the_last_versions_stay_in_redis(redis_url, run_name):
+def test_only_the_last_versions_stay_in_redis(redis_url, run_name, monkeypatch):
+    monkeypatch.setattr(shipping, "HOLD_SECONDS", 0)
     client, keys = redis.Redis.from_url(redis_url), Keys(run_name)
     rng = np.random.default_rng(0)
     with WeightPublisher(redis_url, run_name, keep=3, dtype="fp32") as publisher:
@@ -22,9 +23,9 @@ def test_only_the_last_versions_stay_in_redis(redis_url, run_name):
             assert publisher.flush()
     wanted = {keys.counter, keys.pointer, keys.owner}
     for version in (4, 5, 6):
-        wanted |= {keys.manifest(version), *(keys.chunk(version, i) for i in range(3))}
+        wanted |= {keys.manifest(version), *(chunk_key(client, keys, version, i) for i in range(3))}
     assert {key.decode() for key in client.scan_iter(f"*{{{run_name}}}*")} == wanted
-    sizes = [client.strlen(keys.chunk(6, i)) for i in range(3)]
+    sizes = [client.strlen(chunk_key(client, keys, 6, i)) for i in range(3)]
     assert sizes[:2] == [CHUNK_BYTES, CHUNK_BYTES]
     assert 2_800_000 < sum(sizes) < 2_800_200, "the tensor and a small header"
     assert fetch(redis_url, run_name, 6).tensors["w"].shape == (700, 1000)

@@ -25,20 +25,21 @@ def snapshot():
 def test_a_publisher_that_is_fenced_just_before_the_pointer_moves_none(
     kind, redis_url, run_name, tmp_path, snapshot, monkeypatch
 ):
-    store, keys = open_store(redis_url if kind == "redis" else tmp_path.as_uri(), write=True), Keys(run_name)
-    shipper, put = Shipper(store, keys, "fp32", keep=2, ttl=60), store.set
+    url, keys = redis_url if kind == "redis" else tmp_path.as_uri(), Keys(run_name)
+    store, other = open_store(url, write=True), open_store(url, write=True)
+    shipper, put = Shipper(store, keys, "fp32", keep=2, ttl=60), store.set_all
     assert shipper.ship(snapshot) == 1
 
-    def fence_after_the_manifest(key, value, *, ex=None):
-        put(key, value, ex=ex)
-        if key == keys.manifest(2):
-            put(keys.owner, "somebody else")
+    def fence_after_the_chunks(items, *, ex):
+        put(items, ex=ex)
+        assert other.next_version(keys, f"{1 << 50} somebody", 0, 60) == 3
 
-    monkeypatch.setattr(store, "set", fence_after_the_manifest)
+    monkeypatch.setattr(store, "set_all", fence_after_the_chunks)
     with pytest.raises(Fenced):
         shipper.ship(snapshot)
     assert store.get(keys.pointer) == b"1"
     assert store.get(keys.manifest(2)) is None
+    assert store.get(keys.chunk(2, shipper.token, 0)) is None
     shipper.close()
 
 
