@@ -8,6 +8,8 @@ raised into the training loop.
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -99,6 +101,7 @@ class WeightPublisher:
         # Not being filled, not waiting, not under way: their buffers are used again.
         self._idle: list[Snapshot] = []
         self._shipped: Snapshot | None = None  # to be shipped again if Redis loses it
+        self._left_out: set[str] = set()  # warned of
         self._busy = self._closed = False
         self.published = self.superseded = self.failures = 0
         self.last_version = 0
@@ -111,14 +114,21 @@ class WeightPublisher:
     def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
         """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
         array) and returns; True if this call was one of each `every`, on the rank that publishes, and no other
-        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it."""
+        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it. What has a dtype that
+        cannot travel is left out, with a warning. A copy that fails, for want of memory say, is counted like what fails
+        later, or raises PublishError. Always raises PublishError where a sharded tensor cannot be gathered, since the
+        other ranks wait for this one, and ValueError for a canary that cannot be, and once the publisher is closed."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
         state = model.state_dict() if hasattr(model, "state_dict") else model
-        state = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
-        if (self._rank if self._rank is not None else _rank()) != 0:
-            return False
+        tensors = _gathered(state if canary is None else {**state, **canary.tensors()})
+        try:
+            return (self._rank if self._rank is not None else _rank()) == 0 and self._copied(step, tensors)
+        finally:
+            deque(tensors, maxlen=0)  # every rank takes part in gathering every tensor, also those that nobody keeps
+
+    def _copied(self, step: int, tensors: Iterator[tuple[str, Any]]) -> bool:
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
@@ -128,7 +138,21 @@ class WeightPublisher:
                 return False
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.step, snapshot.taken_at = step, time.time()
-        snapshot.fill(state if canary is None else {**state, **canary.tensors()}, self._copiers)
+        try:
+            snapshot.fill(tensors, self._copiers)
+        except Exception as error:
+            with self._changed:
+                self._idle.append(snapshot)
+            if isinstance(error, PublishError):
+                raise
+            if self._on_error == "raise":
+                raise PublishError("publish", f"{type(error).__name__}: {error}") from error
+            self._failed(error)
+            return False
+        if missing := snapshot.left_out.keys() - self._left_out:
+            named = ", ".join(f"{name} ({snapshot.left_out[name]})" for name in sorted(missing)[:10])
+            log.warning("%d tensors have dtypes that cannot be published and are left out: %s", len(missing), named)
+            self._left_out |= missing
         with self._changed:
             if self._next is not None:
                 self.superseded += 1
@@ -224,7 +248,8 @@ class WeightPublisher:
         self.fenced, self.last_error = True, "fenced: another publisher of the same run was started"
 
     def _failed(self, error: Exception) -> None:
-        self.failures += 1
+        with self._changed:
+            self.failures += 1
         # Errors of a pipeline quote the values that were sent.
         message = f"{type(error).__name__}: {error}"[:300]
         if message != self.last_error:
@@ -234,6 +259,20 @@ class WeightPublisher:
                 message,
             )
         self.last_error = message
+
+
+def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and tensors, sharded ones gathered when it is their turn: all of them at once may not fit into memory.
+    Raises PublishError."""
+    for name, value in state.items():
+        if not hasattr(value, "full_tensor"):
+            yield name, value
+            continue
+        try:
+            whole = [value.full_tensor()]
+        except Exception as error:
+            raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
+        yield name, whole.pop()  # and not held on to
 
 
 def _rank() -> int:

@@ -38,7 +38,7 @@ def client(redis_url):
 def snapshot():
     snapshot = Snapshot(step=1)
     with ThreadPoolExecutor(1) as threads:
-        snapshot.fill(BIG, threads)
+        snapshot.fill(BIG.items(), threads)
     return snapshot
 
 

@@ -21,7 +21,7 @@ from support.proxy import Proxy
 def snapshot():
     snapshot = Snapshot(step=1)
     with ThreadPoolExecutor(1) as threads:
-        snapshot.fill({"w": np.zeros(3_000_000, np.float32)}, threads)  # 12 chunks
+        snapshot.fill({"w": np.zeros(3_000_000, np.float32)}.items(), threads)  # 12 chunks
     return snapshot
 
 
