@@ -174,6 +174,28 @@ def test_a_refusal_is_counted_shown_and_explained_to_those_who_want_newer_weight
     eventually(lambda: run.server.health("weights") == "SERVING")
 
 
+def test_an_older_version_is_refused_and_counted(run):
+    """By hand, or by a restored backup: a number that is not higher, published earlier."""
+    version, rejections = run.publish(TwoTower(58)), run.server.status().rejections
+    refused = run.server.metrics()("selector_weights_sync_total", result="refused") or 0
+    run.redis.set(run.keys.counter, 0)
+    older = run.put(views(TwoTower(59)), published_at=1.0)
+    status = eventually(lambda: (s := run.server.status()).rejections == rejections + 1 and s)
+    assert f"must be after that of version {version}, which is served" in status.last_error
+    assert status.serving.version == version > older
+    assert run.server.metrics()("selector_weights_sync_total", result="refused") == refused + 1
+    assert run.publish(TwoTower(60)) > version
+
+
+def test_a_lower_step_of_a_higher_version_is_served(run):
+    """The trainer went back to a checkpoint."""
+    run.publish(TwoTower(61), step=100)
+    model = TwoTower(62)
+    run.publish(model, step=40)
+    assert run.server.status().serving.trainer_step == 40
+    assert list(run.select().indices) == run.picks_of(as_published(model))
+
+
 def test_a_key_of_another_type_is_reported_and_survived(run):
     version = run.publish(TwoTower(56))
     run.redis.delete(run.keys.pointer)
