@@ -86,10 +86,12 @@ class RedisSource:
 
     def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
         """The payload, from another sidecar of this host if it has it already."""
+        payload = self._memory.take(manifest.payload_bytes).data
         if self._share is None:
-            return self._payload(manifest)
-        name, size = manifest.payload_blake3, manifest.payload_bytes
-        payload, foreign = self._share.payload(name, size, lambda: self._payload(manifest))
+            self._receive(manifest, payload)
+            return payload
+        name = manifest.payload_blake3
+        foreign = self._share.fill(payload, name, lambda: self._receive(manifest, payload))
         try:
             for index in range(chunk_count(manifest) if foreign else 0):
                 start = index * manifest.chunk_bytes
@@ -99,9 +101,9 @@ class RedisSource:
             raise
         return payload
 
-    def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        """All chunks in one buffer, each hashed while the next ones travel."""
-        payload, size = self._memory.take(manifest.payload_bytes).data, manifest.chunk_bytes
+    def _receive(self, manifest: pb.WeightsManifest, payload: memoryview) -> None:
+        """All chunks, each hashed while the next ones travel."""
+        size = manifest.chunk_bytes
         count = chunk_count(manifest)
         keys = [self.keys.chunk(manifest.version, manifest.publisher, index) for index in range(count)]
         rooms = [payload[index * size : (index + 1) * size] for index in range(count)]
@@ -117,7 +119,6 @@ class RedisSource:
             raise Incomplete(f"version {manifest.version}: {error}") from error
         for one in verified:
             one.result()
-        return payload
 
     def _read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
