@@ -50,8 +50,8 @@ class _Version:
 class Shipper:
     """One publisher's claim on one run. Methods raise redis.RedisError, Fenced or Unsafe; not thread-safe.
 
-    `keep` versions stay in Redis, and HELD more if they were the newest in the last HOLD_SECONDS; all keys die `ttl`
-    seconds after the last `ship` or `refresh`.
+    `keep` versions stay in Redis, and where there is room HELD more if they were the newest in the last HOLD_SECONDS;
+    all keys die `ttl` seconds after the last `ship` or `refresh`.
     """
 
     def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
@@ -61,6 +61,7 @@ class Shipper:
         self._last = 0
         self._newest: _Version | None = None
         self._older: deque[_Version] = deque()
+        self._held = HELD
         self._debris: list[_Version] = []  # of publications that failed
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
         # Used again: one is being sent while the others are filled.
@@ -92,9 +93,11 @@ class Shipper:
         except Fenced:
             self._forget_quietly(version.chunks)
             raise
-        except BaseException:
+        except BaseException as error:
             self._debris.append(version)
-            self._tidy(held=0)  # perhaps for want of room
+            if not isinstance(error, redis.ConnectionError | redis.TimeoutError):
+                self._held = 0  # mostly for want of room
+            self._tidy()
             raise
         self._is_newest(version)
         self._tidy()
@@ -179,8 +182,8 @@ class Shipper:
             wait(made)  # after a failure, what is still being made must not run into the next version
         return b"".join(digests)
 
-    def _tidy(self, held: int = HELD) -> None:
-        """Forgets what failed, and what is older than the last `keep` versions, but for `held` of them that were the
+    def _tidy(self) -> None:
+        """Forgets what failed, and what is older than the last `keep` versions, but for a few of them that were the
         newest a short while ago. What cannot be reached now is forgotten the next time, or dies by itself."""
         try:
             pointer = self._store.get(self._keys.pointer) if self._debris else b""
@@ -192,7 +195,7 @@ class Shipper:
                     self._store.unlink(*version.chunks)
                 self._debris.pop()
             while len(self._older) >= self._keep:
-                if self._older[0].until > time.monotonic() and len(self._older) < self._keep + held:
+                if self._older[0].until > time.monotonic() and len(self._older) < self._keep + self._held:
                     break
                 self._store.unlink(*self._keys_of(self._older[0]))
                 self._older.popleft()

@@ -35,7 +35,11 @@ local function epoch(owner) return tonumber(string.match(owner, '^(%d+) ') or '0
 local found = redis.call('GET', KEYS[1])
 if found and found ~= ARGV[1] and epoch(found) >= epoch(ARGV[1]) then return -1 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-local function number(key) return tonumber(redis.call('GET', key) or '0') end
+local function number(key)
+  local text = redis.call('GET', key) or '0'
+  if #text > 15 or not string.match(text, '^%d+$') then error(key .. ' holds no number') end
+  return tonumber(text)
+end
 """
 # The next version, above ARGV[3] and all before; -1 if another publisher owns the run.
 NEXT_VERSION = (

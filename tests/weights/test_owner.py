@@ -190,6 +190,19 @@ def test_a_pointer_that_lost_its_last_move_is_moved_again(redis_url, run_name, c
         assert publisher.published == 2, "it was all there"
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "latest", "-1", ""])
+def test_a_pointer_that_is_no_number_spoils_no_counter(redis_url, run_name, client, text):
+    keys = Keys(run_name)
+    with WeightPublisher(redis_url, run_name) as publisher:
+        publish(publisher, 1)
+        client.set(keys.pointer, text)
+        publisher.publish(2, {"w": np.float32(2)})
+        eventually(lambda: "latest holds no number" in publisher.last_error)
+        client.set(keys.pointer, 1)
+        assert publisher.flush()
+        assert publisher.last_version == 2
+
+
 def test_a_claim_whose_answer_was_lost_takes_nothing_back(redis_url, shipper, snapshot, monkeypatch):
     store = open_store(redis_url)
 

