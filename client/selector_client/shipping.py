@@ -25,7 +25,7 @@ _THREADS = 2
 _AHEAD = 6
 # Versions beyond those to keep that stay so long after they were the newest, for readers who need longer than from one
 # publication to the next.
-HELD, HOLD_SECONDS = 2, 60.0
+HELD, HOLD_SECONDS = 2, 600.0
 
 
 class Fenced(Exception):

@@ -130,7 +130,7 @@ def test_versions_that_were_the_newest_a_moment_ago_stay_but_only_a_few(redis_ur
         shipper.ship(snapshot)
     assert numbers_of(keys, in_redis(client, run_name)) == {4, 5, 6, 7}
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
     assert shipper.refresh()
     assert numbers_of(keys, in_redis(client, run_name)) == {6, 7}
     shipper.close()
