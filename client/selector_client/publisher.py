@@ -61,10 +61,11 @@ class WeightPublisher:
 
     `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
     tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
-    folder of a file:// URL, and in Redis all of the run's keys die `ttl` seconds after this process. `link` has the
-    certificates and the password's file. `rank`: only 0 publishes; others take part in gathering
-    sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise PublishError
-    if what came before it could not be published; otherwise failures are logged, counted and tried again.
+    folder of a file:// URL, and two more for slow readers; in Redis all of the run's keys die `ttl` seconds after this
+    process. `link` has the certificates and the password's file. `rank`: only 0 publishes; others take part in
+    gathering sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise
+    PublishError if it cannot copy the weights, or what came before could not be published; otherwise failures are
+    logged and counted, and what was copied is tried again.
 
     `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
     """
@@ -255,7 +256,7 @@ class WeightPublisher:
         if message != self.last_error:
             log.log(
                 logging.ERROR if isinstance(error, Unsafe) else logging.WARNING,
-                "publishing weights failed, will try again: %s",
+                "publishing weights failed, training goes on: %s",
                 message,
             )
         self.last_error = message

@@ -13,7 +13,7 @@ import redis
 from numpy.typing import NDArray
 from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
 
 from selector_client.payload import Precision, WirePayload
 from selector_client.snapshot import Snapshot
@@ -106,6 +106,11 @@ class Shipper:
     def refresh(self) -> bool:
         """Renews the time to live of all that is stored; False if anything that the newest version needs is gone (Redis
         was emptied, or this process stood still for longer than that): it should be shipped again."""
+        if not self._owner:
+            return True
+        # First of all: what has a number that a successor uses too is not to be touched any more.
+        if outranks(owner := self._store.get(self._keys.owner), self._owner):
+            raise Fenced
         self._tidy()
         if self._newest is None:
             return True
@@ -119,7 +124,7 @@ class Shipper:
         # A failover may have lost the last that was written: who owns the run, or where the pointer moved.
         pointer = self._store.get(self._keys.pointer) or b""
         behind = pointer.isdigit() and int(pointer) < self._newest.number
-        if behind or self._store.get(self._keys.owner) != self._owner.encode():
+        if behind or owner != self._owner.encode():
             self._show(self._newest)
         return True
 
@@ -140,6 +145,7 @@ class Shipper:
         for number, names in self._store.left_behind(self._keys).items():
             shown = str(number).encode() == pointer  # readers may be on their way to it
             (self._older if shown else self._debris).append(_Version(number, names))
+            self._last = max(self._last, number)  # so that none of them has a key of ours
         self._owner = f"{epoch} {self.token}"
 
     def _next_version(self) -> int:

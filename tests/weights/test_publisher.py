@@ -94,6 +94,13 @@ def test_what_cannot_travel_is_left_out_and_told_once(redis_url, run_name, caplo
         assert name in told
 
 
+def test_two_tensors_of_one_name_are_counted(redis_url, run_name):
+    with WeightPublisher(redis_url, run_name) as publisher:
+        assert not publisher.publish(1, {"w": np.float32(1), "module.w": np.float32(2)})
+        assert (publisher.failures, publisher.published) == (1, 0)
+        assert "module.w is a second tensor named w" in publisher.last_error
+
+
 # More than there are addresses.
 ENDLESS = {"w": np.broadcast_to(np.float32(0), (1 << 58,))}
 

@@ -182,3 +182,15 @@ def test_versions_of_a_publisher_that_was_killed_leave_the_folder(tmp_path, snap
     assert shipper.ship(snapshot) == 8
     assert set(store.left_behind(keys)) == {7, 8}
     shipper.close()
+
+
+def test_a_folder_whose_counter_is_older_than_its_versions(tmp_path, snapshot):
+    """A backup was put back over it."""
+    keys, store = Keys("run"), open_store(tmp_path.as_uri(), write=True)
+    for expected in ([1, 2, 3, 4], [5, 6]):
+        shipper = Shipper(store, keys, "fp32", keep=2, ttl=60)
+        assert [shipper.ship(snapshot) for _ in expected] == expected
+        shipper.close()
+        store.set(keys.counter, 1)
+        store.set(keys.pointer, 1)
+    assert store.get(keys.manifest(6)) is not None
