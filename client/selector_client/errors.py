@@ -6,7 +6,7 @@ SelectorClientError
 │   └── Untrusted   no connection, for its certificate, ours or a file of them is not right; the message says which
 ├── RemoteError     the server refused the request; its message names field, value and limit
 │   └── Denied      the token is missing, unknown there, or for other calls (unauthenticated, permission_denied)
-└── PublishError    earlier weights could not be published
+└── PublishError    weights could not be gathered or, if that is to raise, copied or published
 """
 
 
@@ -36,4 +36,4 @@ class Denied(RemoteError):
 
 
 class PublishError(SelectorClientError):
-    """Earlier weights could not be published."""
+    """Weights could not be gathered, copied or published."""

@@ -8,6 +8,8 @@ raised into the training loop.
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -59,10 +61,11 @@ class WeightPublisher:
 
     `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
     tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
-    folder of a file:// URL, and in Redis all of the run's keys die `ttl` seconds after this process. `link` has the
-    certificates and the password's file. `rank`: only 0 publishes; others take part in gathering
-    sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise PublishError
-    if what came before it could not be published; otherwise failures are logged, counted and tried again.
+    folder of a file:// URL, and two more for slow readers; in Redis all of the run's keys die `ttl` seconds after this
+    process. `link` has the certificates and the password's file. `rank`: only 0 publishes; others take part in
+    gathering sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise
+    PublishError if it cannot copy the weights, or what came before could not be published; otherwise failures are
+    logged and counted, and what was copied is tried again.
 
     `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
     """
@@ -99,6 +102,7 @@ class WeightPublisher:
         # Not being filled, not waiting, not under way: their buffers are used again.
         self._idle: list[Snapshot] = []
         self._shipped: Snapshot | None = None  # to be shipped again if Redis loses it
+        self._left_out: set[str] = set()  # warned of
         self._busy = self._closed = False
         self.published = self.superseded = self.failures = 0
         self.last_version = 0
@@ -111,14 +115,21 @@ class WeightPublisher:
     def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
         """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
         array) and returns; True if this call was one of each `every`, on the rank that publishes, and no other
-        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it."""
+        publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it. What has a dtype that
+        cannot travel is left out, with a warning. A copy that fails, for want of memory say, is counted like what fails
+        later, or raises PublishError. Always raises PublishError where a sharded tensor cannot be gathered, since the
+        other ranks wait for this one, and ValueError for a canary that cannot be, and once the publisher is closed."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
         state = model.state_dict() if hasattr(model, "state_dict") else model
-        state = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
-        if (self._rank if self._rank is not None else _rank()) != 0:
-            return False
+        tensors = _gathered(state if canary is None else {**state, **canary.tensors()})
+        try:
+            return (self._rank if self._rank is not None else _rank()) == 0 and self._copied(step, tensors)
+        finally:
+            deque(tensors, maxlen=0)  # every rank takes part in gathering every tensor, also those that nobody keeps
+
+    def _copied(self, step: int, tensors: Iterator[tuple[str, Any]]) -> bool:
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
@@ -128,7 +139,21 @@ class WeightPublisher:
                 return False
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.step, snapshot.taken_at = step, time.time()
-        snapshot.fill(state if canary is None else {**state, **canary.tensors()}, self._copiers)
+        try:
+            snapshot.fill(tensors, self._copiers)
+        except Exception as error:
+            with self._changed:
+                self._idle.append(snapshot)
+            if isinstance(error, PublishError):
+                raise
+            if self._on_error == "raise":
+                raise PublishError("publish", f"{type(error).__name__}: {error}") from error
+            self._failed(error)
+            return False
+        if missing := snapshot.left_out.keys() - self._left_out:
+            named = ", ".join(f"{name} ({snapshot.left_out[name]})" for name in sorted(missing)[:10])
+            log.warning("%d tensors have dtypes that cannot be published and are left out: %s", len(missing), named)
+            self._left_out |= missing
         with self._changed:
             if self._next is not None:
                 self.superseded += 1
@@ -193,7 +218,7 @@ class WeightPublisher:
     def _take(self) -> Snapshot | None:
         """The snapshot to publish; None when it is time to look after those that are published."""
         with self._changed:
-            left = max(0.0, self._next_beat - time.monotonic())
+            left = None if self.fenced else max(0.0, self._next_beat - time.monotonic())
             ready = self._changed.wait_for(lambda: self._next is not None or self._closed, left)
             if not ready or self._closed or self.fenced:
                 self._next = None if self.fenced else self._next
@@ -224,16 +249,31 @@ class WeightPublisher:
         self.fenced, self.last_error = True, "fenced: another publisher of the same run was started"
 
     def _failed(self, error: Exception) -> None:
-        self.failures += 1
+        with self._changed:
+            self.failures += 1
         # Errors of a pipeline quote the values that were sent.
         message = f"{type(error).__name__}: {error}"[:300]
         if message != self.last_error:
             log.log(
                 logging.ERROR if isinstance(error, Unsafe) else logging.WARNING,
-                "publishing weights failed, will try again: %s",
+                "publishing weights failed, training goes on: %s",
                 message,
             )
         self.last_error = message
+
+
+def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and tensors, sharded ones gathered when it is their turn: all of them at once may not fit into memory.
+    Raises PublishError."""
+    for name, value in state.items():
+        if not hasattr(value, "full_tensor"):
+            yield name, value
+            continue
+        try:
+            whole = [value.full_tensor()]
+        except Exception as error:
+            raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
+        yield name, whole.pop()  # and not held on to
 
 
 def _rank() -> int:

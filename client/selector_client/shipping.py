@@ -2,16 +2,18 @@
 
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
+from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
 
 from selector_client.payload import Precision, WirePayload
 from selector_client.snapshot import Snapshot
@@ -21,6 +23,9 @@ log = logging.getLogger(__name__)
 # Threads that cast and hash, and chunks that they are ahead of what is sent.
 _THREADS = 2
 _AHEAD = 6
+# Versions beyond those to keep that stay so long after they were the newest, for readers who need longer than from one
+# publication to the next.
+HELD, HOLD_SECONDS = 2, 600.0
 
 
 class Fenced(Exception):
@@ -31,37 +36,50 @@ class Unsafe(Exception):
     """This Redis may throw away keys that are in use."""
 
 
+@dataclass
+class _Version:
+    """What is stored of a version. `until`: when it may go once it is not the newest any more, on this process's
+    clock."""
+
+    number: int
+    chunks: list[str]
+    manifest: bytes = b""
+    until: float = 0.0
+
+
 class Shipper:
     """One publisher's claim on one run. Methods raise redis.RedisError, Fenced or Unsafe; not thread-safe.
 
-    `keep` versions stay in Redis, and all keys die `ttl` seconds after the last `ship` or `refresh`.
+    `keep` versions stay in Redis, and where there is room HELD more if they were the newest in the last HOLD_SECONDS;
+    all keys die `ttl` seconds after the last `ship` or `refresh`.
     """
 
     def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
         self._store, self._keys, self._precision, self._keep, self._ttl = store, keys, precision, keep, ttl
         self.token = secrets.token_hex(8)
-        self._claimed = False
+        self._owner = ""  # epoch and token, from the first `ship` on
         self._last = 0
-        self._live: deque[tuple[int, int]] = deque()  # version, its chunks
+        self._newest: _Version | None = None
+        self._older: deque[_Version] = deque()
+        self._held = HELD
+        self._debris: list[_Version] = []  # of publications that failed
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
         # Used again: one is being sent while the others are filled.
         self._rooms = [np.empty(CHUNK_BYTES, np.uint8) for _ in range(_AHEAD + 1)]
 
     def ship(self, snapshot: Snapshot) -> int:
-        """Chunks, then the manifest, then the pointer: a reader finds the whole version or none. Returns the
-        version."""
+        """Chunks, then manifest and pointer at once: a reader finds the whole version or none. Returns the version."""
         self._claim()
-        version = self._next_version()
+        number = self._next_version()
         payload = WirePayload(snapshot, self._precision)
-        chunks = -(-payload.size // CHUNK_BYTES)
-        # Noted before it is written: what a failure leaves half done is swept up with the rest.
-        self._live.append((version, chunks))
+        count = -(-payload.size // CHUNK_BYTES)
+        version = _Version(number, [self._keys.chunk(number, self.token, index) for index in range(count)])
         try:
             digests = self._send(version, payload)
             manifest = pb.WeightsManifest(
                 format=FORMAT,
                 run=self._keys.run,
-                version=version,
+                version=number,
                 trainer_step=snapshot.step,
                 published_at=snapshot.taken_at,
                 payload_bytes=payload.size,
@@ -70,55 +88,85 @@ class Shipper:
                 chunk_blake3=digests,
                 publisher=self.token,
             )
-            self._store.set(self._keys.manifest(version), encode_manifest(manifest), ex=self._ttl)
-            if self._store.move_pointer(self._keys, self.token, version, self._ttl) == -1:
-                raise Fenced
-        except BaseException:
-            self._drop_quietly()
+            version.manifest = encode_manifest(manifest)
+            self._show(version)
+        except Fenced:
+            self._forget_quietly(version.chunks)
             raise
-        self._last = version
-        while len(self._live) > self._keep:
-            self._store.unlink(*self._keys_of(*self._live.popleft()))
-        return version
+        except BaseException as error:
+            self._debris.append(version)
+            if not isinstance(error, redis.ConnectionError | redis.TimeoutError):
+                self._held = 0  # mostly for want of room
+            self._tidy()
+            raise
+        self._is_newest(version)
+        self._tidy()
+        return number
 
     def refresh(self) -> bool:
-        """Renews the time to live of all live keys; False if any that the newest version needs is gone (Redis was
-        emptied, or this process stood still for longer than that): it should be shipped again."""
-        if not self._live:
+        """Renews the time to live of all that is stored; False if anything that the newest version needs is gone (Redis
+        was emptied, or this process stood still for longer than that): it should be shipped again."""
+        if not self._owner:
             return True
-        self._check_owner()
-        for version in list(self._live)[:-1]:
-            if not self._store.renew(names := self._keys_of(*version), self._ttl):
-                self._store.unlink(*names)  # of no use any more
-                self._live.remove(version)
-        names = [self._keys.owner, self._keys.counter, self._keys.pointer, *self._keys_of(*self._live[-1])]
-        return self._store.renew(names, self._ttl)
+        # First of all: what has a number that a successor uses too is not to be touched any more.
+        if outranks(owner := self._store.get(self._keys.owner), self._owner):
+            raise Fenced
+        self._tidy()
+        if self._newest is None:
+            return True
+        for version in list(self._older):
+            if not self._store.renew(self._keys_of(version), self._ttl):
+                self._older.remove(version)
+                self._forget_quietly(self._keys_of(version))  # of no use any more
+        names = [self._keys.owner, self._keys.counter, self._keys.pointer, *self._keys_of(self._newest)]
+        if not self._store.renew(names, self._ttl):
+            return False
+        # A failover may have lost the last that was written: who owns the run, or where the pointer moved.
+        pointer = self._store.get(self._keys.pointer) or b""
+        behind = pointer.isdigit() and int(pointer) < self._newest.number
+        if behind or owner != self._owner.encode():
+            self._show(self._newest)
+        return True
 
     def close(self) -> None:
         self._pool.shutdown()
         self._store.close()
 
     def _claim(self) -> None:
-        """The last publisher to start owns the run."""
-        if self._claimed:
+        """The last publisher to start owns the run. Its epoch is fixed here, once, and written by whatever comes next:
+        a claim whose answer was lost is known for its own when it is made again. Milliseconds also tell those apart
+        that claimed a run of which Redis knew nothing."""
+        if self._owner:
             return
         if danger := self._store.danger():
             raise Unsafe(danger)
-        self._store.set(self._keys.owner, self.token, ex=self._ttl)
-        self._claimed = True
+        epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, time.time_ns() // 1_000_000)
+        pointer = self._store.get(self._keys.pointer)
+        for number, names in self._store.left_behind(self._keys).items():
+            shown = str(number).encode() == pointer  # readers may be on their way to it
+            (self._older if shown else self._debris).append(_Version(number, names))
+            self._last = max(self._last, number)  # so that none of them has a key of ours
+        self._owner = f"{epoch} {self.token}"
 
     def _next_version(self) -> int:
-        version = self._store.next_version(self._keys, self.token, self._last, self._ttl)
+        version = self._store.next_version(self._keys, self._owner, self._last, self._ttl)
         if version == -1:
             raise Fenced
+        self._last = version
         return version
 
-    def _check_owner(self) -> None:
-        owner = self._store.get(self._keys.owner)
-        if owner is not None and owner != self.token.encode():
+    def _show(self, version: _Version) -> None:
+        """Manifest and pointer."""
+        if self._store.move_pointer(self._keys, self._owner, version.number, version.manifest, self._ttl) == -1:
             raise Fenced
 
-    def _send(self, version: int, payload: WirePayload) -> bytes:
+    def _is_newest(self, version: _Version) -> None:
+        if self._newest is not None:
+            self._newest.until = time.monotonic() + HOLD_SECONDS
+            self._older.append(self._newest)
+        self._newest = version
+
+    def _send(self, version: _Version, payload: WirePayload) -> bytes:
         """Sends the chunks and returns their digests. Threads cast and hash the next ones meanwhile."""
         starts = range(0, payload.size, CHUNK_BYTES)
         digests: list[bytes] = []
@@ -132,7 +180,7 @@ class Shipper:
                     made.append(self._pool.submit(_make, payload, starts[number], room))
                 chunk, its_digest = made.popleft().result()
                 digests.append(its_digest)
-                yield self._keys.chunk(version, index), chunk
+                yield version.chunks[index], chunk
 
         try:
             self._store.set_all(chunks(), ex=self._ttl)
@@ -140,19 +188,34 @@ class Shipper:
             wait(made)  # after a failure, what is still being made must not run into the next version
         return b"".join(digests)
 
-    def _drop_quietly(self) -> None:
-        """Takes back a version that failed; what cannot be reached dies by itself."""
-        failed = self._live.pop()
+    def _tidy(self) -> None:
+        """Forgets what failed, and what is older than the last `keep` versions, but for a few of them that were the
+        newest a short while ago. What cannot be reached now is forgotten the next time, or dies by itself."""
         try:
-            if self._store.get(self._keys.pointer) == str(failed[0]).encode():
-                self._live.append(failed)  # only the answer was lost: readers may be on their way to it
-            else:
-                self._store.unlink(*self._keys_of(*failed))
+            pointer = self._store.get(self._keys.pointer) if self._debris else b""
+            while self._debris:
+                version = self._debris[-1]
+                if pointer == str(version.number).encode():
+                    self._is_newest(version)  # only the answer was lost: readers may be on their way to it
+                else:
+                    self._store.unlink(*version.chunks)
+                self._debris.pop()
+            while len(self._older) >= self._keep:
+                if self._older[0].until > time.monotonic() and len(self._older) < self._keep + self._held:
+                    break
+                self._store.unlink(*self._keys_of(self._older[0]))
+                self._older.popleft()
         except (redis.RedisError, OSError):
-            log.debug("a failed version stays until its time to live ends", exc_info=True)
+            log.debug("what is not needed any more stays for now", exc_info=True)
 
-    def _keys_of(self, version: int, chunks: int) -> list[str]:
-        return [self._keys.manifest(version), *(self._keys.chunk(version, index) for index in range(chunks))]
+    def _forget_quietly(self, names: list[str]) -> None:
+        try:
+            self._store.unlink(*names)
+        except (redis.RedisError, OSError):
+            log.debug("it stays until its time to live ends", exc_info=True)
+
+    def _keys_of(self, version: _Version) -> list[str]:
+        return [self._keys.manifest(version.number), *version.chunks]
 
 
 def _make(payload: WirePayload, start: int, room: NDArray[np.uint8]) -> tuple[memoryview, bytes]:

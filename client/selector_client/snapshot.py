@@ -1,7 +1,7 @@
 """Copies of a trainer's weights that later training steps cannot change, in buffers that are used again."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,35 +21,47 @@ _NAMES = {
     "bool": "BOOL",
     "bfloat16": "BF16",
 }
+_WIRE = frozenset(_NAMES.values())
 _PIECE_BYTES = 4 << 20
+# What is copied at once. Sharded tensors are gathered one by one, and no more than this of them is held meanwhile.
+_BATCH_BYTES = 64 << 20
 
 
 @dataclass
 class Snapshot:
-    """Weights of one step: safetensors dtype and values by name. `arrays` are buffers to be filled again."""
+    """Weights of one step: safetensors dtype and values by name. `left_out` has the dtypes of what cannot travel, by
+    name; `arrays` are buffers to be filled again."""
 
     step: int = 0
     taken_at: float = 0.0
     tensors: dict[str, tuple[str, NDArray[Any]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def fill(self, state: Mapping[str, Any], threads: Executor) -> None:
-        """Copies every tensor or array of `state` to this host. Raises TypeError for a dtype that cannot travel, and
-        ValueError for two tensors of one name."""
-        self.tensors, copies, devices = {}, list[tuple[NDArray[Any], NDArray[Any]]](), set[Any]()
-        for name, value in state.items():
-            dtype, source = _source(name, value)
+    def fill(self, state: Iterable[tuple[str, Any]], threads: Executor) -> None:
+        """Copies every tensor or array of `state`, with its name, to this host; what has a dtype that cannot travel is
+        left out. Raises ValueError for two tensors of one name, and whatever numpy or torch raise without memory."""
+        self.tensors, self.left_out = {}, {}
+        copies, size, devices = list[tuple[NDArray[Any], NDArray[Any]]](), 0, set[Any]()
+        for name, value in state:
+            dtype, source = _source(value)
+            if dtype not in _WIRE:
+                self.left_out[name] = dtype
+                continue
             buffer = self._buffer(name, tuple(source.shape), source)
             if (plain := stripped(name)) in self.tensors:
                 raise ValueError(f"{name} is a second tensor named {plain}; wrappers' prefixes do not count")
             self.tensors[plain] = dtype, buffer
             if isinstance(source, np.ndarray):
                 copies += _pieces(buffer, source)
+                if (size := size + source.nbytes) >= _BATCH_BYTES:
+                    _copy(copies, threads)
+                    size = 0
             else:
                 sys.modules["torch"].from_numpy(buffer).copy_(source, non_blocking=source.is_cuda)
                 devices |= {source.device} if source.is_cuda else set()
-        for _ in threads.map(lambda copy: np.copyto(*copy), copies):
-            pass
+            del value, source  # before the next one is gathered
+        _copy(copies, threads)
         for device in devices:
             sys.modules["torch"].cuda.current_stream(device).synchronize()
 
@@ -68,22 +80,29 @@ class Snapshot:
         return buffer
 
 
-def _source(name: str, value: Any) -> tuple[str, Any]:
-    """safetensors dtype of a tensor or array, and what to copy: an array, or a tensor if it is not on this host."""
+def _source(value: Any) -> tuple[str, Any]:
+    """safetensors dtype of a tensor or array, and what to copy: an array, or a tensor if it is not on this host. What
+    cannot travel has the name of its own dtype or type instead."""
     torch = sys.modules.get("torch")  # a tensor of torch without importing it
     if torch is None or not isinstance(value, torch.Tensor):
-        value = np.asarray(value)
-        dtype = value.dtype.name
-    else:
-        value = value.detach()
-        dtype = str(value.dtype).removeprefix("torch.")
-        if value.dtype == torch.bfloat16:  # numpy has none: its bits travel
-            value = value.contiguous().view(torch.int16)
-        if value.device.type == "cpu" and dtype in _NAMES:
-            value = value.numpy()
+        try:
+            value = np.asarray(value)
+        except ValueError:  # lists of lists that are no array
+            return type(value).__name__, value
+        return _NAMES.get(value.dtype.name, value.dtype.name), value
+    value = value.detach()
+    dtype = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
     if dtype not in _NAMES:
-        raise TypeError(f"{name} has dtype {dtype}, which cannot be published")
-    return _NAMES[dtype], value
+        return dtype, value
+    if value.dtype == torch.bfloat16:  # numpy has none: its bits travel
+        value = value.contiguous().view(torch.int16)
+    return _NAMES[dtype], value.numpy() if value.device.type == "cpu" else value
+
+
+def _copy(copies: list[tuple[NDArray[Any], NDArray[Any]]], threads: Executor) -> None:
+    for _ in threads.map(lambda copy: np.copyto(*copy), copies):
+        pass
+    copies.clear()
 
 
 def _pieces(target: NDArray[Any], source: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:

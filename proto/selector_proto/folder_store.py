@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import redis
 
 from selector_proto.link_url import LinkError
 from selector_proto.plain_file import opened
-from selector_proto.weights import Keys
+from selector_proto.weights import Keys, outranks
 
 LOCK_SECONDS = 10.0
 # Of a value that is read whole: owner, counter and pointer are much shorter.
 MAX_VALUE_BYTES = 1 << 16
-_UNFINISHED = ".unfinished"
+_VALUE, _UNFINISHED = ".value", ".unfinished"
 # Files that a killed publisher left half written.
 _STALE_SECONDS = 3600
 
@@ -65,15 +65,16 @@ class FolderStore:
                 self._must_exist()
                 return b""
 
-    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:  # noqa: ARG002
-        """Replaces the value whole. `ex`, the seconds after which Redis forgets it, has no effect: a file stays."""
+    def set(self, key: str, value: bytes | memoryview | str | int) -> None:
+        """Replaces the value whole."""
         with self._errors():
             self._write(key, str(value).encode() if isinstance(value, str | int) else value)
 
-    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:
-        """Replaces many values, one after the other, each whole."""
+    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:  # noqa: ARG002
+        """Replaces many values, one after the other, each whole. `ex`, the seconds after which Redis forgets them, has
+        no effect: a file stays."""
         for key, value in items:
-            self.set(key, value, ex=ex)
+            self.set(key, value)
 
     def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
         """Puts the value of each key at the start of its room and yields its length, 0 if there is none. It ends after
@@ -96,25 +97,45 @@ class FolderStore:
             self._must_exist()
             return 0
 
-    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
-        """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""
+    def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
+        """The next version, higher than `above` and than all before; -1 if another publisher owns the run. Otherwise
+        `owner` (epoch and token) owns it from now on."""
         with self._errors(), self.locked():
-            if self.get(keys.owner) not in (None, token.encode()):
+            if not self._owns(keys, owner):
                 return -1
-            number = max(self._number(keys.counter), above) + 1
-            self._write(keys.owner, token.encode())
+            number = max(self._number(keys.counter), self._number(keys.pointer), above) + 1
             self._write(keys.counter, str(number).encode(), durable=True)
             return number
 
-    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int:  # noqa: ARG002 - nothing expires
-        """Moves the pointer forward only; returns the version that it points to, -1 as above."""
+    def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int:  # noqa: ARG002
+        """Puts the manifest and moves the pointer to it, forward only; returns the version that it points to, -1 as
+        above."""
         with self._errors(), self.locked():
-            if self.get(keys.owner) != token.encode():
+            if not self._owns(keys, owner):
                 return -1
             if version <= (now := self._number(keys.pointer)):
                 return now
+            self._write(keys.manifest(version), manifest)
             self._write(keys.pointer, str(version).encode(), durable=True)
             return version
+
+    def _owns(self, keys: Keys, owner: str) -> bool:
+        if outranks(found := self.get(keys.owner), owner):
+            return False
+        if found != owner.encode():
+            self._write(keys.owner, owner.encode())
+        return True
+
+    def left_behind(self, keys: Keys) -> dict[int, list[str]]:
+        """Keys of versions that are in the folder, by version: of former publishers, if asked before the first is
+        published."""
+        found: dict[int, list[str]] = {}
+        with self._errors():
+            for name in os.listdir(self._folder):
+                key = unquote(name.removesuffix(_VALUE))
+                if name.endswith(_VALUE) and (version := keys.version_of(key)) is not None:
+                    found.setdefault(version, []).append(key)
+        return found
 
     def renew(self, names: Sequence[str], ttl: int) -> bool:  # noqa: ARG002 - nothing expires
         """Whether all keys are there."""
@@ -187,7 +208,7 @@ class FolderStore:
 
     def _file(self, key: str) -> Path:
         # No key leads out of the folder ('/' becomes %2F, '..' has a suffix), nor to the lock or unfinished files.
-        return self._folder / (quote(key, safe="") + ".value")
+        return self._folder / (quote(key, safe="") + _VALUE)
 
     def _sweep(self) -> None:
         for file in self._folder.glob(f".*{_UNFINISHED}"):

@@ -12,7 +12,7 @@ from redis.sentinel import MasterNotFoundError
 
 from selector_proto import redis_bulk
 from selector_proto.folder_store import FolderStore
-from selector_proto.link_url import LinkError
+from selector_proto.link_url import LinkError, parse
 from selector_proto.redis_link import LinkOptions, check, connect, masked
 from selector_proto.weights import MOVE_POINTER, NEXT_VERSION, Keys
 
@@ -27,13 +27,13 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
     def getrange(self, key: str, start: int, end: int) -> bytes: ...
-    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None: ...
     def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None: ...
     def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]: ...
     def unlink(self, *keys: str) -> int: ...
-    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int: ...
-    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int: ...
+    def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int: ...
+    def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int: ...
     def renew(self, names: Sequence[str], ttl: int) -> bool: ...
+    def left_behind(self, keys: Keys) -> dict[int, list[str]]: ...
     def danger(self) -> str: ...
     def listen(self, channel: str) -> "Callable[[float], bool] | None": ...
     def close(self) -> None: ...
@@ -72,12 +72,8 @@ class RedisStore:
 
         return self._do(read)
 
-    def set(self, key: str, value: bytes | memoryview | str | int, *, ex: int | None = None) -> None:
-        """Replaces the value; Redis forgets it after `ex` seconds."""
-        self._do(lambda client: client.set(key, value, ex=ex))
-
     def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:
-        """Replaces many large values, one after the other."""
+        """Replaces many large values, one after the other; Redis forgets them after `ex` seconds."""
 
         def write(client: redis.Redis | RedisCluster) -> None:
             if isinstance(client, redis.Redis):
@@ -103,15 +99,18 @@ class RedisStore:
                 if not fits:
                     return
 
-    def next_version(self, keys: Keys, token: str, above: int, ttl: int) -> int:
-        """The next version, higher than `above` and than all before; -1 if another publisher owns the run."""
-        arguments = (keys.owner, keys.counter, token, above, ttl)
-        return int(cast(int, self._do(lambda client: client.eval(NEXT_VERSION, 2, *arguments))))
+    def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int:
+        """The next version, higher than `above` and than all before; -1 if another publisher owns the run. Otherwise
+        `owner` (epoch and token) owns it from now on."""
+        arguments = (keys.owner, keys.counter, keys.pointer, owner, ttl, above)
+        return int(cast(int, self._do(lambda client: client.eval(NEXT_VERSION, 3, *arguments))))
 
-    def move_pointer(self, keys: Keys, token: str, version: int, ttl: int) -> int:
-        """Moves the pointer forward only, and announces it; returns the version that it points to, -1 as above."""
-        arguments = (keys.owner, keys.pointer, token, version, ttl)
-        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 2, *arguments))))
+    def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int:
+        """Puts the manifest, moves the pointer to it, forward only, and announces it; returns the version that it
+        points to, -1 as above."""
+        names = (keys.owner, keys.counter, keys.pointer, keys.manifest(version))
+        arguments = (*names, owner, ttl, version, manifest)
+        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 4, *arguments))))
         try:
             self._do(lambda client: client.publish(keys.news, version))
         except redis.RedisError:  # perhaps not allowed to announce anything: readers look by themselves
@@ -125,6 +124,10 @@ class RedisStore:
             part = names[start : start + _PIPELINE]
             alive &= self._do(lambda client, part=part: _expire(client, part, ttl))  # type: ignore[misc]
         return alive
+
+    def left_behind(self, keys: Keys) -> dict[int, list[str]]:  # noqa: ARG002 - it would be a scan of everybody's keys
+        """Nothing that would stay: whatever a dead publisher left dies by itself."""
+        return {}
 
     def danger(self) -> str:
         """Why this Redis may throw away chunks that are in use, or an empty text."""
@@ -140,13 +143,15 @@ class RedisStore:
 
     def listen(self, channel: str) -> "Callable[[float], bool] | None":
         """Waits at most so many seconds for an announcement; whether one came. None where nothing can be heard."""
-        if isinstance(client := connect(self._url, self._options), RedisCluster):
+        if parse(self._url).kind == "cluster":  # asked before connecting: its client asks all nodes at once
             return None
-        subscription = client.pubsub()  # type: ignore[no-untyped-call]
-        subscription.subscribe(channel)
+        with self._connected() as client:
+            subscription = client.pubsub()  # type: ignore[no-untyped-call]
+            subscription.subscribe(channel)
 
         def wait(seconds: float) -> bool:
-            message = subscription.get_message(timeout=seconds)
+            with self._connected():
+                message = subscription.get_message(timeout=seconds)
             return message is not None and message["type"] == "message"
 
         return wait

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _SUFFIX, _LOCK = ".weights", ".lock"
 # Payloads that stay: the newest, and the one that slower sidecars may still be about to read.
 _KEPT = 2
+# Linux reads less than 2 GiB at once, and does not say so.
+_PIECE_BYTES = 1 << 30
 # How long another sidecar of the host may take to fetch a version.
 LOCK_SECONDS = 60.0
 
@@ -37,20 +39,20 @@ class HostShare:
         except OSError as error:
             raise SetupError("weights_share", folder, f"must be a folder that can be written: {error}") from error
 
-    def payload(self, digest: bytes, size: int, fetch: Callable[[], memoryview]) -> tuple[memoryview, bool]:
-        """The payload of this digest and size, and whether it was there already (then the caller verifies it);
-        otherwise `fetch` gives it, for this sidecar and for the others of the host, which wait meanwhile."""
+    def fill(self, payload: memoryview, digest: bytes, fetch: Callable[[], None]) -> bool:
+        """Whether the payload of this digest was there already, and is in `payload` now (the caller verifies it);
+        otherwise `fetch` puts it there, for this sidecar and for the others of the host, which wait meanwhile."""
         file = self._folder / (digest.hex() + _SUFFIX)
         try:
             with self._locked(digest.hex()):
-                if (found := _content(file, size)) is not None:
-                    return found, True
-                payload = fetch()
+                if _read(file, payload):
+                    return True
+                fetch()
                 self._put(file, payload)
-                return payload, False
         except OSError as error:  # a full or vanished folder costs the sharing, not the weights
             log.warning("weights are not shared on this host: %s", error)
-            return fetch(), False
+            fetch()
+        return False
 
     def drop(self, digest: bytes) -> None:
         """Forgets a payload that turned out to be wrong."""
@@ -93,14 +95,16 @@ def _taken(lock: int) -> bool:
     return True
 
 
-def _content(file: Path, size: int) -> memoryview | None:
-    """The file's bytes, None if it is not there or not of that size. Read, not mapped: a mapped file that shrinks
-    kills its reader."""
+def _read(file: Path, payload: memoryview) -> bool:
+    """Whether the file is there and exactly fills `payload`. Read, not mapped: a mapped file that shrinks kills its
+    reader."""
     try:
         with opened(file) as stream:
-            if os.fstat(stream.fileno()).st_size != size:
-                return None
-            content = stream.read(size)
+            if os.fstat(stream.fileno()).st_size != len(payload):
+                return False
+            end = 0
+            while count := stream.readinto(payload[end : end + _PIECE_BYTES]):
+                end += count
     except FileNotFoundError:
-        return None
-    return memoryview(content) if len(content) == size else None
+        return False
+    return end == len(payload)

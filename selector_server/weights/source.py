@@ -86,10 +86,12 @@ class RedisSource:
 
     def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
         """The payload, from another sidecar of this host if it has it already."""
+        payload = self._memory.take(manifest.payload_bytes).data
         if self._share is None:
-            return self._payload(manifest)
-        name, size = manifest.payload_blake3, manifest.payload_bytes
-        payload, foreign = self._share.payload(name, size, lambda: self._payload(manifest))
+            self._receive(manifest, payload)
+            return payload
+        name = manifest.payload_blake3
+        foreign = self._share.fill(payload, name, lambda: self._receive(manifest, payload))
         try:
             for index in range(chunk_count(manifest) if foreign else 0):
                 start = index * manifest.chunk_bytes
@@ -99,11 +101,11 @@ class RedisSource:
             raise
         return payload
 
-    def _payload(self, manifest: pb.WeightsManifest) -> memoryview:
-        """All chunks in one buffer, each hashed while the next ones travel."""
-        payload, size = self._memory.take(manifest.payload_bytes).data, manifest.chunk_bytes
+    def _receive(self, manifest: pb.WeightsManifest, payload: memoryview) -> None:
+        """All chunks, each hashed while the next ones travel."""
+        size = manifest.chunk_bytes
         count = chunk_count(manifest)
-        keys = [self.keys.chunk(manifest.version, index) for index in range(count)]
+        keys = [self.keys.chunk(manifest.version, manifest.publisher, index) for index in range(count)]
         rooms = [payload[index * size : (index + 1) * size] for index in range(count)]
         verified: deque[Future[None]] = deque()
         try:
@@ -117,7 +119,6 @@ class RedisSource:
             raise Incomplete(f"version {manifest.version}: {error}") from error
         for one in verified:
             one.result()
-        return payload
 
     def _read(self, key: str, most: int) -> bytes:
         """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
@@ -152,14 +153,13 @@ class News:
     def wait(self, seconds: float, stop: Event) -> None:
         """Returns at the next announcement, after `seconds`, or soon after `stop` is set."""
         try:
-            self._heard = self._heard or self._store.listen(self._channel)
+            # Where nothing can be heard, asking again at every look would not help.
+            self._heard = self._heard or self._store.listen(self._channel) or stop.wait
             until = time.monotonic() + seconds
             while not stop.is_set() and (left := until - time.monotonic()) > 0:
-                if self._heard is None:
-                    stop.wait(left)
-                elif self._heard(min(left, TICK_SECONDS)):
+                if self._heard(min(left, TICK_SECONDS)):
                     return
-        except redis.ResponseError:  # not allowed to listen: asking again at every look would not help
+        except redis.ResponseError:  # nor where it is not allowed
             self._heard = stop.wait
         except (redis.RedisError, OSError):
             self._heard = None

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import redis
 from selector_proto.safetensors import TensorView
 
-from selector_server.errors import SelectorError
+from selector_server.errors import NotPossible, SelectorError
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.history import Outcome, printable
 from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
@@ -31,7 +31,8 @@ MAX_INCOMPLETE_SECONDS = 60.0
 
 class Subscriber(Generic[W]):
     """`bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the
-    last check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases."""
+    last check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases. What
+    else it raises is counted as a refusal too, and tried again, later and later."""
 
     def __init__(
         self,
@@ -77,7 +78,11 @@ class Subscriber(Generic[W]):
                 log.exception("weights: unexpected failure")
                 self._report(SyncState.REJECTED, None, f"{type(error).__name__}: {error}")
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
-            self._news.wait(pause, self._stop)
+            try:
+                self._news.wait(pause, self._stop)
+            except Exception:  # nobody may rely on announcements, least of all this thread
+                log.exception("weights: announcements cannot be waited for")
+                self._stop.wait(pause)
 
     def poll(self) -> bool:
         """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
@@ -94,7 +99,8 @@ class Subscriber(Generic[W]):
             with self._timed("fetch"):
                 fetched = self._source.fetch(newest, text)
             step = fetched.manifest.trainer_step
-            if (newest > self._store.latest.version or self._is_later(fetched, text)) and self._swap(fetched):
+            self._must_be_later(fetched)
+            if self._swap(fetched):
                 self._refused, self._known = 0, {newest: text}
         except Incomplete as error:
             # Chunks of an old version may just have been dropped for a newer one: look again.
@@ -105,30 +111,33 @@ class Subscriber(Generic[W]):
             return False
         except SelectorError as error:
             # The same bytes will be refused again: wait for the next version.
-            self._refuse(newest, text)
-            self._metrics.sync.labels("refused").inc()
-            self._store.record(Outcome.REFUSED, newest, step, str(error))
-            self._report(SyncState.REJECTED, newest, f"version {newest}: {error}", rejected=True)
+            self._refused = newest
+            self._known = {v: t for v, t in self._known.items() if v == self._store.latest.version} | {newest: text}
+            self._refuse(newest, step, error)
+        except Exception as error:  # no memory to bind it just now, or a bug: perhaps not the next time
+            if step is None:
+                raise
+            log.exception("weights: version %d cannot be taken over", newest)
+            self._refuse(newest, step, f"{type(error).__name__}: {error}")
+            return False
         return True
 
     def _knows(self, version: int, text: bytes) -> bool:
         """Whether this very version was served or refused before; its manifest may be gone by now."""
         return version in self._known and text in (self._known[version], b"")
 
-    def _refuse(self, version: int, text: bytes) -> None:
-        self._refused = version
-        self._known = {v: t for v, t in self._known.items() if v == self._store.latest.version} | {version: text}
+    def _refuse(self, version: int, step: int | None, reason: object) -> None:
+        self._metrics.sync.labels("refused").inc()
+        self._store.record(Outcome.REFUSED, version, step, str(reason))
+        self._report(SyncState.REJECTED, version, f"version {version}: {reason}", rejected=True)
 
-    def _is_later(self, fetched: Fetched, text: bytes) -> bool:
-        """Whether a version with a number that is not higher is news all the same."""
-        version = fetched.manifest.version
-        later = fetched.manifest.published_at > self._store.latest.published_at
-        if not later:
-            self._refuse(version, text)
-            reason = f"version {version} is older than the served one"
-            self._store.record(Outcome.REFUSED, version, fetched.manifest.trainer_step, reason)
-            self._report(SyncState.REJECTED, version, reason)
-        return later
+    def _must_be_later(self, fetched: Fetched) -> None:
+        """A number that is not higher is news all the same if it was published later: the source was emptied. So is a
+        higher number of a lower step: the trainer went back to a checkpoint. Raises NotPossible."""
+        manifest, served = fetched.manifest, self._store.latest
+        if manifest.version <= served.version and manifest.published_at <= served.published_at:
+            limit = f"must be after that of version {served.version}, which is served: {served.published_at}"
+            raise NotPossible("published_at", manifest.published_at, limit)
 
     def _settle(self, newest: int) -> None:
         """Nothing new: clears what an earlier failure reported, unless the newest version was refused."""

@@ -27,7 +27,7 @@ STATE = {
 def payload(precision, state=None):
     snapshot = Snapshot()
     with ThreadPoolExecutor(2) as threads:
-        snapshot.fill(state or STATE, threads)
+        snapshot.fill((state or STATE).items(), threads)
     return WirePayload(snapshot, precision)
 
 

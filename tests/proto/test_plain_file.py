@@ -58,5 +58,6 @@ def test_anything_else_is_refused(tmp_path, kind):
 def test_a_share_with_something_else_in_it_is_not_used(tmp_path, kind):
     share = HostShare(tmp_path)
     put(tmp_path / f"{DIGEST.hex()}.weights", kind)
-    payload, foreign = share.payload(DIGEST, 7, lambda: memoryview(b"fetched"))
-    assert (bytes(payload), foreign) == (b"fetched", False)
+    payload, fetched = memoryview(bytearray(7)), []
+    assert not share.fill(payload, DIGEST, lambda: fetched.append(1))
+    assert fetched

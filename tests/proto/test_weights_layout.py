@@ -127,6 +127,9 @@ def test_a_manifest_comes_back_as_it_went():
         ({"published_at": float("nan")}, "published_at is nan"),
         ({"published_at": float("inf")}, "published_at is inf"),
         ({"published_at": -1.0}, "published_at is -1.0"),
+        ({"publisher": ""}, "publisher is ''"),
+        ({"publisher": "x" * 65}, "publisher is 'xxx"),
+        ({"publisher": "a/../b"}, "publisher is 'a/../b'"),
     ],
 )
 def test_manifests_that_lie_are_refused(changes, message):
@@ -152,6 +155,7 @@ FIELDS = [
     "payload_blake3",
     "chunk_bytes",
     "chunk_blake3",
+    "publisher",
 ]
 
 
@@ -176,9 +180,11 @@ def test_manifests_larger_than_any_honest_one_are_refused():
 
 
 def test_all_keys_of_a_run_share_a_hash_tag():
-    names = [KEYS.counter, KEYS.pointer, KEYS.manifest(1), KEYS.chunk(1, 2)]
+    names = [KEYS.counter, KEYS.pointer, KEYS.manifest(1), KEYS.chunk(1, "token", 2)]
     assert len(set(names)) == 4
     assert all("{run}" in name for name in names)
+    assert [KEYS.version_of(name) for name in names] == [None, None, 1, 1]
+    assert Keys("other").version_of(KEYS.manifest(1)) is None
 
 
 @pytest.mark.parametrize("run", ["", "a b", "a{b}", "x" * 65, "ü"])

@@ -1,5 +1,6 @@
 """A training run as Redis sees it: what its publisher writes, and what somebody writes by hand."""
 
+import json
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ from support.wire import raw
 
 PIXELS, IDS = samples(60)
 POLL = {"weights_poll_seconds": 0.05, "max_weights_bytes": 1 << 20}
+
+BY_HAND = "by-hand"  # the publisher of what `put` writes
 
 
 class Run:
@@ -62,9 +65,10 @@ class Run:
             "payload_blake3": digest(digests),
             "chunk_bytes": CHUNK_BYTES,
             "chunk_blake3": digests,
+            "publisher": BY_HAND,
         }
         text = encode_manifest(weights_pb2.WeightsManifest(**fields | changed)) if manifest is None else manifest
-        self.redis.set(self.keys.chunk(version, 0), file)
+        self.redis.set(self.keys.chunk(version, BY_HAND, 0), file)
         self.redis.set(self.keys.manifest(version), text)
         self.redis.set(self.keys.pointer, version)
         return version
@@ -77,6 +81,21 @@ def fetch(url, run, version):
         return source.fetch(version, source.manifest(version))
     finally:
         source.close()
+
+
+def newest(url, run):
+    """The newest whole version."""
+    source = RedisSource(url, run, 1 << 30)
+    try:
+        version = source.newest()
+        return source.fetch(version, source.manifest(version))
+    finally:
+        source.close()
+
+
+def chunk_key(client, keys, version, index) -> str:
+    """Key of a chunk of a version that is in Redis."""
+    return keys.chunk(version, json.loads(client.get(keys.manifest(version)))["publisher"], index)
 
 
 def views(model, **changed) -> dict[str, TensorView]:

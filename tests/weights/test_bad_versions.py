@@ -10,7 +10,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import FORMAT
 from support.model import TwoTower, as_published
 from support.processes import eventually
-from support.runs import IDS, PIXELS, views
+from support.runs import BY_HAND, IDS, PIXELS, views
 from support.wire import raw
 
 # A header of more tensors than any model has; one of 10^9 would be longer than headers may be.
@@ -20,9 +20,9 @@ ENDLESS = len(ENDLESS).to_bytes(8, "little") + ENDLESS.encode()
 
 def chunk_with_a_flipped_bit(run, model):
     version = run.put(views(model))
-    chunk = bytearray(run.redis.get(run.keys.chunk(version, 0)))
+    chunk = bytearray(run.redis.get(run.keys.chunk(version, BY_HAND, 0)))
     chunk[-3] ^= 8
-    run.redis.set(run.keys.chunk(version, 0), bytes(chunk))
+    run.redis.set(run.keys.chunk(version, BY_HAND, 0), bytes(chunk))
     run.redis.set(run.keys.pointer, version)
 
 
@@ -36,15 +36,15 @@ def before_pointer(run, model, change):
 
 
 def missing_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.delete(run.keys.chunk(version, 0)))
+    before_pointer(run, model, lambda version: run.redis.delete(run.keys.chunk(version, BY_HAND, 0)))
 
 
 def short_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.set(run.keys.chunk(version, 0), b"short"))
+    before_pointer(run, model, lambda version: run.redis.set(run.keys.chunk(version, BY_HAND, 0), b"short"))
 
 
 def long_chunk(run, model):
-    before_pointer(run, model, lambda version: run.redis.append(run.keys.chunk(version, 0), b"more"))
+    before_pointer(run, model, lambda version: run.redis.append(run.keys.chunk(version, BY_HAND, 0), b"more"))
 
 
 def missing_manifest(run, model):
@@ -118,6 +118,7 @@ BAD = {
     "digests of other chunks": (manifest_of(chunk_blake3=b"x" * 32), "payload_blake3 is not that of chunk_blake3"),
     "too few digests": (manifest_of(chunk_blake3=b""), "chunk_blake3 has 0 bytes; must be 32"),
     "half a digest": (manifest_of(payload_blake3=b"x" * 16), "payload_blake3 has 16 bytes"),
+    "another place for chunks": (manifest_of(publisher="a:0"), "publisher is 'a:0'; must be a name"),
     "published never": (manifest_of(published_at=float("nan")), "published_at is nan"),
     "published in eternity": (manifest_of(published_at=float("inf")), "published_at is inf"),
     "step that overflows": (manifest_of(trainer_step=2**64 - 1), "trainer_step is 18446744073709551615"),
@@ -171,6 +172,28 @@ def test_a_refusal_is_counted_shown_and_explained_to_those_who_want_newer_weight
     assert run.server.metrics()("selector_weights_newest_version") == refused
     run.publish(TwoTower(55))
     eventually(lambda: run.server.health("weights") == "SERVING")
+
+
+def test_an_older_version_is_refused_and_counted(run):
+    """By hand, or by a restored backup: a number that is not higher, published earlier."""
+    version, rejections = run.publish(TwoTower(58)), run.server.status().rejections
+    refused = run.server.metrics()("selector_weights_sync_total", result="refused") or 0
+    run.redis.set(run.keys.counter, 0)
+    older = run.put(views(TwoTower(59)), published_at=1.0)
+    status = eventually(lambda: (s := run.server.status()).rejections == rejections + 1 and s)
+    assert f"must be after that of version {version}, which is served" in status.last_error
+    assert status.serving.version == version > older
+    assert run.server.metrics()("selector_weights_sync_total", result="refused") == refused + 1
+    assert run.publish(TwoTower(60)) > version
+
+
+def test_a_lower_step_of_a_higher_version_is_served(run):
+    """The trainer went back to a checkpoint."""
+    run.publish(TwoTower(61), step=100)
+    model = TwoTower(62)
+    run.publish(model, step=40)
+    assert run.server.status().serving.trainer_step == 40
+    assert list(run.select().indices) == run.picks_of(as_published(model))
 
 
 def test_a_key_of_another_type_is_reported_and_survived(run):

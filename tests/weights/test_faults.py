@@ -2,6 +2,7 @@
 whole version, and the reason is told."""
 
 import threading
+import time
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -104,6 +105,23 @@ def test_cut_off_in_the_middle_of_a_fetch(proxy, serve, redis_url, bundles, run_
         way.mend()
         eventually(lambda: server.status().serving.trainer_step == 2, 30)
         assert answers_with(server, bundles, second)
+
+
+def test_a_reader_that_needs_three_times_as_long_as_a_publication_gets_its_versions(
+    proxy, sidecar, bundles, redis_url, run_name
+):
+    _, slow = proxy(bytes_per_second=10e6)
+    server = sidecar(bundles.flags | {"redis": slow, "run": run_name, "weights_poll_seconds": 0.05})
+    more = {f"more.{i}": np.zeros((3_500_000,), np.float32) for i in range(2)}  # 28 MB: about 3 s
+    model = {name: value.numpy() for name, value in TwoTower(41).state_dict().items()} | more
+    with WeightPublisher(redis_url, run_name, dtype="fp32") as publisher:
+        started = time.monotonic()
+        for step in range(1, 11):
+            publisher.publish(step, model)
+            assert publisher.flush()
+            time.sleep(max(0.0, started + step - time.monotonic()))
+        status = server.status()
+        assert status.swaps >= 2, status
 
 
 def test_a_sidecar_that_restarts_comes_up_with_the_newest_version(serve, bundles, redis_url, run_name):

@@ -5,11 +5,12 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 import redis
-from selector_client import WeightPublisher
+from selector_client import WeightPublisher, shipping
 from selector_proto import folder_store
 from selector_proto.folder_store import FolderError, FolderStore
 from selector_proto.stores import open_store
@@ -59,7 +60,8 @@ def publish(publisher, value, **options) -> int:
     return publisher.last_version
 
 
-def test_what_is_published_is_read_and_only_the_last_versions_stay(folder, url):
+def test_what_is_published_is_read_and_only_the_last_versions_stay(folder, url, monkeypatch):
+    monkeypatch.setattr(shipping, "HOLD_SECONDS", 0)
     assert RedisSource(url, "run", 1 << 30).newest() == 0
     with WeightPublisher(url, "run", keep=3, dtype="fp32") as publisher:
         assert [publish(publisher, value) for value in range(1, 7)] == [1, 2, 3, 4, 5, 6]
@@ -95,7 +97,7 @@ def test_a_torn_payload_is_refused(folder, url, spoil):
     with WeightPublisher(url, "run", dtype="fp32") as publisher:
         publish(publisher, 1)
         version = publish(publisher, 2)
-    [file] = [file for file in folder.iterdir() if file.name.endswith(f"{version}%3Achunk%3A1.value")]
+    [file] = [file for file in folder.iterdir() if fnmatch(file.name, f"*%3A{version}%3Achunk%3A*%3A1.value")]
     data = file.read_bytes()
     if spoil == "gone":
         file.unlink()
@@ -121,7 +123,7 @@ def test_numbers_are_given_once_across_processes(folder):
         "import sys, threading; from selector_proto.folder_store import FolderStore\n"
         "store = FolderStore(sys.argv[1])\n"
         "from selector_proto.weights import Keys\n"
-        "more = lambda: [store.next_version(Keys('run'), 'token', 0, 60) for _ in range(50)]\n"
+        "more = lambda: [store.next_version(Keys('run'), '1 token', 0, 60) for _ in range(50)]\n"
         "threads = [threading.Thread(target=more) for _ in range(2)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"
     )
@@ -218,13 +220,13 @@ def test_mistakes(tmp_path, folder, monkeypatch):
     store = FolderStore(folder)
     store.set(KEYS.counter, "five")
     with pytest.raises(FolderError, match="counter holds b'five', not a number"):
-        store.next_version(KEYS, "token", 0, 60)
+        store.next_version(KEYS, "1 token", 0, 60)
     with pytest.raises(redis.RedisError, match="File name too long"):
         store.set("n" * 300, b"")
     monkeypatch.setattr(folder_store, "LOCK_SECONDS", 0.1)
     with store.locked(), pytest.raises(FolderError, match=r"locked by another for 0\.1 s"):
-        FolderStore(folder).next_version(Keys("other"), "token", 0, 60)
-    assert store.next_version(Keys("other"), "token", 0, 60) == 1, "a lock ends with its holder"
+        FolderStore(folder).next_version(Keys("other"), "1 token", 0, 60)
+    assert store.next_version(Keys("other"), "1 token", 0, 60) == 1, "a lock ends with its holder"
 
 
 @pytest.mark.parametrize(
@@ -244,24 +246,23 @@ def test_it_does_what_redis_does(folder, redis_url, run_name):
     """The same calls have the same results."""
     keys, results = Keys(run_name), []
     for store in (FolderStore(folder), open_store(redis_url)):
-        key = keys.chunk(1, 0)
+        key = keys.chunk(1, "token", 0)
         before = store.get(key), store.getrange(key, 0, 3), store.unlink(key)
-        store.set(key, memoryview(b"0123456789"))
-        store.set(keys.manifest(1), "text", ex=60)
-        store.set(keys.manifest(2), 7)
-        after = store.get(key), store.getrange(key, 2, 4), store.getrange(key, 8, 99)
-        texts = store.get(keys.manifest(1)), store.get(keys.manifest(2))
-        counted = [
-            store.next_version(keys, token, above, 60) for token, above in (("a", 0), ("a", 7), ("b", 0), ("a", 2))
-        ]
-        moved = [store.move_pointer(keys, "a", version, 60) for version in (3, 2, 3, 12, 9)]
-        moved.append(store.move_pointer(keys, "b", 13, 60))
+        store.set_all([(key, memoryview(b"0123456789")), (keys.manifest(1), memoryview(b"text"))], ex=60)
+        after = store.get(key), store.getrange(key, 2, 4), store.getrange(key, 8, 99), store.get(keys.manifest(1))
+        a, b, later = "5 a", "5 b", "6 c"
+        counted = [store.next_version(keys, owner, above, 60) for owner, above in ((a, 0), (a, 7), (b, 0), (a, 2))]
+        moved = [store.move_pointer(keys, a, version, b"%d" % version, 60) for version in (3, 2, 3, 12, 9)]
+        moved.append(store.move_pointer(keys, b, 13, b"13", 60))
+        shown = [store.get(keys.manifest(version)) for version in (2, 3, 9, 12, 13)]
+        counted += [store.next_version(keys, owner, 0, 60) for owner in (later, a, later)]
         renewed = store.renew([keys.counter, keys.owner], 60), store.renew([keys.counter, keys.manifest(9)], 60)
-        gone = store.unlink(key, keys.manifest(1), keys.manifest(3))
-        results.append((before, after, texts, counted, renewed, moved, store.get(keys.pointer), gone, store.get(key)))
+        gone = store.unlink(key, keys.manifest(1), keys.manifest(9))
+        results.append((before, after, counted, moved, shown, renewed, store.get(keys.owner), gone, store.get(key)))
         store.close()
     assert results[0] == results[1]
-    assert results[0][3:6] == ([1, 8, -1, 9], (True, False), [3, 3, 3, 12, 12, -1])
+    assert results[0][2:4] == ([1, 8, -1, 9, 13, -1, 14], [3, 3, 3, 12, 12, -1])
+    assert results[0][4:7] == ([None, b"3", None, b"12", None], (True, False), b"6 c")
 
 
 def test_what_a_killed_publisher_left_half_written_is_swept(folder, url):

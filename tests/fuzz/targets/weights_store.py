@@ -30,7 +30,7 @@ def folders(folder: Path) -> Iterator[Decode]:
     store.mkdir()
     source = RedisSource(f"file://{store}", _RUN, _MOST, share=HostShare(share))
     plain = RedisSource(f"file://{store}", _RUN, _MOST)
-    names = [_KEYS.pointer, _KEYS.manifest(_VERSION), *(_KEYS.chunk(_VERSION, i) for i in range(2))]
+    names = [_KEYS.pointer, _KEYS.manifest(_VERSION), *(_KEYS.chunk(_VERSION, "p", i) for i in range(2))]
     files = [source._store._file(name) for name in names]
     shared = share / (manifest(payload()).payload_blake3.hex() + ".weights")
 
