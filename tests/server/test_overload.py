@@ -11,7 +11,7 @@ from selector_client import AsyncSelector
 from selector_client.errors import RemoteError
 from selector_proto.v1 import selector_pb2 as pb
 from support.processes import SlowClient, eventually
-from support.wire import error_info, retry_seconds, some_losses
+from support.wire import Request, error_info, retry_seconds, some_losses
 
 CHUNK = bytes(1 << 20)
 CHUNKS = 200
@@ -99,11 +99,25 @@ def test_the_time_that_a_refusal_takes_is_measured_from_the_first_message(full):
     assert 0 < measured("sum") < 1.0, "what clients wait before they begin is not the server's"
 
 
-def test_only_refusals_for_what_is_under_way_are_measured(sidecar):
-    server = sidecar({})
+def test_only_refusals_by_the_first_message_for_what_is_under_way_are_measured(sidecar, bundles):
+    """What files grow to is known when they have come: a refusal then says how long the upload took."""
+    limit = 1 << 20
+    server = sidecar(bundles.flags | {"max_inflight_bytes": limit})
     server.select(some_losses())
     server.refuse(some_losses(policy="nonsense"))
+    most = some_losses()
+    most.selection.payload_bytes = limit - 10_000
+    slow = SlowClient(server, most)
+    server.wait_pending(1)
+    files = Request()
+    files.selection.samples.encoded_images.CopyFrom(files.pack([b""] * 60))
+    files.selection.samples.tokens.CopyFrom(files.add(np.ones((60, 2), np.int32)))
+    error = server.refuse(files)
+    assert error_info(error)["reason"] == "OVERLOADED"
+    assert "bytes of all requests, decoded" in error.details()
+    assert server.metrics()("selector_rejected_total", reason="bytes") == 1
     assert server.metrics()("selector_reject_duration_seconds_count") == 0
+    slow.leave()
 
 
 def test_an_async_client_never_sees_a_status_that_grpc_lost(full):
