@@ -112,7 +112,7 @@ class App:
             self._shared,
             self._tracing,
         )
-        self._admin_service = AdminService(self._store)
+        self._admin_service = AdminService(self._store, self._status)
         self._watch(device)
         build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}
         self.metrics.build.info(build)

@@ -50,9 +50,9 @@ class Access:
                 if one is not None:
                     one.refresh()
 
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Of one address; None: it is served without TLS."""
-        if (source := self._certificates) is None:
+    def credentials(self, listen: str) -> grpc.ServerCredentials | None:
+        """Of one address; None: it is served without TLS, as a unix socket always is: its permissions guard it."""
+        if (source := self._certificates) is None or listen.startswith("unix:"):
             return None
         given = source.value
 
