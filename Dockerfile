@@ -67,11 +67,13 @@ ENV PATH=/opt/selector/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     SELECTOR_LISTEN=0.0.0.0:50051 \
+    SELECTOR_HEALTH_LISTEN=127.0.0.1:50053 \
     SELECTOR_METRICS_LISTEN=0.0.0.0:9464
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
+# At the address of health alone: it knows neither certificates nor tokens.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 CMD ["selector", "health"]
 ENTRYPOINT ["selector"]
 CMD ["serve"]

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Literal
 
@@ -50,8 +51,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 # Time that the last replies get to reach their clients.
 LINGER_SECONDS = 1.0
-# Time for the parts to end after the drain, and when they are not waited for.
-END_SECONDS, FORCED_END_SECONDS = 15.0, 3.0
+# Time for the parts to end after the drain, and for the worker of them.
+END_SECONDS, WORKER_END_SECONDS = 15.0, 5.0
 
 
 class App:
@@ -111,7 +112,7 @@ class App:
             self._shared,
             self._tracing,
         )
-        self._admin_service = AdminService(self._store)
+        self._admin_service = AdminService(self._store, self._status)
         self._watch(device)
         build = {"version": selector_proto.__version__, "device": config.device, "provider": device.provider}
         self.metrics.build.info(build)
@@ -122,10 +123,7 @@ class App:
         Returns the exit status: 0 after a drain, 1 if the worker died or was stuck for too long; then nothing is
         waited for. Whatever hangs at the end, the process ends in a bounded time.
         """
-        stop, force = asyncio.Event(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(number, lambda: force.set() if stop.is_set() else stop.set())
+        signals = ending.Signals()
         metrics_server = self._serve_metrics()
         if self._link is not None:
             self._link.start()
@@ -133,6 +131,7 @@ class App:
         self._worker.start()
         if self._subscriber is not None:
             self._subscriber.start()
+        self._access.start()
         await self._follow(server)
         for one in (server, *others):
             await one.start()
@@ -141,10 +140,9 @@ class App:
         log.info("memory: %s", self._guard or "not guarded")
         for one in others:
             log.info("%s is on %s, port %d", one.setting, one.listen, one.port)
-        while not stop.is_set() and not self._failed:
+        while not signals.stop.is_set() and not self._failed:
             await self._follow(server)
-            await asyncio.to_thread(self._access.refresh)
-            await _wait(stop, TICK_SECONDS)
+            await _wait(signals.stop, TICK_SECONDS)
         failed = self._failed
         if failed:
             await self._fail(server)
@@ -152,27 +150,27 @@ class App:
             log.info("draining, at most %s s", self.config.drain_seconds)
             ending.end_within(self.config.drain_seconds + LINGER_SECONDS + END_SECONDS, 1)
         drained = asyncio.create_task(self._drain(server))
-        forced = asyncio.create_task(force.wait())
+        forced = asyncio.create_task(signals.force.wait())
         await asyncio.wait([drained, forced], return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
-            log.warning("second signal: running requests are cut off")
-            ending.end_within(FORCED_END_SECONDS, 0)
             await server.stop(0)
         for one in others:
             await one.stop(0)
         forced.cancel()
-        self._worker.stop(timeout=0 if failed or force.is_set() else 5)
-        await self._close(metrics_server)
+        await self._close(metrics_server, 0 if failed or signals.force.is_set() else WORKER_END_SECONDS)
         log.info("stopped")
         return 1 if failed else 0
 
-    async def _close(self, metrics_server: MetricsServer | None) -> None:
-        """Ends the parts one after the other, off the event loop."""
+    async def _close(self, metrics_server: MetricsServer | None, worker_seconds: float) -> None:
+        """Ends the parts one after the other: off the event loop, which hears signals, and on a thread of its own, for
+        those of requests may hang."""
         self._decoder.close()
-        stopped = [part.stop for part in (self._subscriber, self._link) if part is not None]
-        closed = [part.close for part in (self._cache, metrics_server, self._tracing) if part is not None]
-        for end in (*stopped, *closed):
-            await asyncio.to_thread(end)
+        stops = [part.stop for part in (self._access, self._subscriber, self._link) if part is not None]
+        closes = [part.close for part in (self._cache, metrics_server, self._tracing) if part is not None]
+        ends: list[Callable[[], None]] = [lambda: self._worker.stop(worker_seconds), *stops, *closes]
+        thread = ThreadPoolExecutor(1, "closing")
+        for end in ends:
+            await asyncio.get_running_loop().run_in_executor(thread, end)
 
     def _servers(self) -> list[RpcServer]:
         """The one of trainers first; the admin service shares its address unless it has one of its own. One health."""
@@ -193,7 +191,7 @@ class App:
 
     async def _fail(self, server: RpcServer) -> None:
         """Says why the process ends by itself, and sees to it that it does."""
-        ending.end_within(FORCED_END_SECONDS + LINGER_SECONDS, 1)
+        ending.end_within(ending.FORCED_SECONDS + LINGER_SECONDS, 1)
         if self._worker.alive:
             log.critical("the worker is stuck for %.0f s: the process ends, status 1", self._worker.busy_seconds)
             ending.show_threads()

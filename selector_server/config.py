@@ -26,14 +26,16 @@ class Config(BaseModel):
 
     listen: str = Field("127.0.0.1:50051", description="address of the gRPC server: host:port or unix:/path")
     admin_listen: str = Field(
-        "", description="address of the admin service alone: host:port or unix:/path; empty to serve it on listen"
+        "",
+        description="address of admin calls and the weights' status alone: host:port or unix:/path; empty for listen",
     )
     health_listen: str = Field(
         "", description="address of grpc.health.v1 alone, plain text, no token, for probes: host:port; empty for none"
     )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
     tls_certificate_file: Path | None = Field(
-        None, description="this server's certificate, for listen and admin_listen; read again when it changes"
+        None,
+        description="this server's certificate, for listen and admin_listen but unix sockets; read again on change",
     )
     tls_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
     tls_client_ca_file: Path | None = Field(

@@ -1,12 +1,35 @@
 """The end of the process, whatever hangs: a thread stuck in a device's driver cannot be ended by asking."""
 
+import asyncio
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from threading import Timer
 
 log = logging.getLogger(__name__)
+
+# Time for the parts to end when they are not waited for.
+FORCED_SECONDS = 3.0
+
+
+class Signals:
+    """SIGTERM and SIGINT, heard by the running event loop from now on. The first sets `stop`. The second sets `force`,
+    whatever goes on by then, and the process ends soon, with status 0."""
+
+    def __init__(self) -> None:
+        self.stop, self.force = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._heard)
+
+    def _heard(self) -> None:
+        if not self.stop.is_set():
+            self.stop.set()
+        elif not self.force.is_set():
+            log.warning("second signal: running requests are cut off")
+            end_within(FORCED_SECONDS, 0)
+            self.force.set()
 
 
 def end_within(seconds: float, status: int) -> None:

@@ -58,11 +58,14 @@ class LimitExceeded(SelectorError):
 
 
 class Overloaded(LimitExceeded):
-    """Too much is under way. The same request may succeed in `retry_seconds`."""
+    """Too much is under way. The same request may succeed in `retry_seconds`. `at_once`: its first message was enough
+    to see it."""
 
-    def __init__(self, field: str, value: object, limit: str, rejection: str, retry_seconds: float) -> None:
+    def __init__(
+        self, field: str, value: object, limit: str, rejection: str, retry_seconds: float, at_once: bool = True
+    ) -> None:
         super().__init__(field, value, limit)
-        self.rejection, self.retry_seconds = rejection, retry_seconds
+        self.rejection, self.retry_seconds, self.at_once = rejection, retry_seconds, at_once
 
 
 class NotPossible(SelectorError):

@@ -18,7 +18,7 @@ MAX_TOKEN_FILE_BYTES = 64 << 10
 @dataclass(frozen=True)
 class Access:
     """Whom to trust, and what to show. What is left out comes from the environment: SELECTOR_TLS (1 or 0),
-    SELECTOR_CA_FILE and so on.
+    SELECTOR_CA_FILE and so on. On a unix socket, which the kernel guards, the token alone counts.
 
     TLS is used if `tls` says so, or if it is None and one of `ca_file`, `certificate_file`, `key_file` is given. Files
     are PEM; they are read for each new connection. The token is the first line of `token_file` that is not empty and
@@ -39,7 +39,7 @@ class Access:
         values = {
             one.name: given[one.name] if given.get(one.name) is not None else _env(one.name) for one in fields(cls)
         }
-        access = cls(**values)
+        access = cls(token_file=values["token_file"]) if address.startswith("unix:") else cls(**values)
         access._check(address)
         return access
 

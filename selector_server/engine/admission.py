@@ -63,7 +63,7 @@ class Admission:
         if self.closed:
             raise Draining("server", "draining", "send the request to another one, or again later")
         if self._requests >= self._max_requests:
-            raise self._overloaded("pending requests", self._requests, f"at most {self._max_requests}", "pending")
+            raise self.overloaded("pending requests", self._requests, f"at most {self._max_requests}", "pending")
         if not self._requests:
             self._since = time.monotonic()
         with self._hold(1, payload_bytes, "payload bytes of all requests") as permit:
@@ -74,17 +74,24 @@ class Admission:
 
     @contextmanager
     def enlarge(self, more_bytes: int) -> Iterator[Permit]:
-        """Counts what an admitted request takes beside its payload. Raises Overloaded and LimitExceeded."""
+        """Counts what a request takes beside what it was admitted with. Raises Overloaded and LimitExceeded."""
         with self._hold(0, more_bytes, "bytes of all requests, decoded") as permit:
             yield permit
+
+    def overloaded(self, field: str, value: int, limit: str, rejection: str, at_once: bool = True) -> Overloaded:
+        """What a request is refused with now, told when to come again."""
+        now, (least, most) = time.monotonic(), RETRY_SECONDS
+        latest = self._seconds * max(1, self._requests)
+        self._told = min(max(self._told, now) + self._seconds, now + latest)
+        return Overloaded(field, value, limit, rejection, min(max(self._told - now, least), most), at_once)
 
     @contextmanager
     def _hold(self, requests: int, size: int, field: str) -> Iterator[Permit]:
         if size > self._max_bytes:
             raise LimitExceeded(field, size, f"at most {self._max_bytes}")
         if (total := self._bytes + size) > self._max_bytes:
-            raise self._overloaded(field, total, f"at most {self._max_bytes}", "bytes")
-        self._check_memory(field, size)
+            raise self.overloaded(field, total, f"at most {self._max_bytes}", "bytes", at_once=requests > 0)
+        self._check_memory(field, size, at_once=requests > 0)
         permit = Permit(size)
         self._permits.add(permit)
         self._count(requests, size)
@@ -94,7 +101,7 @@ class Admission:
             self._permits.discard(permit)
             self._count(-requests, -size)
 
-    def _check_memory(self, field: str, size: int) -> None:
+    def _check_memory(self, field: str, size: int, at_once: bool) -> None:
         guard = self._guard
         if guard is None or not size:
             return
@@ -107,13 +114,8 @@ class Admission:
             room = guard.room(anew=any(freed)) - expected
         if size > room:
             guard.refused()
-            raise self._overloaded(field, size, f"the server's memory has room for {max(0, room)} now", "memory")
-
-    def _overloaded(self, field: str, value: int, limit: str, rejection: str) -> Overloaded:
-        now, (least, most) = time.monotonic(), RETRY_SECONDS
-        latest = self._seconds * max(1, self._requests)
-        self._told = min(max(self._told, now) + self._seconds, now + latest)
-        return Overloaded(field, value, limit, rejection, min(max(self._told - now, least), most))
+            limit = f"the server's memory has room for {max(0, room)} now"
+            raise self.overloaded(field, size, limit, "memory", at_once)
 
     def _count(self, requests: int, payload_bytes: int) -> None:
         self._requests += requests

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from threading import Event, Thread
 
 import grpc
 from selector_proto import certificates
@@ -15,6 +16,9 @@ from selector_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# How often files are looked at.
+LOOK_SECONDS = 0.5
+
 _OPTIONS = {
     "certificate_file": "tls_certificate_file",
     "key_file": "tls_key_file",
@@ -23,7 +27,8 @@ _OPTIONS = {
 
 
 class Access:
-    """Reads the files of the configuration. Raises SetupError."""
+    """Reads the files of the configuration. Raises SetupError. From `start` to `stop`, a thread of its own takes files
+    that changed, from the next connection or call on."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self._config, self._metrics = config, metrics
@@ -31,16 +36,23 @@ class Access:
         self._tokens = self._read_tokens("token_file")
         self._admin_tokens = self._read_tokens("admin_token_file")
         self.interceptor = TokenInterceptor(self._tokens, self._admin_tokens)
+        self._stopped = Event()
 
-    def refresh(self) -> None:
-        """Takes files that changed, from the next connection or call on."""
-        for one in (self._certificates, self._tokens, self._admin_tokens):
-            if one is not None:
-                one.refresh()
+    def start(self) -> None:
+        Thread(target=self._follow, name="access", daemon=True).start()
 
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Of one address; None: it is served without TLS."""
-        if (source := self._certificates) is None:
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(LOOK_SECONDS):
+            for one in (self._certificates, self._tokens, self._admin_tokens):
+                if one is not None:
+                    one.refresh()
+
+    def credentials(self, listen: str) -> grpc.ServerCredentials | None:
+        """Of one address; None: it is served without TLS, as a unix socket always is: its permissions guard it."""
+        if (source := self._certificates) is None or listen.startswith("unix:"):
             return None
         given = source.value
 

@@ -1,12 +1,15 @@
 """The admin service: what an operator asks of the weights. Each call is a look at the store or one assignment in it."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import grpc
 from selector_proto.v1 import admin_pb2 as pb
 from selector_proto.v1 import admin_pb2_grpc as rpc
+from selector_proto.v1 import selector_pb2
 
 from selector_server.errors import InvalidRequest, NotPossible
+from selector_server.rpc.status import SERVICE
 from selector_server.weights.history import Event, Outcome
 from selector_server.weights.store import Store
 
@@ -20,10 +23,18 @@ _OUTCOMES = {
 
 
 class AdminService(rpc.AdminServiceServicer):
-    """`store` is None without a learner: then there are no weights to ask about."""
+    """`store` is None without a learner: then there are no weights to ask about. `weights_status` is SelectorService's
+    GetWeightsStatus, which `status` answers, for an address without that service: who may pin sees what is served."""
 
-    def __init__(self, store: Store[Any] | None) -> None:
+    def __init__(self, store: Store[Any] | None, status: Callable[[], selector_pb2.GetWeightsStatusResponse]) -> None:
         self._store = store
+
+        async def answer(_: selector_pb2.GetWeightsStatusRequest, __: Context) -> selector_pb2.GetWeightsStatusResponse:
+            return status()
+
+        request, response = selector_pb2.GetWeightsStatusRequest, selector_pb2.GetWeightsStatusResponse
+        method = grpc.unary_unary_rpc_method_handler(answer, request.FromString, response.SerializeToString)
+        self.weights_status = grpc.method_handlers_generic_handler(SERVICE, {"GetWeightsStatus": method})
 
     async def ListWeightsHistory(  # noqa: N802
         self,

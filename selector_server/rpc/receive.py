@@ -72,6 +72,11 @@ class Receiver:
             raise LimitExceeded("payload_bytes", size, f"at most {max_payload_bytes}")
         return self._first.selection
 
+    @property
+    def held_bytes(self) -> int:
+        """What came with the header."""
+        return 0 if self._first is None else len(self._first.payload)
+
     async def payload(self) -> memoryview:
         """The whole payload, read-only, its length and checksum verified."""
         assert self._first is not None

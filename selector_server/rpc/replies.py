@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.engine.admission import Admission
 from selector_server.errors import InvalidRequest
 
 KEPT_SECONDS = 120.0
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 1024
+# As often as a client asks again: its earlier calls may not be known to be gone yet.
+MOST_WAITING = 2
 
 
 @dataclass
@@ -22,20 +25,25 @@ class _Entry:
     checksum: int | None  # of its payload, if it named one
     response: pb.SelectResponse | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: int = 0
     made: float = 0.0
 
 
 class Replies:
     """Used from the event loop only, so it needs no lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
 
-    async def once(self, header: pb.Selection, make: Callable[[], Awaitable[pb.SelectResponse]]) -> pb.SelectResponse:
+    async def once(
+        self, header: pb.Selection, held_bytes: int, make: Callable[[], Awaitable[pb.SelectResponse]]
+    ) -> pb.SelectResponse:
         """What `make` returns, or returned for the same request earlier. While that one is under way, its reply is
-        waited for; if it fails or its client leaves, this request is run. Raises InvalidRequest if the id belongs to
-        another request, and what `make` raises."""
+        waited for, and the `held_bytes` of this one count; if it fails or its client leaves, this request is run.
+        Raises InvalidRequest if the id belongs to another request, Overloaded if too many wait or hold too much, and
+        what `make` raises."""
         name, request = header.request_id, _digest(header)
         checksum = header.payload_crc32 if header.HasField("payload_crc32") else None
         if not name:
@@ -48,7 +56,7 @@ class Replies:
                 reply.CopyFrom(entry.response)
                 reply.repeated = True
                 return reply
-            await entry.done.wait()
+            await self._wait(entry, held_bytes)
         entry = self._entries[name] = _Entry(request, checksum)
         try:
             response = await make()
@@ -62,6 +70,18 @@ class Replies:
         self._entries.move_to_end(name)
         self._forget()
         return response
+
+    async def _wait(self, entry: _Entry, held_bytes: int) -> None:
+        if entry.waiting == MOST_WAITING:
+            limit = f"at most {MOST_WAITING} wait for the first one's reply"
+            raise self._admission.overloaded("calls with one request_id", entry.waiting + 2, limit, "pending")
+        entry.waiting += 1
+        try:
+            with self._admission.enlarge(held_bytes) as held:
+                held.taken()
+                await entry.done.wait()
+        finally:
+            entry.waiting -= 1
 
     def _forget(self) -> None:
         """Lets the oldest replies go; requests under way are no replies yet."""

@@ -64,11 +64,13 @@ class RpcServer:
         if admin is not None:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)  # type: ignore[no-untyped-call]
             names.append(ADMIN_SERVICE)
+            if service is None:
+                self._server.add_generic_rpc_handlers((admin.weights_status,))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         calls = service is not None or admin is not None
         if config.reflection and calls:
             reflection.enable_server_reflection(names, self._server)
-        self.port = self._bind(setting, config, access.credentials() if calls else None)
+        self.port = self._bind(setting, config, access.credentials(self.listen) if calls else None)
 
     def _bind(self, setting: str, config: Config, credentials: grpc.ServerCredentials | None) -> int:
         """The port; 1 for a unix socket. Raises SetupError."""

@@ -57,7 +57,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         self._preparation, self._selection = preparation, selection
         self._policies, self._metrics, self._default_loss = policies, metrics, default_loss
         self._info, self._status, self._shared = info, status, shared
-        self._replies = Replies()
+        self._replies = Replies(admission)
         self._accounts = Accounts(metrics, traces, config.access_log)
         self._patience = Patience(config.receive_seconds, config.receive_min_bytes_per_second)
         self._pool = Pool(SPARE)
@@ -78,7 +78,9 @@ class SelectorService(rpc.SelectorServiceServicer):
             started = time.perf_counter()
             receiver = Receiver(request_iterator, self._patience, self._pool, self._shared)
             header = await receiver.header(self._config.max_payload_bytes, account.header)
-            return await self._replies.once(header, lambda: self._run(receiver, header, account, started))
+            return await self._replies.once(
+                header, receiver.held_bytes, lambda: self._run(receiver, header, account, started)
+            )
 
     async def _run(
         self, receiver: Receiver, header: pb.Selection, account: Account, started: float

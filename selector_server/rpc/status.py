@@ -122,7 +122,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
                 code = code_pb2.Code.Name(status.code)
                 if status.code == code_pb2.INTERNAL:
                     log.exception("%s failed", method)
-                if isinstance(error, errors.Overloaded) and messages is not None:
+                if isinstance(error, errors.Overloaded) and error.at_once and messages is not None:
                     refused_since = messages.first
                 await context.abort_with_status(rpc_status.to_status(status))
             finally:

@@ -47,7 +47,7 @@ class Metrics:
         )
         self.reject_seconds = Histogram(
             "selector_reject_duration_seconds",
-            "Requests refused because too much is under way, from their first message to their status.",
+            "Requests refused by their first message because too much is under way, from it to their status.",
             buckets=REJECT_SECONDS,
             registry=r,
         )

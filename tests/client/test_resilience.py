@@ -117,16 +117,16 @@ def test_a_failed_request_may_be_repeated(plain_server):
     assert plain_server.select(some_losses(request_id="again-2")).indices
 
 
-def test_two_at_once_are_run_once(plain_server):
+def test_as_many_at_once_as_a_client_sends_are_run_once(plain_server):
     request, replies = some_losses(request_id="at once"), []
     before = plain_server.metrics()("selector_candidates_total")
-    threads = [threading.Thread(target=lambda: replies.append(plain_server.select(request))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: replies.append(plain_server.select(request))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len({tuple(reply.indices) for reply in replies}) == 1
-    assert sum(reply.repeated for reply in replies) == 7
+    assert sum(reply.repeated for reply in replies) == 2
     assert plain_server.metrics()("selector_candidates_total") - before == 20
 
 

@@ -1,11 +1,19 @@
 """`selector health` against real sidecars, and a sidecar that is stopped before it serves."""
 
+import re
 import signal
 import time
+from pathlib import Path
 
+import grpc
 import pytest
 from selector_tools import cli
+from support.certificates import certificates
 from support.processes import READY, SlowClient, eventually, free_port, spawn
+from support.redis_servers import needs
+from support.secured import DATA_TOKEN, channel_credentials
+
+DOCKERFILE = Path(__file__).resolve().parents[2] / "Dockerfile"
 
 
 @pytest.fixture
@@ -48,6 +56,24 @@ def test_its_default_address_is_that_of_the_sidecar_with_its_environment(health,
     assert status == 1
     assert line.startswith(f"selector health: {nothing}: UNAVAILABLE: ")
     assert health(SELECTOR_HEALTH_LISTEN=everywhere, SELECTOR_LISTEN=nothing) == (0, "SERVING")
+
+
+def test_the_images_check_is_answered_beside_tls_and_tokens(health, sidecar, tmp_path):
+    """With the environment of its container, where nothing says whom to trust; at ports of ours."""
+    needs("openssl")
+    files = certificates(tmp_path)
+    (token := tmp_path / "token").write_text(DATA_TOKEN)
+    hosts = dict(re.findall(r"SELECTOR_(HEALTH_LISTEN|LISTEN)=([\d.]+):\d+", DOCKERFILE.read_text()))
+    environment = {f"SELECTOR_{name}": f"{host}:{free_port()}" for name, host in hosts.items()}
+    flags = {
+        "tls_certificate_file": files["server.pem"],
+        "tls_key_file": files["server.key"],
+        "tls_client_ca_file": files["ca.pem"],
+        "token_file": token,
+    } | {name.removeprefix("SELECTOR_").lower(): address for name, address in environment.items()}
+    port = int(environment["SELECTOR_LISTEN"].rpartition(":")[2])
+    sidecar(flags, port=port, dial=lambda address: grpc.secure_channel(address, channel_credentials(files)))
+    assert health(**environment, SELECTOR_TOKEN_FILE=str(token)) == (0, "SERVING")
 
 
 def test_a_proxy_of_the_environment_is_not_asked(health, plain_server):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from selector_client import Selector
+from selector_tools.cli import main
 from support.processes import eventually
+from support.secured import ADMIN_TOKEN, DATA_TOKEN
 
 from selector_server.errors import SetupError
 from selector_server.rpc.unix_socket import bound
@@ -83,6 +85,52 @@ def test_a_killed_server_does_not_block_the_next(sidecar, place, losses):
     assert mode_of(path) == 0o600
     again.signal(signal.SIGTERM)
     assert again.process.wait(20) == 0
+
+
+@pytest.fixture
+def guarded(sidecar, files, place):
+    """A sidecar with TLS and tokens that listens on sockets alone, one for trainers and one for operators; and what a
+    command that is run beside it has in its environment."""
+    settings = {
+        "listen": f"unix:{place}/s.sock",
+        "admin_listen": f"unix:{place}/admin.sock",
+        "tls_certificate_file": files["server.pem"],
+        "tls_key_file": files["server.key"],
+        "tls_client_ca_file": files["ca.pem"],
+    }
+    for name, token in (("token_file", DATA_TOKEN), ("admin_token_file", ADMIN_TOKEN)):
+        (file := place / name).write_text(token)
+        settings[name] = file
+    server = sidecar(settings, wait=False)
+    eventually(lambda: "serving on" in server.text, 60, lambda: server.text, server.must_live)
+    return {name: str(value) for name, value in settings.items()}
+
+
+def test_an_operator_beside_it_looks_and_pins(guarded, capsys, monkeypatch):
+    """Without certificates: the sockets' permissions guard them. The data token is there, an admin token is named."""
+    for name, value in guarded.items():
+        monkeypatch.setenv(f"SELECTOR_{name.upper()}", value)
+    address, token = guarded["admin_listen"], f"--token-file={guarded['admin_token_file']}"
+    for flags in ([], [token]):
+        assert main(["weights", "status", address, *flags]) == 0
+        assert capsys.readouterr().out.startswith("serving")
+    assert main(["weights", "unpin", address]) == 1
+    assert "PERMISSION_DENIED: authorization is a token for data calls" in capsys.readouterr().err
+    assert main(["weights", "unpin", address, token]) == 1
+    assert "FAILED_PRECONDITION: weights is missing" in capsys.readouterr().err  # let in: no learner
+    monkeypatch.delenv("SELECTOR_TOKEN_FILE")
+    assert main(["weights", "status", address]) == 1
+    assert "UNAUTHENTICATED" in capsys.readouterr().err
+    assert main(["info", address, token]) == 1
+    assert "UNIMPLEMENTED" in capsys.readouterr().err
+
+
+def test_a_socket_needs_no_certificates_and_takes_no_notice_of_them(guarded, files, losses):
+    for given in ({}, {"ca_file": files["ca.pem"], "server_name": "selector.example"}, {"tls": True}):
+        settings = {"policy": "independent", "on_error": "raise", "timeout": 5, "token_file": guarded["token_file"]}
+        with Selector(guarded["listen"], **settings, **given) as chosen:
+            chosen.connect(20)
+            assert chosen.select_losses(*losses).fallback == ""
 
 
 def test_modes_and_groups(place):
