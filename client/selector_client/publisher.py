@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Any, Literal
 
@@ -123,9 +124,11 @@ class WeightPublisher:
         if (self._calls - 1) % self._every:
             return False
         state = model.state_dict() if hasattr(model, "state_dict") else model
-        tensors = _gathered(state if canary is None else {**state, **canary.tensors()})
+        tensors = _gathered(state)
         try:
-            return (self._rank if self._rank is not None else _rank()) == 0 and self._copied(step, tensors)
+            if (self._rank if self._rank is not None else _rank()) != 0:
+                return False
+            return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()))
         finally:
             deque(tensors, maxlen=0)  # every rank takes part in gathering every tensor, also those that nobody keeps
 

@@ -99,7 +99,7 @@ class Shipper:
                 self._held = 0  # mostly for want of room
             self._tidy()
             raise
-        self._is_newest(version)
+        self._make_newest(version)
         self._tidy()
         return number
 
@@ -160,7 +160,7 @@ class Shipper:
         if self._store.move_pointer(self._keys, self._owner, version.number, version.manifest, self._ttl) == -1:
             raise Fenced
 
-    def _is_newest(self, version: _Version) -> None:
+    def _make_newest(self, version: _Version) -> None:
         if self._newest is not None:
             self._newest.until = time.monotonic() + HOLD_SECONDS
             self._older.append(self._newest)
@@ -196,7 +196,7 @@ class Shipper:
             while self._debris:
                 version = self._debris[-1]
                 if pointer == str(version.number).encode():
-                    self._is_newest(version)  # only the answer was lost: readers may be on their way to it
+                    self._make_newest(version)  # only the answer was lost: readers may be on their way to it
                 else:
                     self._store.unlink(*version.chunks)
                 self._debris.pop()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import redis
 import torch
-from selector_client import PublishError, WeightPublisher, shipping
+from selector_client import Canary, PublishError, WeightPublisher, shipping
 from selector_proto.weights import CHUNK_BYTES, Keys
 from support.processes import eventually, free_port
 from support.runs import chunk_key, fetch
@@ -167,7 +167,7 @@ def test_other_ranks_hold_no_tensor_that_they_gathered(redis_url, run_name, shar
     assert (Sharded.gathered, Sharded.most) == (12, 1)
 
 
-@pytest.mark.parametrize("why", ["no memory", "fenced", "closed"])
+@pytest.mark.parametrize("why", ["no memory", "fenced", "closed", "canary"])
 def test_a_rank_that_publishes_nothing_takes_part_in_gathering_all(redis_url, run_name, sharded, why):
     """The others would wait for it."""
     publisher = WeightPublisher(redis_url, run_name, rank=0)
@@ -177,7 +177,10 @@ def test_a_rank_that_publishes_nothing_takes_part_in_gathering_all(redis_url, ru
         redis.Redis.from_url(redis_url).set(Keys(run_name).owner, f"{1 << 50} somebody")
         assert publisher.publish(2, {"w": np.float32(2)})
         eventually(lambda: publisher.fenced)
-    if why == "closed":
+    if why == "canary":
+        with pytest.raises(ValueError, match="canary has"):
+            publisher.publish(3, sharded, Canary([0], [0, 1], [0], [0]))
+    elif why == "closed":
         publisher.close()
         with pytest.raises(ValueError, match="closed"):
             publisher.publish(3, sharded)
