@@ -118,7 +118,7 @@ class App:
         self.metrics.build.info(build)
 
     async def serve(self) -> int:
-        """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
+        """Serves until SIGTERM or SIGINT, then drains; a second signal cuts short what goes on by then.
 
         Returns the exit status: 0 after a drain, 1 if the worker died or was stuck for too long; then nothing is
         waited for. Whatever hangs at the end, the process ends in a bounded time.
