@@ -1,8 +1,6 @@
 """The processes beside the trainer: a Redis-protocol server and the sidecar. Both end when the demo does, even when
 it is killed."""
 
-import ctypes
-import os
 import signal
 import socket
 import subprocess
@@ -21,7 +19,18 @@ with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server:
     print(server.port, flush=True)
     sys.stdin.read()
 """
-_PR_SET_PDEATHSIG = 1
+# Becomes a program that ends with its parent, on these cores if some are given. By itself: what a parent would do
+# between fork and exec, its gRPC does not survive.
+_LAUNCH = """
+import ctypes, os, signal, sys
+cores, *command = sys.argv[1:]
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if cores:
+    os.sched_setaffinity(0, map(int, cores.split(",")))
+os.execv(command[0], command)
+"""
 START_SECONDS = 120
 
 
@@ -55,15 +64,10 @@ def sidecar_process(
 ) -> Iterator[tuple[str, int]]:
     """The same, on `address` and on these cores if they are given; yields its address and its process id."""
     address = address or f"127.0.0.1:{free_port()}"
-
-    def begin() -> None:
-        _end_with_parent()
-        if cores is not None:
-            os.sched_setaffinity(0, cores)
-
-    command = [sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
+    launch = [sys.executable, "-S", "-E", "-c", _LAUNCH, ",".join(map(str, cores or ()))]
+    command = [*launch, sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
     with log.open("a") as output:
-        process = subprocess.Popen(command, stderr=output, preexec_fn=begin)  # noqa: PLW1509 - one call
+        process = subprocess.Popen(command, stderr=output)
         try:
             _wait_until_serving(address, process, log)
             yield address, process.pid
@@ -90,11 +94,6 @@ def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Pat
                 continue
             return
     raise RuntimeError(f"the sidecar did not answer within {START_SECONDS} s; see {log}")
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
