@@ -6,6 +6,7 @@ raised into the training loop.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from selector_client.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 5.0
+# Sharded tensors are gathered one by one, and about so much of them is held until it is copied.
+_GATHERED_BYTES = 64 << 20
 # How often live keys are looked after, at least; they live four times as long.
 HEARTBEAT_SECONDS = 15.0
 
@@ -128,11 +131,12 @@ class WeightPublisher:
         try:
             if (self._rank if self._rank is not None else _rank()) != 0:
                 return False
-            return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()))
+            most = _GATHERED_BYTES if any(map(_sharded, state.values())) else math.inf
+            return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()), most)
         finally:
             deque(tensors, maxlen=0)  # every rank takes part in gathering every tensor, also those that nobody keeps
 
-    def _copied(self, step: int, tensors: Iterator[tuple[str, Any]]) -> bool:
+    def _copied(self, step: int, tensors: Iterator[tuple[str, Any]], most_bytes: float) -> bool:
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
@@ -143,7 +147,7 @@ class WeightPublisher:
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.step, snapshot.taken_at = step, time.time()
         try:
-            snapshot.fill(tensors, self._copiers)
+            snapshot.fill(tensors, self._copiers, most_bytes)
         except Exception as error:
             with self._changed:
                 self._idle.append(snapshot)
@@ -269,7 +273,7 @@ def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names and tensors, sharded ones gathered when it is their turn: all of them at once may not fit into memory.
     Raises PublishError."""
     for name, value in state.items():
-        if not hasattr(value, "full_tensor"):
+        if not _sharded(value):
             yield name, value
             continue
         try:
@@ -277,6 +281,10 @@ def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         except Exception as error:
             raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
         yield name, whole.pop()  # and not held on to
+
+
+def _sharded(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
 
 
 def _rank() -> int:

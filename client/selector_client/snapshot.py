@@ -1,5 +1,6 @@
 """Copies of a trainer's weights that later training steps cannot change, in buffers that are used again."""
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -23,8 +24,6 @@ _NAMES = {
 }
 _WIRE = frozenset(_NAMES.values())
 _PIECE_BYTES = 4 << 20
-# What is copied at once. Sharded tensors are gathered one by one, and no more than this of them is held meanwhile.
-_BATCH_BYTES = 64 << 20
 
 
 @dataclass
@@ -38,9 +37,10 @@ class Snapshot:
     left_out: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def fill(self, state: Iterable[tuple[str, Any]], threads: Executor) -> None:
-        """Copies every tensor or array of `state`, with its name, to this host; what has a dtype that cannot travel is
-        left out. Raises ValueError for two tensors of one name, and whatever numpy or torch raise without memory."""
+    def fill(self, state: Iterable[tuple[str, Any]], threads: Executor, most_bytes: float = math.inf) -> None:
+        """Copies every tensor or array of `state`, with its name, to this host, about `most_bytes` at once; what has a
+        dtype that cannot travel is left out. Raises ValueError for two tensors of one name, and whatever numpy or torch
+        raise without memory."""
         self.tensors, self.left_out = {}, {}
         copies, size, devices = list[tuple[NDArray[Any], NDArray[Any]]](), 0, set[Any]()
         for name, value in state:
@@ -54,7 +54,7 @@ class Snapshot:
             self.tensors[plain] = dtype, buffer
             if isinstance(source, np.ndarray):
                 copies += _pieces(buffer, source)
-                if (size := size + source.nbytes) >= _BATCH_BYTES:
+                if (size := size + source.nbytes) >= most_bytes:
                     _copy(copies, threads)
                     size = 0
             else:
