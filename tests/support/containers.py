@@ -32,6 +32,7 @@ class Container(Sidecar):
         self.port, self.metrics_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         addresses = {"listen": f"0.0.0.0:{self.port}", "metrics_listen": f"0.0.0.0:{self.metrics_port}"}
+        addresses["health_listen"] = f"127.0.0.1:{free_port()}"  # engines without networks share the host's
         published = [f"--publish=127.0.0.1:{port}:{port}" for port in (self.port, self.metrics_port)]
         given = [f"--env=SELECTOR_{name.upper()}={value}" for name, value in (addresses | settings).items()]
         self.started = time.monotonic()
