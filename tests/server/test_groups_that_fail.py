@@ -1,6 +1,5 @@
 """Ranks that select as one, and all the ways to fail alike: all are refused, or none."""
 
-import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import samples
+from support.plugins import FIRST, with_policies
 from support.processes import SlowClient, eventually
 from support.ranks import Asking, as_ranks, ask, assert_refused_alike, some_ranks, together
 from support.wire import embeddings, error_info, losses, raw, some_embeddings, some_losses
@@ -225,26 +225,8 @@ def test_a_drain_ends_the_wait(sidecar):
     assert server.process.wait(15) == 0
 
 
-PLUGIN = """
-import torch
-from selector_server.sampling import Needs, Picks, Policy
-
-class First(Policy):
-    name, needs = "first", Needs.SCALARS
-    def pick(self, scores, plan):
-        picks = torch.arange(plan.picks)
-        return Picks(picks, scores.own()[picks], scores.total(picks))
-"""
-
-
 def test_a_foreign_policy_without_quotas_is_refused_by_name(sidecar, tmp_path):
-    (tmp_path / "foreign.py").write_text(PLUGIN)
-    info = tmp_path / "foreign-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[selector_server.policies]\nfirst = foreign:First\n")
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = sidecar(env={"PYTHONPATH": os.pathsep.join(paths)})
+    server = sidecar(env=with_policies(tmp_path, FIRST, first="First"))
     answers = Asking(server, as_ranks([some_losses(20, policy="first") for _ in range(2)])).answers()
     assert_refused_alike(answers, REFUSED, "policy is 'first'; does not take equally many", reason="NOT_POSSIBLE")
 

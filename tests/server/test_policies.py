@@ -5,21 +5,12 @@ import pytest
 import torch
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import POLICIES, plan
-from support.plugins import with_policies
+from support.plugins import FIRST, with_policies
 from support.wire import embeddings, some_embeddings, some_losses
 
 from selector_server.sampling import Criterion, Embedded, Loss, PairScores
 
-PLUGIN = """
-import torch
-from selector_server.sampling import Needs, Picks, Policy
-
-class First(Policy):
-    name, needs = "first", Needs.SCALARS
-    def pick(self, scores, plan):
-        picks = torch.arange(plan.picks)
-        return Picks(picks, scores.own()[picks], scores.total(picks))
-
+PLUGIN = f"""{FIRST}
 class Repeats(First):
     name = "repeats"
     def pick(self, scores, plan):

@@ -3,6 +3,18 @@
 import os
 from pathlib import Path
 
+# A policy that takes the first candidates, whosever they are.
+FIRST = """
+import torch
+from selector_server.sampling import Needs, Picks, Policy
+
+class First(Policy):
+    name, needs = "first", Needs.SCALARS
+    def pick(self, scores, plan):
+        picks = torch.arange(plan.picks)
+        return Picks(picks, scores.own()[picks], scores.total(picks))
+"""
+
 
 def with_policies(folder: Path, code: str, **classes) -> dict[str, str]:
     """The environment of a process that finds an installed package of this code, whose `classes` are policies."""
