@@ -16,20 +16,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
+from selector_tools.demo.services import ends_with_parent
 
 from support.wire import Request, some_losses
 
 READY = "selector.v1.SelectorService"
-# Starts another program that the kernel kills when this process dies, however it dies. A separate small process,
-# because code between fork and exec is not safe in a process that has used gRPC.
-_DIES_WITH_ME = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);os.execv(sys.argv[1],sys.argv[1:])"
 
 
 def spawn(*arguments, program=sys.executable, env=None, **options) -> subprocess.Popen:
     """This Python, or another program's path, with `arguments`; it dies with us. `env` is added to the environment,
     without SELECTOR_*."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
-    command = [sys.executable, "-S", "-E", "-c", _DIES_WITH_ME, program, *map(str, arguments)]
+    command = [*ends_with_parent(signal.SIGKILL), program, *map(str, arguments)]
     return subprocess.Popen(command, env=clean | (env or {}), **options)
 
 

@@ -19,14 +19,13 @@ with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server:
     print(server.port, flush=True)
     sys.stdin.read()
 """
-# Becomes a program that ends with its parent, on these cores if some are given. By itself: what a parent would do
-# between fork and exec, its gRPC does not survive.
+# By itself: what a parent would do between fork and exec, its gRPC does not survive.
 _LAUNCH = """
-import ctypes, os, signal, sys
-cores, *command = sys.argv[1:]
+import ctypes, os, sys
+end, cores, *command = sys.argv[1:]
 if sys.platform == "linux":
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(end))
 if cores:
     os.sched_setaffinity(0, map(int, cores.split(",")))
 os.execv(command[0], command)
@@ -64,7 +63,7 @@ def sidecar_process(
 ) -> Iterator[tuple[str, int]]:
     """The same, on `address` and on these cores if they are given; yields its address and its process id."""
     address = address or f"127.0.0.1:{free_port()}"
-    launch = [sys.executable, "-S", "-E", "-c", _LAUNCH, ",".join(map(str, cores or ()))]
+    launch = ends_with_parent(signal.SIGTERM, cores or ())
     command = [*launch, sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
     with log.open("a") as output:
         process = subprocess.Popen(command, stderr=output)
@@ -78,6 +77,11 @@ def sidecar_process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def ends_with_parent(by: signal.Signals, cores: Iterable[int] = ()) -> list[str]:
+    """In front of a program's path and arguments: it gets that signal when its parent dies, and runs on these cores."""
+    return [sys.executable, "-S", "-E", "-c", _LAUNCH, str(int(by)), ",".join(map(str, cores))]
 
 
 def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -21,11 +21,11 @@ def make_importable() -> None:
             raise
     else:
         return
-    from torch.library import Library  # noqa: PLC0415
+    from torch import library as operators  # noqa: PLC0415
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
-    library: Any = Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    library: Any = operators.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in _OPERATORS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
