@@ -1,1 +1,1 @@
-"""What happens to a request between the wire and the device: admission, the worker's queue, the selection."""
+"""From a request to its result: `Engine.select` admits, prepares, waits for weights, scores and draws."""

@@ -1,24 +1,62 @@
 """Who may come in: a bound on requests, on bytes under way and on memory. One more is refused at once, never queued."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from selector_server.engine.memory_guard import MemoryGuard
 from selector_server.errors import Draining, LimitExceeded, Overloaded
+from selector_server.machine import MemoryBound
 from selector_server.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 IDLE_TICK_SECONDS = 0.05
 # What a request is taken to cost before one was served, and the bounds on what the refused are told to wait.
 FIRST_SECONDS = 0.1
 RETRY_SECONDS = (0.02, 30.0)
-# Of each new measurement in the average.
+# The weight of each new measurement in the average.
 WEIGHT = 0.2
+# How long a reading of the memory is good: a burst of refusals must not read files each time.
+FRESH_SECONDS = 0.02
+WARN_SECONDS = 60.0
+
+
+class MemoryGuard:
+    """Keeps the process away from the limit at which the kernel kills it: it may use `share` of each of the
+    `bounds`."""
+
+    def __init__(self, bounds: Sequence[MemoryBound], share: float) -> None:
+        self._bounds, self._share = bounds, share
+        self._read, self._room, self._warned = float("-inf"), 0, float("-inf")
+        self.most = min((int(bound.limit * share) for bound in bounds), default=1 << 62)
+
+    def room(self, anew: bool = False) -> int:
+        """Bytes that may yet be taken, read `anew` or a moment ago; negative when too much is in use already."""
+        now = time.monotonic()
+        if anew or now - self._read >= FRESH_SECONDS:
+            self._read = now
+            self._room = min((int(b.limit * self._share) - b.used() for b in self._bounds), default=1 << 62)
+        return self._room
+
+    def refused(self) -> None:
+        """Says so in the log, once in a while."""
+        if time.monotonic() - self._warned >= WARN_SECONDS:
+            self._warned = time.monotonic()
+            log.warning("short of memory, requests are refused: %s", self)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{bound.used() >> 20} MiB of {bound.limit >> 20} MiB used ({bound.name}), "
+            f"refusing above {int(bound.limit * self._share) >> 20} MiB"
+            for bound in self._bounds
+        ]
+        return "; ".join(parts) or "no limit found"
 
 
 class Permit:
-    """Bytes that a request may take. Until they are `taken`, the system does not show them as used."""
+    """Bytes that a request may take. The system does not show them as used until they are `taken`."""
 
     def __init__(self, size: int) -> None:
         self.expected = size
@@ -35,7 +73,7 @@ class Admission:
     """
 
     def __init__(self, max_requests: int, max_bytes: int, metrics: Metrics, guard: MemoryGuard | None = None) -> None:
-        self._max_requests, self._max_bytes, self._metrics, self._guard = max_requests, max_bytes, metrics, guard
+        self.max_requests, self._max_bytes, self._metrics, self._guard = max_requests, max_bytes, metrics, guard
         self._requests = self._bytes = 0
         self._permits: set[Permit] = set()
         self._reliefs: list[Callable[[], int]] = []
@@ -62,8 +100,8 @@ class Admission:
         """Holds a permit. Raises Draining, Overloaded or LimitExceeded before anything is allocated."""
         if self.closed:
             raise Draining("server", "draining", "send the request to another one, or again later")
-        if self._requests >= self._max_requests:
-            raise self.overloaded("pending requests", self._requests, f"at most {self._max_requests}", "pending")
+        if self._requests >= self.max_requests:
+            raise self.overloaded("pending requests", self._requests, f"at most {self.max_requests}", "pending")
         if not self._requests:
             self._since = time.monotonic()
         with self._hold(1, payload_bytes, "payload bytes of all requests") as permit:

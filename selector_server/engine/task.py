@@ -1,7 +1,7 @@
-"""A selection as the engine sees it: arrays and settings, no protobuf, no grpc."""
+"""What a request asks for and what it gets, as the engine sees them: arrays and settings, no protobuf, no grpc."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,46 +10,26 @@ from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
 from selector_server.sampling.quality import Quality
 from selector_server.weights.freshness import Freshness
 
-Floats = NDArray[np.floating[Any]]
+
+class SuperBatch(Protocol):
+    """What a task must know of its candidates, in whatever form they came."""
+
+    @property
+    def size(self) -> int:
+        """B, the number of candidates."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether this form is encoded by models of this server."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Raw candidates: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts; `ids` are names of the
-    candidates, all different, or empty."""
-
-    images: NDArray[np.uint8] | list[bytes]
-    texts: NDArray[np.integer[Any]] | list[bytes]
-    ids: list[bytes] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ModelEmbeddings:
-    """One model's float [B, D] embeddings, logit scale and bias."""
-
-    image: Floats
-    text: Floats
-    scale: float
-    bias: float
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    learner: ModelEmbeddings | None
-    reference: ModelEmbeddings | None
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Float [B] per model."""
-
-    learner: Floats | None
-    reference: Floats | None
+C_co = TypeVar("C_co", bound=SuperBatch, covariant=True)
+D = TypeVar("D", bound=SuperBatch)
 
 
 @dataclass(frozen=True)
 class Member:
-    """Whose task this is among the data-parallel ranks that select as one: those of the same group and trainer step.
+    """Which of the data-parallel ranks that select as one a request is for: those of the same group and trainer step.
     0 <= rank < world_size, and world_size > 1."""
 
     group: str
@@ -59,45 +39,41 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[C_co]):
     """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform."""
 
-    candidates: Samples | Embeddings | Losses
-    size: int
+    candidates: C_co
     policy: Policy
     criterion: Criterion
     loss: Loss
     plan: Plan
     freshness: Freshness = field(default_factory=Freshness)
-    request_id: str = ""
-    member: Member | None = None
+
+    @property
+    def size(self) -> int:
+        """B, the number of candidates."""
+        return self.candidates.size
+
+    @property
+    def encoded(self) -> bool:
+        """Whether models of this server encode these candidates."""
+        return self.candidates.encoded and self.policy.needs is not Needs.NOTHING
 
     @property
     def needs_weights(self) -> bool:
-        """Whether this server's learner scores it."""
-        encoded = isinstance(self.candidates, Samples) and self.policy.needs is not Needs.NOTHING
-        return encoded and self.criterion.needs_learner
+        """Whether this server's learner scores the candidates."""
+        return self.encoded and self.criterion.needs_learner
 
-
-@dataclass
-class Stages:
-    """Seconds spent in each stage."""
-
-    receive: float = 0.0
-    queue: float = 0.0
-    cache: float = 0.0
-    preprocess: float = 0.0
-    encode_learner: float = 0.0
-    encode_reference: float = 0.0
-    sample: float = 0.0
-    wait: float = 0.0
-    group: float = 0.0
+    def of(self, candidates: D, plan: Plan | None = None) -> "Task[D]":
+        """The same task for other candidates, drawn by another plan if one is given."""
+        settings: dict[str, Any] = vars(self) | {"candidates": candidates, "plan": plan or self.plan}
+        return Task(**settings)
 
 
 @dataclass(frozen=True)
 class ServedWeights:
     """The learner version that scored. Age in seconds; lag in trainer steps if the request named its step. `stale`:
-    older than the request accepts."""
+    it is older than the request accepts."""
 
     version: int
     trainer_step: int
@@ -110,7 +86,7 @@ class ServedWeights:
 class Result:
     """`indices` int64 [b] in draw order; `scores` float64 [b]; objectives per example in nats; `quality` by own
     scores. Scores, objectives and quality are None for the uniform policy; of ranks that select as one, the quality of
-    all is told with rank 0's share."""
+    all is told with rank 0's share. The arrays are read-only."""
 
     indices: NDArray[np.int64]
     plan: Plan
@@ -122,4 +98,8 @@ class Result:
     cached: int = 0  # candidates whose reference embeddings were not computed again
     uncached: int = 0  # those that were looked up in vain
     quality: Quality | None = None
-    stages: Stages = field(default_factory=Stages)
+
+    def __post_init__(self) -> None:
+        for array in (self.indices, self.scores):
+            if array is not None:
+                array.setflags(write=False)

@@ -1,4 +1,4 @@
-"""What is told of each selection: an id in the log, a trace, and counts of those that were rejected or left."""
+"""What is told of each selection: an id in the log, a trace, and the counts of what came of it."""
 
 import asyncio
 import logging
@@ -6,76 +6,48 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import grpc
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_server.engine.caller import Caller
+from selector_server.engine.request import Request
 from selector_server.engine.task import Result, Task
 from selector_server.rpc.status import SERVICE, Context, code_of
+from selector_server.rpc.wire import MAX_REQUEST_ID
+from selector_server.telemetry import tracing
 from selector_server.telemetry.logs import request_id
 from selector_server.telemetry.metrics import Metrics
-from selector_server.telemetry.tracing import Trace, Tracing
+from selector_server.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-MAX_REQUEST_ID = 128
 
+class CallLog:
+    """With `access_log`, each selection is one line of the log."""
 
-class Account:
-    """Of one selection."""
-
-    def __init__(self, caller: Caller, trace: Trace | None) -> None:
-        self.caller, self._trace = caller, trace
-        self.summary = ""
-
-    def header(self, selection: pb.Selection) -> None:
-        """The first message came."""
-        name = selection.request_id
-        # A name that the contract does not allow must not get into the log; it is refused later.
-        named = bool(name) and len(name) <= MAX_REQUEST_ID and name.isprintable()
-        request_id.set(name if named else secrets.token_hex(8))
-        if self._trace is not None:
-            self._trace.annotate(
-                {"selector.request_id": request_id.get(), "selector.payload_bytes": selection.payload_bytes}
-            )
-
-    def result(self, task: Task, result: Result) -> None:
-        self.summary = f", {len(result.indices)} of {task.size} picked by {result.policy}"
-        if self._trace is None:
-            return
-        attributes: dict[str, str | int | float | bool] = {
-            "selector.candidates": task.size,
-            "selector.picks": len(result.indices),
-            "selector.policy": result.policy,
-        }
-        if result.weights is not None:
-            attributes["selector.weights_version"] = result.weights.version
-        self._trace.annotate(attributes)
-
-
-class Accounts:
-    """With `access_log`, each selection is one line of it."""
-
-    def __init__(self, metrics: Metrics, tracing: Tracing | None, access_log: bool) -> None:
-        self._metrics, self._tracing = metrics, tracing
+    def __init__(self, metrics: Metrics, traces: Tracing | None, access_log: bool) -> None:
+        self._metrics, self._tracing = metrics, traces
         self._level = logging.INFO if access_log else logging.DEBUG
 
     @contextmanager
-    def of(self, context: Context) -> Iterator[Account]:
-        """For the time of the call. Errors pass through."""
-        started, code, message = time.perf_counter(), "OK", ""
+    def request(self, context: Context) -> Iterator[Request]:
+        """The request of this call, for the time of the call. Errors pass through."""
+        code, message = "OK", ""
         with ExitStack() as stack:
             trace = None
             if self._tracing is not None:
                 metadata = tuple(context.invocation_metadata() or ())
                 trace = stack.enter_context(self._tracing.request(f"{SERVICE}/Select", metadata))
-            account = Account(Caller(context.time_remaining()), trace)
+            request = Request(context.time_remaining())
             try:
-                yield account
+                with request:
+                    yield request
+                if request.task is not None and request.result is not None:
+                    self._count(request, request.task, request.result)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED.name
-                self._metrics.cancelled.labels(account.caller.stage).inc()
+                self._metrics.cancelled.labels(request.stage).inc()
                 raise
             except Exception as error:
                 code, message = code_of(error), str(error)
@@ -85,6 +57,56 @@ class Accounts:
             finally:
                 if trace is not None:
                     trace.end(code, message if code != "INTERNAL" else "")
-                seconds = time.perf_counter() - started
-                where = f" at {account.caller.stage}" if code != "OK" else ""
-                log.log(self._level, "Select %s%s in %.3f s%s", code, where, seconds, account.summary)
+                seconds = time.perf_counter() - request.started
+                where = f" at {request.stage}" if code != "OK" else ""
+                log.log(self._level, "Select %s%s in %.3f s%s", code, where, seconds, _summary(request))
+
+    def named(self, request: Request, selection: pb.Selection) -> None:
+        """The header came: log lines and the trace carry the request's id from now on."""
+        name = request.id = selection.request_id
+        # A name that the contract does not allow must not get into the log; it is refused later.
+        fit = bool(name) and len(name) <= MAX_REQUEST_ID and name.isprintable()
+        request_id.set(name if fit else secrets.token_hex(8))
+        tracing.annotate({"selector.request_id": request_id.get(), "selector.payload_bytes": selection.payload_bytes})
+
+    def received(self, request: Request, selection: pb.Selection) -> None:
+        """The whole payload came."""
+        request.allocated()
+        seconds = time.perf_counter() - request.started
+        request.spent("receive", seconds)
+        tracing.past("receive", seconds)
+        self._metrics.shm_payloads.inc(selection.HasField("shared_memory"))
+
+    def _count(self, request: Request, task: Task[Any], result: Result) -> None:
+        metrics = self._metrics
+        for stage, seconds in vars(request.stages).items():
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        metrics.candidates.inc(task.size)
+        metrics.picks.inc(len(result.indices))
+        metrics.super_batch.observe(task.size)
+        metrics.cached.inc(result.cached)
+        metrics.uncached.inc(result.uncached)
+        if result.weights is not None and result.weights.lag_steps is not None:
+            metrics.weights_lag.set(result.weights.lag_steps)
+        if result.weights is not None and result.weights.stale:
+            metrics.stale.labels("serve").inc()
+        if result.objective is not None and result.objective_uniform is not None:
+            metrics.objective.labels("picks").set(result.objective)
+            metrics.objective.labels("uniform").set(result.objective_uniform)
+        if (quality := result.quality) is not None:
+            picked, left = ((part.counts, part.total) for part in (quality.picked, quality.left))
+            criterion = task.criterion.name.lower()
+            metrics.quality.observe(criterion, picked, left, quality.top_share, quality.uniform_overlap)
+        attributes: dict[str, str | int | float | bool] = {
+            "selector.candidates": task.size,
+            "selector.picks": len(result.indices),
+            "selector.policy": result.policy,
+        }
+        if result.weights is not None:
+            attributes["selector.weights_version"] = result.weights.version
+        tracing.annotate(attributes)
+
+
+def _summary(request: Request) -> str:
+    task, result = request.task, request.result
+    return "" if task is None or result is None else f", {len(result.indices)} of {task.size} picked by {result.policy}"

@@ -1,4 +1,4 @@
-"""Replies by request id, for a while: a client that lost its connection asks again, and gets the same picks."""
+"""One answer for one request id, for a while: a client that lost its connection asks again, and gets the same picks."""
 
 import asyncio
 import hashlib
@@ -29,8 +29,8 @@ class _Entry:
     made: float = 0.0
 
 
-class Replies:
-    """Used from the event loop only, so it needs no lock."""
+class Idempotency:
+    """The answers of lately. It is used from the event loop only, so it needs no lock."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission

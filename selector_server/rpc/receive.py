@@ -12,10 +12,11 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.config import Config
+from selector_server.engine.request import in_thread
 from selector_server.errors import InvalidRequest, LimitExceeded, TooLate
 from selector_server.memory import Pool
-from selector_server.rpc.shared_memory import SharedFolder
-from selector_server.rpc.threads import in_thread
+from selector_server.rpc.shared_memory import SPARE, SharedFolder
 
 # A header names a few tensors. Larger ones would hold the event loop up, wherever they are looked at.
 MAX_HEADER_BYTES = 256 << 10
@@ -38,6 +39,24 @@ class Patience:
     def total_seconds(self, payload_bytes: int) -> float:
         rate = self.bytes_per_second
         return self.pause_seconds + payload_bytes / rate if rate else float("inf")
+
+
+class Reception:
+    """How streams are received: with which patience, into which memory. `shared` is the folder where clients of this
+    host leave payloads, if there is one."""
+
+    def __init__(self, config: Config, shared: SharedFolder | None) -> None:
+        self._patience = Patience(config.receive_seconds, config.receive_min_bytes_per_second)
+        self._shared, self._pool = shared, Pool(SPARE)
+        self.max_payload_bytes = config.max_payload_bytes
+
+    def receiver(self, stream: AsyncIterator[pb.SelectRequest]) -> "Receiver":
+        """What reads this stream."""
+        return Receiver(stream, self._patience, self._pool, self._shared)
+
+    def release_memory(self) -> int:
+        """Lets go of the memory that is kept for later payloads, and returns its bytes."""
+        return self._pool.clear() + (0 if self._shared is None else self._shared.pool.clear())
 
 
 class Receiver:

@@ -1,16 +1,19 @@
 """What the server answers: results, status and information as messages."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
+import selector_proto
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_server.config import Config
+from selector_server.config import Config, mask_url
 from selector_server.encoding.model import Model
-from selector_server.engine.task import Result, Task
+from selector_server.engine.request import Request
+from selector_server.engine.task import Result
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
-from selector_server.sampling import Policy
 from selector_server.weights.store import Store, SyncState
 
 _STATES = {
@@ -23,7 +26,11 @@ _STATES = {
 }
 
 
-def selected(task: Task, result: Result) -> pb.SelectResponse:
+# What the server says that it runs on, as far as it is installed.
+_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "numpy")
+
+
+def selected(request: Request, result: Result) -> pb.SelectResponse:
     weights = result.weights
     return pb.SelectResponse(
         indices=result.indices.tolist(),
@@ -42,40 +49,59 @@ def selected(task: Task, result: Result) -> pb.SelectResponse:
             age_seconds=weights.age_seconds,
             lag_steps=weights.lag_steps,
         ),
-        stages=pb.StageSeconds(**vars(result.stages)),
-        request_id=task.request_id,
+        stages=pb.StageSeconds(**asdict(request.stages)),
+        request_id=request.id,
         cached_references=result.cached,
         stale=weights is not None and weights.stale,
     )
 
 
-def weights_status(store: Store[Any] | None, source: str) -> pb.GetWeightsStatusResponse:
-    if store is None:
-        return pb.GetWeightsStatusResponse(state=pb.SYNC_STATE_OFF)
-    current, status = store.current, store.status
-    return pb.GetWeightsStatusResponse(
-        serving=pb.WeightsVersion(
-            version=current.version, trainer_step=current.trainer_step, age_seconds=current.age_seconds()
-        ),
-        newest_version=status.newest_version,
-        state=_STATES[status.state],
-        last_error=status.last_error,
-        swaps=status.swaps,
-        rejections=status.rejections,
-        source=source,
-    )
+class About:
+    """What the server says of itself. `store` is None without a learner."""
+
+    def __init__(
+        self,
+        config: Config,
+        policies: Iterable[str],
+        learner: Model | None,
+        reference: Model | None,
+        shared: SharedFolder | None,
+        store: Store[Any] | None,
+    ) -> None:
+        self._source = mask_url(config.redis) if config.redis else ""
+        self._info, self._store = _server_info(config, policies, learner, reference, shared), store
+
+    def info(self) -> pb.GetServerInfoResponse:
+        """Limits, policies, models and settings, which stay the same."""
+        return self._info
+
+    def weights_status(self) -> pb.GetWeightsStatusResponse:
+        """The served version, and how it relates to the newest one."""
+        if self._store is None:
+            return pb.GetWeightsStatusResponse(state=pb.SYNC_STATE_OFF)
+        current, status = self._store.current, self._store.status
+        return pb.GetWeightsStatusResponse(
+            serving=pb.WeightsVersion(
+                version=current.version, trainer_step=current.trainer_step, age_seconds=current.age_seconds()
+            ),
+            newest_version=status.newest_version,
+            state=_STATES[status.state],
+            last_error=status.last_error,
+            swaps=status.swaps,
+            rejections=status.rejections,
+            source=self._source,
+        )
 
 
-def server_info(
+def _server_info(
     config: Config,
-    versions: dict[str, str],
-    policies: Mapping[str, Policy],
+    policies: Iterable[str],
     learner: Model | None,
     reference: Model | None,
     shared: SharedFolder | None,
 ) -> pb.GetServerInfoResponse:
     return pb.GetServerInfoResponse(
-        server_version=versions["jest-selector"],
+        server_version=selector_proto.__version__,
         limits=pb.Limits(
             max_message_bytes=config.max_message_bytes,
             max_payload_bytes=config.max_payload_bytes,
@@ -96,7 +122,7 @@ def server_info(
         reference=_model(reference),
         run=config.run if config.redis else "",
         device=config.device,
-        versions=versions,
+        versions=_versions(),
         config=config.shown(),
         shared_memory_dir="" if shared is None else str(shared.path),
         shared_memory_token="" if shared is None else shared.token,
@@ -121,3 +147,13 @@ def _model(model: Model | None) -> pb.ModelInfo | None:
         precision=manifest.precision,
         loss=pb.Loss.Value(f"LOSS_{manifest.loss.upper()}"),
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {"jest-selector": selector_proto.__version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return found

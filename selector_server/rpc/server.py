@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -11,11 +12,11 @@ from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
 
 from selector_server.config import Config
 from selector_server.errors import SetupError
-from selector_server.rpc.access import Access
 from selector_server.rpc.admin import AdminService
+from selector_server.rpc.security.access import Access
+from selector_server.rpc.security.unix_socket import bound
 from selector_server.rpc.service import SelectorService
 from selector_server.rpc.status import ADMIN_SERVICE, SERVICE, StatusInterceptor
-from selector_server.rpc.unix_socket import bound
 from selector_server.telemetry.metrics import Metrics
 
 # Health service names beside "" (the process is up): requests are served; weights are the newest ones.
@@ -32,20 +33,28 @@ PING_SECONDS = 60
 MAX_METADATA_BYTES = 8 << 10
 
 
+@dataclass(frozen=True)
+class Services:
+    """The services of one address. Without either, it answers health checks alone, to everybody."""
+
+    selector: SelectorService | None = None
+    admin: AdminService | None = None
+
+
 class RpcServer:
-    """Serves one address, the value of `setting`. Either service may be left to another address; without both it
-    answers health checks alone, to everybody. Health is one for all addresses: `shared_health` is another server's."""
+    """Serves one address, the value of `setting`. Health is one for all addresses: `shared_health` is another
+    server's."""
 
     def __init__(
         self,
-        service: SelectorService | None,
-        admin: AdminService | None,
-        metrics: Metrics,
         setting: str,
         config: Config,
+        services: Services,
         access: Access,
+        metrics: Metrics,
         shared_health: Any = None,
     ) -> None:
+        service, admin = services.selector, services.admin
         self.setting, self.listen = setting, str(getattr(config, setting))
         _check_free(setting, self.listen)
         self._server = grpc.aio.server(

@@ -2,22 +2,21 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
-from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
+from selector_proto.sizes import DEFAULT_FILTER_RATIO, sub_batch_size
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
-from selector_server.encoding.cache import integer_key, string_key
-from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
+from selector_server.engine.candidates.base import Candidates
+from selector_server.engine.task import Member, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
-from selector_server.rpc.account import MAX_REQUEST_ID
-from selector_server.rpc.ranks import to_member
-from selector_server.sampling import MAX_LOGIT, Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
+from selector_server.rpc.read_candidates import read_candidates
+from selector_server.sampling import Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
+
+MAX_REQUEST_ID = 128
+MAX_GROUP = 128
 
 DEFAULT_CHUNKS = 16
 DEFAULT_GAIN = 100.0
@@ -51,39 +50,58 @@ WHEN_STALE: Mapping[int, WhenStale] = {
 _LATER = ("tags",)
 
 
-def to_task(
-    selection: pb.Selection,
-    payload: memoryview,
-    config: Config,
-    policies: Mapping[str, Policy],
-    models_loss: Loss,
-) -> Task:
-    """`models_loss` is the one that raw samples are compared by unless the request says otherwise. Raises WireError,
-    InvalidRequest, LimitExceeded or NotPossible."""
-    _check_supported(selection, config)
-    policy = policies.get(selection.policy or "joint")
-    if policy is None:
-        raise InvalidRequest("policy", repr(selection.policy), f"must be one of {', '.join(sorted(policies))}")
-    criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
-    candidates, size = _candidates(selection, payload, config, criterion, policy)
-    member = to_member(selection, config)
-    if member is not None and not config.peers and member.world_size * size > config.max_super_batch:
-        value, limit = f"{member.world_size} x {size}", f"at most {config.max_super_batch} together"
-        raise LimitExceeded("candidates of all ranks", value, limit)
-    loss = _enum("loss", selection.loss, LOSSES, pb.Loss)
-    if isinstance(candidates, Samples) and selection.loss == pb.LOSS_UNSPECIFIED:
-        loss = models_loss
-    return Task(
-        candidates=candidates,
-        size=size,
-        policy=policy,
-        criterion=criterion,
-        loss=loss,
-        plan=_plan(selection, size, policy, config.max_chunks),
-        freshness=_freshness(selection, config),
-        request_id=selection.request_id,
-        member=member,
-    )
+class Contract:
+    """What this server takes of the contract. `models_loss` is the one that its models were made for, and so raw
+    samples are compared by it unless the request says otherwise."""
+
+    def __init__(self, config: Config, policies: Mapping[str, Policy], models_loss: Loss) -> None:
+        self._config, self._policies, self._models_loss = config, policies, models_loss
+
+    def member(self, selection: pb.Selection) -> Member | None:
+        """Which of the ranks that select as one the selection is for; None if it selects alone. It needs the header
+        only. Raises InvalidRequest and LimitExceeded."""
+        config = self._config
+        group, rank, world_size = selection.group, selection.rank, selection.world_size
+        if rank >= max(world_size, 1):
+            raise InvalidRequest("rank", rank, f"must be below world_size, {world_size}")
+        if world_size <= 1:
+            return None
+        if config.peers:
+            if world_size != config.peer_count:
+                limit = f"must be peer_count of this sidecar, {config.peer_count}"
+                raise InvalidRequest("world_size", world_size, limit)
+            if rank != config.peer_rank:
+                raise InvalidRequest("rank", rank, f"must be peer_rank of this sidecar, {config.peer_rank}")
+        elif world_size > config.max_pending_requests:
+            limit = f"at most max_pending_requests of this server, {config.max_pending_requests}: all ranks wait in it"
+            raise LimitExceeded("world_size", world_size, limit)
+        if not 1 <= len(group) <= MAX_GROUP or not group.isprintable():
+            limit = f"1 to {MAX_GROUP} printable characters with world_size above 1"
+            raise InvalidRequest("group", repr(group), limit)
+        if not selection.HasField("trainer_step"):
+            raise InvalidRequest("trainer_step", "missing", "ranks of a group select as one for the same step")
+        return Member(group, selection.trainer_step, rank, world_size)
+
+    def task(self, selection: pb.Selection, payload: memoryview) -> Task[Candidates]:
+        """The task of a selection whose payload was received. Raises WireError, InvalidRequest, LimitExceeded or
+        NotPossible."""
+        config = self._config
+        _check_supported(selection, config)
+        policy = self._policies.get(selection.policy or "joint")
+        if policy is None:
+            limit = f"must be one of {', '.join(sorted(self._policies))}"
+            raise InvalidRequest("policy", repr(selection.policy), limit)
+        criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
+        candidates = read_candidates(selection, payload, config, criterion, policy)
+        size, world_size = candidates.size, selection.world_size
+        if world_size > 1 and not config.peers and world_size * size > config.max_super_batch:
+            value, limit = f"{world_size} x {size}", f"at most {config.max_super_batch} together"
+            raise LimitExceeded("candidates of all ranks", value, limit)
+        loss = _enum("loss", selection.loss, LOSSES, pb.Loss)
+        if candidates.encoded and selection.loss == pb.LOSS_UNSPECIFIED:
+            loss = self._models_loss
+        plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
+        return Task(candidates, policy, criterion, loss, plan, freshness)
 
 
 def _check_supported(selection: pb.Selection, config: Config) -> None:
@@ -147,131 +165,6 @@ def _freshness(selection: pb.Selection, config: Config) -> Freshness:
     lifted = selection.when_stale == pb.STALENESS_POLICY_SERVE or when_stale is WhenStale.WAIT
     below_minimum = when_stale if lifted else WhenStale.REFUSE
     return Freshness(selection.min_weights_version, lag, age, step, when_stale, below_minimum)
-
-
-def _candidates(
-    selection: pb.Selection, payload: memoryview, config: Config, criterion: Criterion, policy: Policy
-) -> tuple[Samples | Embeddings | Losses, int]:
-    match selection.WhichOneof("candidates"):
-        case "samples":
-            samples, size = _samples(selection.samples, payload, config)
-            return replace(samples, ids=_sample_ids(selection, payload, size)), size
-        case "embeddings":
-            return _embeddings(selection.embeddings, payload, config, criterion)
-        case "losses":
-            if policy.needs is Needs.PAIRS:
-                limit = "needs pairs; scalar losses serve independent and uniform only"
-                raise InvalidRequest("policy", repr(policy.name), limit)
-            return _losses(selection.losses, payload, config, criterion)
-    raise InvalidRequest("candidates", "missing", "set samples, embeddings or losses")
-
-
-def _samples(samples: pb.RawSamples, payload: memoryview, config: Config) -> tuple[Samples, int]:
-    images: Any
-    texts: Any
-    match samples.WhichOneof("images"):
-        case "pixels":
-            size = _size(samples.pixels, "samples.pixels", config)
-            images = read(samples.pixels, payload, "samples.pixels", BYTES, [size, None, None, None])
-        case "encoded_images":
-            size = _size(samples.encoded_images.lengths, "samples.encoded_images.lengths", config)
-            packed = samples.encoded_images
-            images = read_bytes(packed, payload, "samples.encoded_images", size, config.max_image_bytes)
-        case _:
-            raise InvalidRequest("samples.images", "missing", "set pixels or encoded_images")
-    match samples.WhichOneof("texts"):
-        case "tokens":
-            texts = read(samples.tokens, payload, "samples.tokens", INTEGERS, [size, None])
-        case "strings":
-            texts = read_bytes(samples.strings, payload, "samples.strings", size, config.max_text_bytes)
-        case _:
-            raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
-    return Samples(images, texts), size
-
-
-def _sample_ids(selection: pb.Selection, payload: memoryview, size: int) -> list[bytes]:
-    """Keys of the reference cache: integers and strings never meet."""
-    ids = selection.sample_ids
-    match ids.WhichOneof("ids"):
-        case "integers":
-            numbers = read(ids.integers, payload, "sample_ids.integers", [pb.DATA_TYPE_I64], [size])
-            keys = [integer_key(number) for number in numbers.tolist()]
-        case "strings":
-            names = read_bytes(ids.strings, payload, "sample_ids.strings", size, MAX_ID_BYTES)
-            if b"" in names:
-                raise InvalidRequest("sample_ids.strings", "''", f"must have 1 to {MAX_ID_BYTES} bytes")
-            keys = [string_key(name) for name in names]
-        case _:
-            return []
-    first: dict[bytes, int] = {}
-    for index, key in enumerate(keys):
-        if (other := first.setdefault(key, index)) != index:
-            limit = f"candidate {other} has the same; every candidate needs an id of its own"
-            shown = int.from_bytes(key[1:], "little", signed=True) if key[:1] == b"i" else repr(key[1:])
-            raise InvalidRequest(f"sample_ids[{index}]", shown, limit)
-    return keys
-
-
-def _embeddings(
-    embeddings: pb.Embeddings, payload: memoryview, config: Config, criterion: Criterion
-) -> tuple[Embeddings, int]:
-    models: dict[str, ModelEmbeddings | None] = {"learner": None, "reference": None}
-    size = None
-    for name, needed in (("learner", criterion.needs_learner), ("reference", criterion.needs_reference)):
-        if not embeddings.HasField(name):  # type: ignore[arg-type]
-            if needed:
-                raise InvalidRequest(f"embeddings.{name}", "missing", f"criterion {criterion.name} needs it")
-            continue
-        model: pb.ModelEmbeddings = getattr(embeddings, name)
-        field = f"embeddings.{name}"
-        size = _size(model.image, f"{field}.image", config) if size is None else size
-        image: Floats = read(model.image, payload, f"{field}.image", FLOATS, [size, None])
-        if not 1 <= image.shape[1] <= config.max_width:
-            raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {config.max_width}")
-        text: Floats = read(model.text, payload, f"{field}.text", FLOATS, [size, image.shape[1]])
-        scale, bias = model.logit_scale, model.logit_bias
-        if not 0 < scale <= MAX_LOGIT:  # NaN fails too
-            value = scale if model.HasField("logit_scale") else "missing"
-            raise InvalidRequest(f"{field}.logit_scale", value, f"must be positive and at most {MAX_LOGIT:g}")
-        if not abs(bias) <= MAX_LOGIT:
-            raise InvalidRequest(f"{field}.logit_bias", bias, f"must be finite and at most {MAX_LOGIT:g}, either sign")
-        _finite(f"{field}.image", image)
-        _finite(f"{field}.text", text)
-        models[name] = ModelEmbeddings(image, text, scale, bias)
-    assert size is not None
-    return Embeddings(models["learner"], models["reference"]), size
-
-
-def _losses(losses: pb.ScalarLosses, payload: memoryview, config: Config, criterion: Criterion) -> tuple[Losses, int]:
-    found: dict[str, Floats | None] = {"learner": None, "reference": None}
-    size = None
-    for name, needed in (("learner", criterion.needs_learner), ("reference", criterion.needs_reference)):
-        if not losses.HasField(name):  # type: ignore[arg-type]
-            if needed:
-                raise InvalidRequest(f"losses.{name}", "missing", f"criterion {criterion.name} needs it")
-            continue
-        tensor: pb.Tensor = getattr(losses, name)
-        size = _size(tensor, f"losses.{name}", config) if size is None else size
-        found[name] = read(tensor, payload, f"losses.{name}", FLOATS, [size])
-        _finite(f"losses.{name}", found[name])
-    assert size is not None
-    return Losses(found["learner"], found["reference"]), size
-
-
-def _size(tensor: pb.Tensor, field: str, config: Config) -> int:
-    """B, by the tensor that says it first."""
-    size = tensor.shape[0] if tensor.shape else 0
-    if size < 1:
-        raise InvalidRequest(f"{field}.shape", list(tensor.shape), "at least one candidate is needed")
-    if size > config.max_super_batch:
-        raise LimitExceeded(f"{field}.shape", list(tensor.shape), f"at most {config.max_super_batch} candidates")
-    return size
-
-
-def _finite(field: str, array: Floats | None) -> None:
-    if array is not None and not np.isfinite(array).all():
-        where = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise InvalidRequest(field, f"{array[tuple(where)]} at {where}", "every value must be finite")
 
 
 def _enum(field: str, value: int, table: Mapping[int, Any], enum: Any) -> Any:

@@ -43,8 +43,14 @@ def past(name: str, seconds: float) -> None:
         trace.child(name, time.time_ns() - int(seconds * 1e9))
 
 
+def annotate(attributes: Mapping[str, str | int | float | bool]) -> None:
+    """Adds attributes to the request's span, if there is one."""
+    if (trace := _CURRENT.get()) is not None:
+        trace.annotate(attributes)
+
+
 def trace_id() -> str:
-    """Of the request that is worked for, 32 hex digits; empty without a trace."""
+    """The trace id of the request that is worked for, 32 hex digits; empty without a trace."""
     trace = _CURRENT.get()
     return "" if trace is None else trace.id
 

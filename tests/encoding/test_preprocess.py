@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from selector_server.encoding.bundle import ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.preprocess import Limits, Preprocessor
-from selector_server.engine.caller import Caller
+from selector_server.engine.request import Request
 from selector_server.errors import Abandoned, InvalidRequest, LimitExceeded, Unavailable
 
 
@@ -113,7 +113,7 @@ def test_a_hair_of_a_picture_does_not_unroll(preprocessor, size):
 
 
 def test_work_that_nobody_waits_for_ends(preprocessor):
-    caller = Caller()
+    caller = Request()
     threading.Timer(0.05, caller.leave).start()
     started = time.monotonic()
     with pytest.raises(Abandoned, match="nobody waits"):

@@ -14,7 +14,7 @@ from support.processes import eventually
 from support.secured import ADMIN_TOKEN, DATA_TOKEN
 
 from selector_server.errors import SetupError
-from selector_server.rpc.unix_socket import bound
+from selector_server.rpc.security.unix_socket import bound
 
 NOBODY = 65534
 

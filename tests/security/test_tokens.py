@@ -17,8 +17,8 @@ from support.wire import error_info, some_losses
 
 from selector_server.config import load
 from selector_server.errors import SetupError
-from selector_server.reloaded import Reloaded
-from selector_server.rpc.tokens import Tokens
+from selector_server.rpc.security.reloaded_files import ReloadedFiles
+from selector_server.rpc.security.tokens import Tokens
 
 
 @pytest.fixture
@@ -218,13 +218,13 @@ def test_odd_files(tmp_path):
     (file := tmp_path / "tokens").write_text(DATA_TOKEN)
     file.chmod(0o602)
     with pytest.raises(SetupError, match="may be written by everybody, mode 0602; chmod o-w"):
-        Reloaded([file], [file], lambda: Tokens.read("token_file", file), print)
+        ReloadedFiles([file], [file], lambda: Tokens.read("token_file", file), print)
 
 
 def test_what_was_taken_stays_when_a_file_goes(tmp_path):
     (file := tmp_path / "tokens").write_text(DATA_TOKEN)
     results = []
-    one = Reloaded([file], [file], lambda: Tokens.read("token_file", file), results.append)
+    one = ReloadedFiles([file], [file], lambda: Tokens.read("token_file", file), results.append)
     first = one.value
     one.refresh()
     assert results == []

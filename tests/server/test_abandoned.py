@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,17 +15,20 @@ from support.processes import eventually
 from selector_server.encoding import bundle
 from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
-from selector_server.engine.caller import Caller
-from selector_server.engine.preparation import ModelInput, Prepared
-from selector_server.engine.selection import Selection
-from selector_server.engine.task import Embeddings, ModelEmbeddings, Samples, Stages, Task
+from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
+from selector_server.engine.candidates.preparation import ModelInput
+from selector_server.engine.candidates.samples import PreparedSamples
+from selector_server.engine.models import Models, SamplerSettings
+from selector_server.engine.request import Request
+from selector_server.engine.scorer import Scorer
+from selector_server.engine.task import Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss
 from selector_server.weights.store import Store, Version
 
 
-class Leaves(Caller):
+class Leaves(Request):
     """Goes away when it is asked the n-th time at `stage`."""
 
     def __init__(self, stage, times, seconds=None):
@@ -39,26 +43,29 @@ class Leaves(Caller):
         super().check(needed)
 
 
-def task(candidates, size, chunks):
+def task(candidates, chunks):
     kind = {"policy": POLICIES["joint"], "criterion": Criterion.LEARNABILITY, "loss": Loss.SIGMOID}
-    return Task(candidates, size, plan=plan(size // 2, chunks), **kind)
+    return Task(candidates, plan=plan(candidates.size // 2, chunks), **kind)
 
 
-def embedded(size=400, chunks=100) -> Prepared:
+def embedded(size=400, chunks=100) -> Task:
     sides = np.random.default_rng(0).standard_normal((2, 2, size, 8)).astype(np.float32)
-    return Prepared(task(Embeddings(*(ModelEmbeddings(*side, 10.0, -10.0) for side in sides)), size, chunks))
+    return task(Embeddings(*(ModelEmbeddings(*side, 10.0, -10.0) for side in sides)), chunks)
 
 
-def selection(learner=None, reference=None, store=None) -> Selection:
-    return Selection(torch.device("cpu"), learner, reference, store, None, None, False)
+def scorer(learner=None, reference=None, store=None) -> Scorer:
+    return Scorer(Models(torch.device("cpu"), learner, reference, store, None, SamplerSettings()))
 
 
 def test_a_draw_ends_after_the_round_in_which_its_caller_leaves():
-    caller = Leaves("sample", 5)
+    request = Leaves("sample", 5)
     with pytest.raises(Abandoned, match="at sample"):
-        selection().run(embedded(), caller)
-    assert caller.asked == 5, "of 100 rounds"
-    assert len(selection().run(embedded(), Caller()).indices) == 200
+        scorer().select(embedded(), request)
+    assert request.asked == 5, "of 100 rounds"
+    result = scorer().select(embedded(), Request())
+    assert len(result.indices) == 200
+    with pytest.raises(ValueError, match="read-only"):
+        result.indices[0] = 0
 
 
 @pytest.fixture(scope="module")
@@ -72,55 +79,55 @@ def models(bundles):
     return learner, reference, store
 
 
-def encoded(size=20) -> Prepared:
+def encoded(size=20) -> Task:
     pixels, tokens = samples(size)
     inputs = ModelInput(pixels, tokens.astype(np.int64))
-    return Prepared(task(Samples(pixels, tokens), size, 2), inputs, inputs)
+    return task(PreparedSamples(size, [], inputs, inputs), 2)
 
 
 # Two towers of ten micro-batches, and a look before them, for each model.
 @pytest.mark.parametrize("times", [1, 3, 15, 22, 30, 40])
 def test_encoding_ends_at_the_micro_batch_at_which_its_caller_leaves(models, times):
-    caller = Leaves("encode", times)
+    request = Leaves("encode", times)
     with pytest.raises(Abandoned, match="at encode"):
-        selection(*models).run(encoded(), caller)
-    assert caller.asked == times
+        scorer(*models).select(encoded(), request)
+    assert request.asked == times
 
 
 def test_what_cannot_be_in_time_is_not_begun(models):
-    select = selection(*models)
-    stages = vars(select.run(encoded(), Caller()).stages)
-    least = sum(stages[name] for name in ("preprocess", "encode_learner", "encode_reference", "sample"))
+    select, served = scorer(*models), Request()
+    select.select(encoded(), served)
+    least = sum(getattr(served.stages, name) for name in ("preprocess", "encode_learner", "encode_reference", "sample"))
+
+    def begin(task, seconds, stage="preprocess"):
+        request = Request(seconds)
+        request.least = select.least_seconds(task, found=False)
+        request.begin(stage, stage)
+        return request
+
     with pytest.raises(TooLate, match=r"from preprocess on, at least 0\.\d{3} s are needed"):
-        select.begin(encoded().task, None, Caller(least * 0.9), "preprocess", "preprocess")
-    select.begin(encoded().task, None, Caller(least + 60), "preprocess", "preprocess")
-    select.begin(encoded(10).task, None, Caller(0.001), "preprocess", "preprocess")  # of a smaller one nothing is known
-    caller = Caller(60)
-    select.begin(encoded().task, None, caller, "sample", "sample")
-    assert caller.stage == "sample"
+        begin(encoded(), least * 0.9)
+    begin(encoded(), least + 60)
+    begin(encoded(10), 0.001)  # nothing is known of a smaller one
+    assert begin(encoded(), 60, "sample").stage == "sample"
 
 
 # The worker
 
 
-class Result:
-    def __init__(self):
-        self.stages = Stages()
-
-
 class Array:
-    """Of a request."""
+    """A request's array."""
 
 
-async def settled(worker, run, prepared, caller):
+async def settled(worker, work):
     try:
-        return await worker.call(run, prepared, caller)
+        return await worker.run(work, Request())
     except Exception as error:
         return error
 
 
-def worker_of(run=None, probe=lambda: None):
-    worker = Worker(run or (lambda *_: Result()), 60, probe)
+def worker_of(probe=lambda: None):
+    worker = Worker(60, probe)
     worker.start()
     return worker
 
@@ -128,23 +135,22 @@ def worker_of(run=None, probe=lambda: None):
 def test_a_request_dropped_from_the_queue_leaves_no_array_behind():
     go, running = threading.Event(), threading.Event()
 
-    def hold(prepared, caller):
+    def hold(array):
         running.set()
         go.wait(20)
-        return Result()
 
     async def main():
         worker = worker_of()
-        first = asyncio.create_task(worker.call(hold, Array(), Caller()))
+        first = asyncio.create_task(worker.run(partial(hold, Array()), Request()))
         await asyncio.to_thread(running.wait, 10)
-        array, caller = Array(), Caller()
+        array, request = Array(), Request()
         gone = weakref.ref(array)
-        second = asyncio.create_task(worker.call(hold, array, caller))
+        second = asyncio.create_task(worker.run(partial(hold, array), request))
         await asyncio.sleep(0.01)
         del array
         second.cancel()
         await asyncio.wait([second])
-        assert caller.gone
+        assert request.gone
         del second
         assert gone() is None, "while the worker is still busy with another one"
         go.set()
@@ -161,25 +167,25 @@ def test_a_lost_device_ends_the_worker_and_fails_all_that_wait():
         if lost:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    def fail(prepared, caller):
+    def fail():
         raise ZeroDivisionError
 
-    def lose(prepared, caller):
+    def lose():
         lost.append(True)
         raise RuntimeError("CUDA error")
 
     async def main():
         worker = worker_of(probe=probe)
-        assert isinstance(await settled(worker, fail, Array(), Caller()), ZeroDivisionError)
+        assert isinstance(await settled(worker, fail), ZeroDivisionError)
         assert worker.healthy, "a failure of one request"
         outcomes = await asyncio.gather(
-            *(settled(worker, run, Array(), Caller()) for run in (lose, fail, fail)),
+            *(settled(worker, work) for work in (lose, fail, fail)),
         )
         assert all(isinstance(outcome, Unavailable) for outcome in outcomes), outcomes
         assert not worker.healthy
         assert not worker.alive
         with pytest.raises(Unavailable):
-            await worker.call(fail, Array(), Caller())
+            await worker.run(fail, Request())
         await asyncio.to_thread(eventually, lambda: not worker._thread.is_alive())
 
     asyncio.run(main())

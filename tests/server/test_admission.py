@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from selector_server.engine import admission as module
-from selector_server.engine import pace as pace_module
-from selector_server.engine.admission import Admission
-from selector_server.engine.caller import Caller
-from selector_server.engine.memory_guard import MemoryGuard
-from selector_server.engine.pace import Pace
+from selector_server.engine import scorer as scorer_module
+from selector_server.engine.admission import Admission, MemoryGuard
+from selector_server.engine.request import STAGES, Request, StageSeconds
+from selector_server.engine.scorer import Pace
 from selector_server.errors import Abandoned, LimitExceeded, Overloaded, TooLate
 from selector_server.machine import MemoryBound, memory_bounds
 from selector_server.memory import Pool
@@ -23,7 +22,7 @@ GIB = 1 << 30
 def clock(monkeypatch):
     """A time that stands still unless told otherwise."""
     clock = SimpleNamespace(now=1000.0)
-    for one in (module, pace_module):
+    for one in (module, scorer_module):
         monkeypatch.setattr(one, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
@@ -89,7 +88,7 @@ def guarded(used, limit=1000 * MIB, share=0.9) -> Admission:
 
 
 def test_memory_that_admitted_requests_have_not_taken_yet_counts(monkeypatch):
-    monkeypatch.setattr("selector_server.engine.memory_guard.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("selector_server.engine.admission.FRESH_SECONDS", 0.0)
     used = [600 * MIB]
     admission = guarded(used)
     with admission.admit(200 * MIB) as permit:
@@ -186,34 +185,56 @@ def test_nothing_readable_is_no_limit(tmp_path, line):
     assert MemoryGuard([], 0.9).room() > 1 << 60
 
 
-# Callers
+# Requests
 
 
 def test_a_caller_who_left_or_is_out_of_time_is_worked_for_no_more():
-    Caller().check(1e9)
-    caller = Caller(10.0)
+    Request().check(1e9)
+    caller = Request(10.0)
     caller.enter("encode")
     caller.check(9.0)
     with pytest.raises(TooLate, match=r"from encode on, at least 11\.000 s are needed"):
         caller.check(11.0)
     with pytest.raises(TooLate, match="it passed at receive"):
-        Caller(-1.0).check()
+        Request(-1.0).check()
     caller.leave()
     with pytest.raises(Abandoned, match="at encode"):
         caller.check()
 
 
 def test_ranks_share_the_earliest_deadline_and_their_stage():
-    ranks = [Caller(), Caller(5.0), Caller(9.0)]
-    joint = Caller.joint(ranks)
+    ranks = [Request(), Request(5.0), Request(9.0)]
+    joint = Request.joint(ranks)
     assert 4.5 < joint.remaining() <= 5.0
-    assert Caller.joint([Caller()]).remaining() is None
+    assert Request.joint([Request()]).remaining() is None
     joint.enter("sample")
     assert {one.stage for one in ranks} == {"sample"}
 
 
+def test_a_joint_requests_timings_are_those_of_all_its_ranks():
+    ranks = [Request(), Request()]
+    ranks[0].spent("preprocess", 1.0)
+    with Request.joint(ranks) as joint:
+        joint.spent("queue", 2.0)
+        with joint.timed("sample"):
+            pass
+    assert [(one.stages.preprocess, one.stages.queue) for one in (joint, *ranks)] == [(0, 2), (1, 2), (0, 2)]
+    assert ranks[0].stages.sample == ranks[1].stages.sample == joint.stages.sample > 0
+
+
+def test_a_requests_permits_are_held_until_its_end():
+    admission = Admission(2, 100, Metrics())
+    with pytest.raises(ZeroDivisionError), Request() as request:
+        request.hold(admission.admit(60))
+        request.hold(admission.enlarge(30))
+        assert refused(admission, 20).rejection == "bytes"
+        raise ZeroDivisionError
+    with admission.admit(100):
+        """All is given back."""
+
+
 def took(**seconds):
-    return {stage: seconds.get(stage, 0.0) for stage in ("preprocess", "encode_learner", "encode_reference", "sample")}
+    return StageSeconds(**{stage: seconds.get(stage, 0.0) for stage in STAGES})
 
 
 def test_the_least_that_is_left_is_what_the_fastest_alike_took(clock):

@@ -8,37 +8,21 @@ import pytest
 from support.processes import eventually
 
 from selector_server.engine.admission import Admission
-from selector_server.engine.caller import Caller
-from selector_server.engine.task import Stages
+from selector_server.engine.request import Request, in_thread
 from selector_server.engine.worker import Worker
 from selector_server.errors import NotPossible, Overloaded, TooLate, Unavailable
-from selector_server.rpc.threads import in_thread
 from selector_server.telemetry.metrics import Metrics
 
 
-class Result:
-    """What the worker needs of one."""
-
-    def __init__(self, name):
-        self.name, self.stages = name, Stages()
-
-
-class Task:
-    """A prepared task, which is its own."""
-
-    def __init__(self, name):
-        self.request_id, self.task = name, self
-
-
 class Device:
-    """Runs tasks as the selection does; "hold" runs until `go` is set, "fail" and "refuse" raise."""
+    """Runs named work as the scorer does; "hold" runs until `go` is set, "fail" and "refuse" raise."""
 
     def __init__(self):
         self.go, self.running, self.ran = threading.Event(), threading.Event(), []
 
-    def __call__(self, task, caller):
-        self.ran.append(task.request_id)
-        match task.request_id:
+    def work(self, name):
+        self.ran.append(name)
+        match name:
             case "hold":
                 self.running.set()
                 self.go.wait(20)
@@ -46,7 +30,12 @@ class Device:
                 raise ZeroDivisionError
             case "refuse":
                 raise NotPossible("samples", "x", "y")
-        return Result(task.request_id)
+        return name
+
+
+def named(worker, device, name, request=None):
+    """The named work on the worker's thread."""
+    return worker.run(lambda: device.work(name), request or Request())
 
 
 @pytest.fixture
@@ -56,7 +45,7 @@ def device():
 
 @pytest.fixture
 def worker(device):
-    worker = Worker(device, stall_seconds=0.3)
+    worker = Worker(stall_seconds=0.3)
     worker.start()
     yield worker
     device.go.set()
@@ -66,7 +55,7 @@ def worker(device):
 
 async def held(worker, device):
     """A task that occupies the worker."""
-    task = asyncio.create_task(worker.submit(Task("hold"), Caller()))
+    task = asyncio.create_task(named(worker, device, "hold"))
     await asyncio.to_thread(device.running.wait, 10)
     return task
 
@@ -74,21 +63,20 @@ async def held(worker, device):
 def test_tasks_run_in_order_and_their_wait_is_measured(worker, device):
     async def main():
         first = await held(worker, device)
-        others = [asyncio.create_task(worker.submit(Task(name), Caller(10))) for name in "ab"]
+        others = [asyncio.create_task(named(worker, device, name, requests[name])) for name in "ab"]
         await asyncio.sleep(0.1)
         device.go.set()
         return await asyncio.gather(first, *others)
 
-    first, second, third = asyncio.run(main())
-    assert device.ran == ["hold", "a", "b"]
-    assert (first.name, second.name, third.name) == ("hold", "a", "b")
-    assert first.stages.queue < 0.1 <= second.stages.queue < 5
+    requests = {"a": Request(10), "b": Request(10)}
+    assert asyncio.run(main()) == device.ran == ["hold", "a", "b"]
+    assert all(0.1 <= request.stages.queue < 5 for request in requests.values())
 
 
 def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
     async def main():
         first = await held(worker, device)
-        late = asyncio.create_task(worker.submit(Task("late"), Caller(0.05)))
+        late = asyncio.create_task(named(worker, device, "late", Request(0.05)))
         await asyncio.sleep(0.1)
         device.go.set()
         with pytest.raises(TooLate, match="s in the queue; it passed before the request was run"):
@@ -102,27 +90,27 @@ def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
 def test_a_task_whose_client_left_is_not_run(worker, device):
     async def main():
         first = await held(worker, device)
-        abandoned = asyncio.create_task(worker.submit(Task("abandoned"), Caller()))
+        abandoned = asyncio.create_task(named(worker, device, "abandoned"))
         await asyncio.sleep(0.05)
         abandoned.cancel()
         await asyncio.sleep(0.05)
         device.go.set()
         await first
-        return await worker.submit(Task("next"), Caller())
+        return await named(worker, device, "next")
 
-    assert asyncio.run(main()).name == "next"
+    assert asyncio.run(main()) == "next"
     assert device.ran == ["hold", "next"]
 
 
 def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device):
     async def main():
         with pytest.raises(ZeroDivisionError):
-            await worker.submit(Task("fail"), Caller())
+            await named(worker, device, "fail")
         with pytest.raises(NotPossible):
-            await worker.submit(Task("refuse"), Caller())
-        return await worker.submit(Task("fine"), Caller())
+            await named(worker, device, "refuse")
+        return await named(worker, device, "fine")
 
-    assert asyncio.run(main()).name == "fine"
+    assert asyncio.run(main()) == "fine"
     assert worker.healthy
 
 
@@ -145,21 +133,21 @@ def test_a_stuck_task_makes_the_worker_unhealthy_until_it_ends(worker, device):
 
 
 def test_a_stopped_worker_finishes_its_queue_and_takes_nothing_more(device):
-    worker = Worker(device, stall_seconds=10)
+    worker = Worker(stall_seconds=10)
     assert not worker.healthy, "not before its thread runs"
     worker.start()
 
     async def main():
         first = await held(worker, device)
-        queued = asyncio.create_task(worker.submit(Task("queued"), Caller()))
+        queued = asyncio.create_task(named(worker, device, "queued"))
         await asyncio.sleep(0.05)
         device.go.set()
         await asyncio.to_thread(worker.stop, 10)
         with pytest.raises(Unavailable):
-            await worker.submit(Task("too late"), Caller())
+            await named(worker, device, "too late")
         return await first, await queued
 
-    assert [result.name for result in asyncio.run(main())] == ["hold", "queued"]
+    assert asyncio.run(main()) == ("hold", "queued")
     assert not worker.alive
     assert not worker.healthy
 
@@ -188,15 +176,15 @@ def test_admission_counts_exactly_and_closes():
 def test_a_request_that_is_given_up_holds_its_permit_until_its_thread_has_ended():
     ended = []
 
-    caller = Caller()
+    request = Request()
 
     def work():
-        eventually(lambda: caller.gone, 5)
+        eventually(lambda: request.gone, 5)
         time.sleep(0.1)
         ended.append(time.monotonic())
 
     async def main():
-        waiting = asyncio.create_task(in_thread(work, caller))
+        waiting = asyncio.create_task(in_thread(work, request))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from support.model import POLICIES, plan
 
-from selector_server.engine import groups as module
 from selector_server.engine.admission import Admission
-from selector_server.engine.caller import Caller
-from selector_server.engine.groups import Groups
-from selector_server.engine.preparation import Prepared
-from selector_server.engine.task import Losses, Member, Result, Task
+from selector_server.engine.candidates.losses import Losses
+from selector_server.engine.ranks import one_sidecar as module
+from selector_server.engine.ranks.one_sidecar import OneSidecar
+from selector_server.engine.request import Request
+from selector_server.engine.task import Member, Result, Task
 from selector_server.errors import GroupFailed, InvalidRequest, NotPossible, Overloaded
 from selector_server.sampling import Criterion, Loss
 from selector_server.telemetry.metrics import Metrics
@@ -28,9 +28,9 @@ class Draw:
         self.remaining: list[float | None] = []
         self.cancelled = 0
 
-    async def run(self, prepared, caller):
+    async def select(self, task, request):
         self.begun.set()
-        self.remaining.append(caller.remaining())
+        self.remaining.append(request.remaining())
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -38,23 +38,27 @@ class Draw:
             raise
         if self.error is not None:
             raise self.error
-        task = prepared.task
         share, quota = task.size // task.plan.ranks, task.plan.picks // task.plan.ranks
         indices = np.concatenate([np.arange(quota) + rank * share for rank in range(task.plan.ranks)])
         return Result(indices, task.plan, "independent", None, None, None, None)
 
 
-def prepared(rank, world=2, step=0, size=10, gain=100.0):
+def prepared(rank, size=10, gain=100.0):
     candidates = Losses(np.zeros(size, np.float32), None)
     kind = {"policy": POLICIES["independent"], "criterion": Criterion.HARD_LEARNER, "loss": Loss.SIGMOID}
-    member = Member("g", step, rank, world)
-    return Prepared(Task(candidates, size, plan=plan(2, 1, gain=gain, seed=rank), member=member, **kind))
+    return Task(candidates, plan=plan(2, 1, gain=gain, seed=rank), **kind)
 
 
-async def ask(parties, rank, left=None, **about):
-    task = prepared(rank, **about)
-    with parties.entered(task.task.member) as run:
-        return await run(task, Caller(left))
+def request_of(rank, world=2, step=0, left=None):
+    request = Request(left)
+    request.member = Member("g", step, rank, world)
+    return request
+
+
+async def ask(ranks, rank, left=None, world=2, step=0, **about):
+    request = request_of(rank, world, step, left)
+    with ranks.entered(request) as run:
+        return await run(prepared(rank, **about), request)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def life():
         async def main():
             draw = Draw()
             admission = Admission(8, BYTES, Metrics())
-            await body(SimpleNamespace(draw=draw, admission=admission, groups=Groups(draw, admission, seconds)))
+            await body(SimpleNamespace(draw=draw, admission=admission, ranks=OneSidecar(draw, admission, seconds)))
 
         asyncio.run(main())
 
@@ -74,7 +78,7 @@ def life():
 
 async def drawing(at, ranks=2, **about):
     """Ranks that have all come, and whose draw has begun."""
-    asking = [asyncio.create_task(ask(at.groups, rank, world=ranks, **about)) for rank in range(ranks)]
+    asking = [asyncio.create_task(ask(at.ranks, rank, world=ranks, **about)) for rank in range(ranks)]
     await at.draw.begun.wait()
     return asking
 
@@ -89,7 +93,7 @@ def refused(answers, text):
 
 def forgotten(at):
     """Nothing of a party is left."""
-    return not at.groups._parties
+    return not at.ranks._parties
 
 
 def test_every_rank_gets_its_own_picks_with_the_seed_of_rank_0(life):
@@ -107,8 +111,8 @@ def test_every_rank_gets_its_own_picks_with_the_seed_of_rank_0(life):
 def test_the_draw_has_the_time_of_the_earliest_deadline(life):
     async def body(at):
         at.draw.go.set()
-        await outcomes([asyncio.create_task(ask(at.groups, rank, left)) for rank, left in ((0, None), (1, 7.0))])
-        await outcomes([asyncio.create_task(ask(at.groups, rank, None, step=1)) for rank in (0, 1)])
+        await outcomes([asyncio.create_task(ask(at.ranks, rank, left)) for rank, left in ((0, None), (1, 7.0))])
+        await outcomes([asyncio.create_task(ask(at.ranks, rank, None, step=1)) for rank in (0, 1)])
         assert at.draw.remaining == [pytest.approx(7.0, abs=0.5), None]
 
     life(body)
@@ -129,7 +133,7 @@ def test_a_rank_that_goes_away_during_the_draw_refuses_all(life, leaving):
 def test_a_rank_that_asks_again_during_the_draw_refuses_all(life):
     async def body(at):
         asking = await drawing(at)
-        asking.append(asyncio.create_task(ask(at.groups, 1)))
+        asking.append(asyncio.create_task(ask(at.ranks, 1)))
         refused(await outcomes(asking), "rank 1 asked again while the draw ran")
 
     life(body)
@@ -142,7 +146,7 @@ def test_a_draw_that_fails_fails_for_all_and_for_those_who_ask_again(life, error
         asking = await drawing(at)
         at.draw.go.set()
         answers = await outcomes(asking)
-        answers += await outcomes([asyncio.create_task(ask(at.groups, 0))])
+        answers += await outcomes([asyncio.create_task(ask(at.ranks, 0))])
         kinds = {type(answer) for answer in answers}
         assert kinds == {NotPossible if isinstance(error, NotPossible) else RuntimeError}
         assert len(set(map(id, answers))) == 3, "every rank has an error of its own"
@@ -152,9 +156,9 @@ def test_a_draw_that_fails_fails_for_all_and_for_those_who_ask_again(life, error
 
 def test_a_rank_whose_block_fails_unforeseen_keeps_its_message_to_itself(life):
     async def body(at):
-        waiting = asyncio.create_task(ask(at.groups, 0))
+        waiting = asyncio.create_task(ask(at.ranks, 0))
         await asyncio.sleep(0.05)
-        with pytest.raises(ZeroDivisionError), at.groups.entered(Member("g", 0, 1, 2)):
+        with pytest.raises(ZeroDivisionError), at.ranks.entered(request_of(1)):
             raise ZeroDivisionError("secret")
         answers = await outcomes([waiting])
         refused(answers, "rank 1 met an internal error")
@@ -167,10 +171,10 @@ def test_what_is_joined_counts_as_bytes_under_way(life):
     async def body(at):
         at.draw.go.set()
         with at.admission.admit(BYTES - 80):
-            first, second = await outcomes([asyncio.create_task(ask(at.groups, rank)) for rank in (0, 1)])
+            first, second = await outcomes([asyncio.create_task(ask(at.ranks, rank)) for rank in (0, 1)])
             assert first.indices.tolist() == second.indices.tolist() == [0, 1], "2 x 10 x 4 bytes fit"
         with at.admission.admit(BYTES - 79):
-            answers = await outcomes([asyncio.create_task(ask(at.groups, rank, step=1)) for rank in (0, 1)])
+            answers = await outcomes([asyncio.create_task(ask(at.ranks, rank, step=1)) for rank in (0, 1)])
             assert [type(answer) for answer in answers] == [Overloaded] * 2
 
     life(body)
@@ -178,13 +182,13 @@ def test_what_is_joined_counts_as_bytes_under_way(life):
 
 def test_the_only_rank_that_is_ready_is_replaced_and_its_successor_takes_its_time(life):
     async def body(at):
-        older = asyncio.create_task(ask(at.groups, 0))
+        older = asyncio.create_task(ask(at.ranks, 0))
         await asyncio.sleep(0.05)
-        task = prepared(0)
-        with at.groups.entered(task.task.member) as run:
+        request = request_of(0)
+        with at.ranks.entered(request) as run:
             refused(await outcomes([older]), "took this one's place")
             await asyncio.sleep(0.1)  # nobody is ready now
-            asking = [asyncio.create_task(run(task, Caller())), asyncio.create_task(ask(at.groups, 1))]
+            asking = [asyncio.create_task(run(prepared(0), request)), asyncio.create_task(ask(at.ranks, 1))]
             at.draw.go.set()
             assert [answer.indices.tolist() for answer in await outcomes(asking)] == [[0, 1]] * 2
 
@@ -196,13 +200,13 @@ def test_refusals_are_forgotten_in_time_and_in_number(life, monkeypatch):
         at.draw.go.set()
         monkeypatch.setattr(module, "REMEMBERED", 2)
         for step in range(3):
-            asking = [asyncio.create_task(ask(at.groups, rank, step=step, gain=1.0 + rank)) for rank in (0, 1)]
+            asking = [asyncio.create_task(ask(at.ranks, rank, step=step, gain=1.0 + rank)) for rank in (0, 1)]
             assert [type(answer) for answer in await outcomes(asking)] == [InvalidRequest] * 2
-        assert [step for _, step in at.groups._refused] == [1, 2]
-        [answer] = await outcomes([asyncio.create_task(ask(at.groups, 0, step=2))])
+        assert [step for _, step in at.ranks._refused] == [1, 2]
+        [answer] = await outcomes([asyncio.create_task(ask(at.ranks, 0, step=2))])
         assert isinstance(answer, InvalidRequest)
         monkeypatch.setattr(module, "REMEMBERED_SECONDS", 0.0)
-        asking = [asyncio.create_task(ask(at.groups, rank, step=2)) for rank in (0, 1)]
+        asking = [asyncio.create_task(ask(at.ranks, rank, step=2)) for rank in (0, 1)]
         assert [answer.indices.tolist() for answer in await outcomes(asking)] == [[0, 1]] * 2
 
     life(body)
@@ -210,7 +214,7 @@ def test_refusals_are_forgotten_in_time_and_in_number(life, monkeypatch):
 
 def test_a_refusal_lists_a_few_of_many_missing_ranks(life):
     async def body(at):
-        [answer] = await outcomes([asyncio.create_task(ask(at.groups, 3, world=64))])
+        [answer] = await outcomes([asyncio.create_task(ask(at.ranks, 3, world=64))])
         assert "rank 0, 1, 2, 4, 5, 6, 7, 8, … did not come within 0.1 s" in str(answer)
         assert forgotten(at)
 

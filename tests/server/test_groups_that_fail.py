@@ -73,14 +73,14 @@ def scaled(scale):
         (
             two_embedded,
             lambda: embeddings(*some_embeddings(20, width=9)),
-            "embeddings.learner",
-            ("float32, float32 [B, 8]", "float32, float32 [B, 9]"),
+            "embeddings.learner.image",
+            ("float32 [B, 8]", "float32 [B, 9]"),
         ),
         (
             lambda: losses(*np.ones((2, 20), np.float32)),
             lambda: losses(*np.ones((2, 20), np.float16)),
             "losses.learner",
-            ("float32", "float16"),
+            ("float32 [B]", "float16 [B]"),
         ),
     ],
 )

@@ -1,19 +1,25 @@
-"""Prepared tasks of ranks as one: what is copied, and what is counted for it."""
+"""Prepared tasks of ranks as one: what must be equal, what is copied, and what is counted for it."""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from support.model import POLICIES, plan
 
 from selector_server.encoding.cache import Found
-from selector_server.engine.joining import join, joined_bytes
-from selector_server.engine.preparation import ModelInput, Prepared
-from selector_server.engine.task import Embeddings, ModelEmbeddings, Samples, Task
+from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
+from selector_server.engine.candidates.preparation import ModelInput
+from selector_server.engine.candidates.samples import PreparedSamples
+from selector_server.engine.ranks.joining import check_alike, join, joined_bytes, rank_settings
+from selector_server.engine.task import Task
+from selector_server.errors import InvalidRequest
 from selector_server.sampling import Criterion, Loss
+from selector_server.weights.freshness import Freshness
 
 
-def task(candidates, size, rank):
+def task(candidates, rank):
     kind = {"policy": POLICIES["joint"], "criterion": Criterion.LEARNABILITY, "loss": Loss.SIGMOID}
-    return Task(candidates, size, plan=plan(3, 2, seed=rank), **kind)
+    return Task(candidates, plan=plan(3, 2, seed=rank), **kind)
 
 
 def model_input(size, first):
@@ -32,23 +38,23 @@ def nbytes(*inputs):
 
 def test_an_input_of_both_models_is_joined_once():
     inputs = [model_input(5, first) for first in (0, 100)]
-    ranks = [Prepared(task(Samples([], [], [b"a"]), 5, rank), one, one) for rank, one in enumerate(inputs)]
+    ranks = [task(PreparedSamples(5, [b"a"], one, one), rank) for rank, one in enumerate(inputs)]
     joined = join(ranks)
-    assert joined.learner is joined.reference
-    np.testing.assert_array_equal(joined.learner.tokens[:, 0], [0] * 5 + [100] * 5)
-    assert joined_bytes(ranks) == nbytes(joined.learner)
-    assert joined.task.candidates.ids == [b"a", b"a"]
-    assert (joined.task.size, joined.task.plan.sizes, joined.task.plan.ranks) == (10, (4, 2), 2)
-    assert joined.task.plan.seed == 0
+    assert joined.candidates.learner is joined.candidates.reference
+    np.testing.assert_array_equal(joined.candidates.learner.tokens[:, 0], [0] * 5 + [100] * 5)
+    assert joined_bytes(ranks) == nbytes(joined.candidates.learner)
+    assert joined.candidates.ids == [b"a", b"a"]
+    assert (joined.size, joined.plan.sizes, joined.plan.ranks) == (10, (4, 2), 2)
+    assert joined.plan.seed == 0
 
 
 def test_a_rank_whose_references_are_all_known_adds_none():
     inputs = [model_input(2, first) for first in (0, 100)]
     found = [known(True, True), known(False, True)]
     references = [None, inputs[1].at(np.array([0]))]
-    samples = Samples([], [], [b"a", b"b"])
-    ranks = [Prepared(task(samples, 2, r), inputs[r], references[r], found[r]) for r in (0, 1)]
-    joined = join(ranks)
+    ids = [b"a", b"b"]
+    ranks = [task(PreparedSamples(2, ids, inputs[r], references[r], found[r]), r) for r in (0, 1)]
+    joined = join(ranks).candidates
     assert joined.found.known.tolist() == [True, True, False, True]
     assert len(joined.found.image) == len(joined.found.text) == 3
     assert len(joined.learner.pixels) == 4
@@ -62,10 +68,76 @@ def test_embeddings(with_learner):
     def model(first):
         return ModelEmbeddings(*(np.full((2, 3), first + side, np.float32) for side in (0, 1)), 10.0, -9.0)
 
-    ranks = [Prepared(task(Embeddings(model(r) if with_learner else None, model(r)), 2, r)) for r in (0, 5)]
-    candidates = join(ranks).task.candidates
+    ranks = [task(Embeddings(model(r) if with_learner else None, model(r)), r) for r in (0, 5)]
+    candidates = join(ranks).candidates
     assert (candidates.learner is not None) == with_learner
     assert candidates.reference.image[:, 0].tolist() == [0, 0, 5, 5]
     assert candidates.reference.text[:, 0].tolist() == [1, 1, 6, 6]
     assert (candidates.reference.scale, candidates.reference.bias) == (10.0, -9.0)
     assert joined_bytes(ranks) == (1 + with_learner) * 2 * 2 * 2 * 3 * 4
+
+
+# What ranks must share
+
+
+@dataclass(frozen=True)
+class LaterEmbeddings(Embeddings):
+    """A form that got another option."""
+
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class LaterFreshness(Freshness):
+    """Staleness that got another option."""
+
+    patience: float = 0.0
+
+
+def embedded(width=3, **later):
+    sides = (np.zeros((2, width), np.float32), np.zeros((2, width), np.float16))
+    return (LaterEmbeddings if later else Embeddings)(None, ModelEmbeddings(*sides, 10.0, -9.0), **later)
+
+
+def refusal(first, second):
+    with pytest.raises(InvalidRequest) as caught:
+        check_alike(rank_settings(0, first), rank_settings(1, second))
+    return str(caught.value)
+
+
+def test_an_option_that_is_added_later_is_compared():
+    first, second = (task(embedded(margin=margin), 0) for margin in (0.0, 0.5))
+    assert refusal(first, second).startswith("embeddings.margin is 0.0 on rank 0 and 0.5 on rank 1")
+    first, second = (replace(task(embedded(), 0), freshness=LaterFreshness(patience=p)) for p in (1.0, 2.0))
+    assert refusal(first, second).startswith("patience is 1.0 on rank 0 and 2.0 on rank 1")
+
+
+@dataclass(frozen=True)
+class LaterTask(Task):
+    """A task with an option that nobody said how to compare."""
+
+    tags: set = frozenset({1})
+
+
+def test_an_option_that_cannot_be_compared_is_an_error_not_an_equal():
+    later = LaterTask(**vars(task(embedded(), 0)))
+    with pytest.raises(TypeError, match="the setting tags is a frozenset; say here how ranks compare it"):
+        rank_settings(0, later)
+
+
+def test_a_model_on_one_rank_only_is_told_from_either_side():
+    one, other = task(embedded(), 0), task(Embeddings(embedded().reference, embedded().reference), 0)
+    for first, second in ((one, other), (other, one)):
+        assert "embeddings.learner" in refusal(first, second)
+        assert "missing" in refusal(first, second)
+    assert "embeddings.reference.image is float32 [B, 3] on rank 0 and float32 [B, 4]" in refusal(
+        one, task(embedded(width=4), 0)
+    )
+
+
+def test_what_a_rank_has_for_itself_is_not_compared():
+    fresh = [Freshness(trainer_step=step) for step in (1, 2)]
+    first, second = (replace(task(embedded(), seed), freshness=f) for seed, f in enumerate(fresh))
+    check_alike(rank_settings(0, first), rank_settings(1, second))
+    prepared = [task(PreparedSamples(2, [b"a", b"b"], model_input(2, n)), n) for n in (0, 100)]
+    check_alike(*(rank_settings(rank, one) for rank, one in enumerate(prepared)))

@@ -15,9 +15,8 @@ from support.processes import eventually
 from support.trainers import IDS, PIXELS, request
 from support.wire import embeddings, error_info, some_embeddings
 
-from selector_server.engine.caller import Caller
-from selector_server.engine.task import Stages
-from selector_server.engine.waiting import Waiting
+from selector_server.engine.dispatcher import Dispatcher
+from selector_server.engine.request import Request
 from selector_server.errors import StaleWeights
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.freshness import Freshness, WhenStale
@@ -95,32 +94,33 @@ def test_a_wait_ends_shortly_before_the_deadline_and_says_why_nothing_newer_came
 
 
 class Aged:
-    """A worker's queue in which the weights age once."""
+    """Models, scorer and worker in whose queue the weights age once."""
 
     def __init__(self) -> None:
         self.runs = 0
 
-    async def submit(self, prepared, caller):
+    async def run(self, work, request):
         self.runs += 1
         if self.runs == 1:
             raise StaleWeights("max_age_seconds", 1.0, "version 1 is served, 2 s old")
-        return SimpleNamespace(stages=prepared.stages)
+        return "picked"
 
     def awaited(self, task, waited):
         return None
 
-    def begin(self, task, found, caller, stage, where):
-        caller.enter(where)
+    def least_seconds(self, task, found):
+        return lambda stage: 0.0
 
 
 @pytest.mark.parametrize(("when_stale", "runs"), [(WhenStale.WAIT, 2), (WhenStale.REFUSE, 1)])
 def test_weights_that_age_in_the_queue_are_waited_for_again_or_refused(when_stale, runs):
     aged = Aged()
     task = SimpleNamespace(freshness=Freshness(max_age_seconds=1.0, when_stale=when_stale))
-    waiting = Waiting(aged, aged, None, Metrics())
-    running = waiting.run(SimpleNamespace(task=task, found=None, stages=Stages()), Caller(5.0))
+    request = Request(5.0)
+    running = Dispatcher(aged, aged, aged, None, Metrics()).select(task, request)
     if when_stale is WhenStale.WAIT:
-        assert asyncio.run(running).stages.wait == 0
+        assert asyncio.run(running) == "picked"
+        assert request.stages.wait == 0
     else:
         with pytest.raises(StaleWeights):
             asyncio.run(running)

@@ -9,11 +9,11 @@ import secrets
 import time
 from typing import Any
 
-from selector_server.engine.groups import REMEMBERED_SECONDS
-from selector_server.engine.joining import RankSettings, check_alike, listed
-from selector_server.engine.peer_link import Generation
+from selector_server.engine.dispatcher import TICK_SECONDS
+from selector_server.engine.ranks.joining import RankSettings, check_alike, listed
+from selector_server.engine.ranks.one_sidecar import REMEMBERED_SECONDS
+from selector_server.engine.ranks.process_group import Generation
 from selector_server.engine.task import Member
-from selector_server.engine.waiting import TICK_SECONDS
 from selector_server.errors import GroupFailed, InvalidRequest
 from selector_server.sampling.sharded import ShardLost
 

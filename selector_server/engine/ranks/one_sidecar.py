@@ -1,4 +1,4 @@
-"""Data-parallel ranks that select as one: on the event loop, beside the device's worker and its queue.
+"""Ranks that all come to this sidecar and select as one: on the event loop, beside the device's worker and its queue.
 
 A party is the ranks of one group at one step. It ends in one way for all of them: each gets its share of one result,
 or all are refused for one reason, at once; then a rank that comes too late is refused for it too.
@@ -7,19 +7,17 @@ or all are refused for one reason, at once; then a rank that comes too late is r
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias
-
-from selector_proto.tensors import WireError
 
 from selector_server.engine.admission import Admission
-from selector_server.engine.caller import Caller
-from selector_server.engine.joining import check_alike, join, joined_bytes, listed, rank_settings, share
-from selector_server.engine.preparation import Prepared
-from selector_server.engine.task import Member, Result
-from selector_server.engine.waiting import TICK_SECONDS, Waiting, reach
+from selector_server.engine.candidates.base import Scorable
+from selector_server.engine.dispatcher import TICK_SECONDS, Dispatcher, reach
+from selector_server.engine.ranks.base import Run, losing
+from selector_server.engine.ranks.joining import check_alike, join, joined_bytes, listed, rank_settings, share
+from selector_server.engine.request import Request
+from selector_server.engine.task import Member, Result, Task
 from selector_server.errors import Draining, GroupFailed, InvalidRequest, SelectorError
 from selector_server.telemetry import tracing
 
@@ -29,16 +27,14 @@ log = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 60.0
 REMEMBERED = 1024
 
-Run: TypeAlias = Callable[[Prepared, Caller], Awaitable[Result]]
-
 
 @dataclass(eq=False)
 class _Seat:
     """One rank's request. What is None is so until it has joined."""
 
     rank: int
-    prepared: Prepared | None = None
-    caller: Caller | None = None
+    task: Task[Scorable] | None = None
+    request: Request | None = None
     future: asyncio.Future[Result] | None = None
     joined: float = 0.0  # time.monotonic(), as is `until`
     until: float = float("inf")  # when waiting must end, so that all hear of it in time
@@ -64,38 +60,35 @@ class _Party:
     @property
     def joined(self) -> list[_Seat]:
         """In the order of ranks."""
-        return [seat for _, seat in sorted(self.seats.items()) if seat.prepared is not None]
+        return [seat for _, seat in sorted(self.seats.items()) if seat.task is not None]
 
     def failed(self, limit: str) -> GroupFailed:
         group, step = self.key
         return GroupFailed("group", repr(group), f"step {step} of its {self.world_size} ranks failed: {limit}")
 
 
-class Groups:
-    """Between preparation and `waiting`. A party waits `seconds` for its ranks, from the first one that is ready."""
+class OneSidecar:
+    """All ranks come to this sidecar. A party waits `seconds` for its ranks, from the first one that is ready."""
 
-    def __init__(self, waiting: Waiting, admission: Admission, seconds: float) -> None:
-        self._waiting, self._admission, self._seconds = waiting, admission, seconds
+    def __init__(self, dispatcher: Dispatcher, admission: Admission, seconds: float) -> None:
+        self._dispatcher, self._admission, self._seconds = dispatcher, admission, seconds
         self._parties: dict[tuple[str, int], _Party] = {}
         self._refused: dict[tuple[str, int], tuple[float, Exception]] = {}
 
+    def start(self) -> None:
+        """There is nobody to connect with."""
+
+    def stop(self) -> None:
+        """There is nobody to leave."""
+
     @contextmanager
-    def entered(self, member: Member | None) -> Iterator[Run]:
-        """Gives what runs a prepared task: with the other ranks, or alone without a `member`. An exception in the
-        block, be it that the client went away, refuses all ranks. Raises GroupFailed and InvalidRequest."""
-        if member is None:
-            yield self._waiting.run
+    def entered(self, request: Request) -> Iterator[Run]:
+        if request.member is None:
+            yield self._dispatcher.select
             return
-        party, seat = self._enter(member)
-        try:
-            yield lambda prepared, caller: self._join(party, seat, prepared, caller)
-        except asyncio.CancelledError:
-            self._lose(party, seat, "went away")
-            raise
-        except Exception as error:
-            known = isinstance(error, SelectorError | WireError)
-            self._lose(party, seat, f"was refused: {error}" if known else "met an internal error")
-            raise
+        party, seat = self._enter(request.member)
+        with losing(lambda why: self._lose(party, seat, why)):
+            yield lambda task, request: self._join(party, seat, task, request)
 
     def _enter(self, member: Member) -> tuple[_Party, _Seat]:
         key = (member.group, member.step)
@@ -116,20 +109,20 @@ class Groups:
         party.seats[member.rank] = seat
         return party, seat
 
-    async def _join(self, party: _Party, seat: _Seat, prepared: Prepared, caller: Caller) -> Result:
+    async def _join(self, party: _Party, seat: _Seat, task: Task[Scorable], request: Request) -> Result:
         if party.error is not None:
             raise _again(party.error)
         if party.seats[seat.rank] is not seat:
             raise party.failed(f"a newer request of rank {seat.rank} took this one's place")
-        if (first := next((other.prepared for other in party.joined), None)) is not None:
+        if (first := next(iter(party.joined), None)) is not None and first.task is not None:
             try:
-                check_alike(rank_settings(first), rank_settings(prepared))
+                check_alike(rank_settings(first.rank, first.task), rank_settings(seat.rank, task))
             except InvalidRequest as error:
                 self._stop(party, error)
                 raise
-        caller.enter("queue")
-        seat.prepared, seat.caller, seat.joined = prepared, caller, time.monotonic()
-        seat.until = seat.joined + reach(caller.remaining())
+        request.enter("queue")
+        seat.task, seat.request, seat.joined = task, request, time.monotonic()
+        seat.until = seat.joined + reach(request.remaining())
         seat.future = asyncio.get_running_loop().create_future()
         if len(party.joined) == party.world_size:
             party.full.set()
@@ -142,12 +135,13 @@ class Groups:
         """From the first rank that is ready to the end."""
         try:
             await self._gather(party)
-            gathered, seats = time.monotonic(), party.joined
-            parts = [seat.prepared for seat in seats if seat.prepared is not None]
-            result = await self._run(parts, seats)
-            shares = [
-                share(result, part, seat.rank, gathered - seat.joined) for part, seat in zip(parts, seats, strict=True)
-            ]
+            seats = party.joined
+            tasks = [seat.task for seat in seats if seat.task is not None]
+            requests = [seat.request for seat in seats if seat.request is not None]
+            for seat, request in zip(seats, requests, strict=True):
+                request.spent("group", time.monotonic() - seat.joined)
+            result = await self._run(tasks, requests)
+            shares = [share(result, task, seat.rank) for task, seat in zip(tasks, seats, strict=True)]
         except Exception as error:
             self._refuse(party, error)
             return
@@ -173,12 +167,12 @@ class Groups:
         late = time.monotonic() >= end
         return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if late else "in time"))
 
-    async def _run(self, parts: list[Prepared], seats: list[_Seat]) -> Result:
-        caller = Caller.joint([seat.caller for seat in seats if seat.caller is not None])
-        with self._admission.enlarge(joined_bytes(parts)) as permit:
-            joined = await asyncio.to_thread(join, parts)
-            permit.taken()
-            return await self._waiting.run(joined, caller)
+    async def _run(self, tasks: list[Task[Scorable]], requests: list[Request]) -> Result:
+        with Request.joint(requests) as request:
+            request.hold(self._admission.enlarge(joined_bytes(tasks)))
+            joined = await asyncio.to_thread(join, tasks)
+            request.allocated()
+            return await self._dispatcher.select(joined, request)
 
     def _lose(self, party: _Party, seat: _Seat, why: str) -> None:
         """A rank's request ended; nothing happens if it was replaced, or its party is over."""

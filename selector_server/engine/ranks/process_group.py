@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from threading import Condition, Event, Lock, Thread
 
@@ -62,12 +63,24 @@ class Generation:
             self._changed.notify_all()
 
 
-class PeerLink:
-    """Sidecar `rank` of `count`, on a thread of its own. `seconds` bounds every wait for others."""
+@dataclass(frozen=True)
+class Peers:
+    """This sidecar is `rank` of `count`; sidecar 0 is found at `address`, host and port. `seconds` bounds every wait
+    for others; `backend` is torch.distributed's."""
 
-    def __init__(self, address: tuple[str, int], rank: int, count: int, seconds: float, backend: str) -> None:
-        self.rank, self.count, self.seconds = rank, count, seconds
-        self._address, self._backend = address, backend
+    address: tuple[str, int]
+    rank: int
+    count: int
+    seconds: float
+    backend: str
+
+
+class ProcessGroup:
+    """This sidecar's place among its peers, kept on a thread of its own."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.rank, self.count, self.seconds = peers.rank, peers.count, peers.seconds
+        self._address, self._backend = peers.address, peers.backend
         self._served: TCPStore | None = None
         self._generation: Generation | None = None
         self._stopped = Event()

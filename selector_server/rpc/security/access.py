@@ -10,8 +10,8 @@ from selector_proto.local import is_local
 
 from selector_server.config import Config
 from selector_server.errors import SetupError
-from selector_server.reloaded import Reloaded
-from selector_server.rpc.tokens import TokenInterceptor, Tokens
+from selector_server.rpc.security.reloaded_files import ReloadedFiles
+from selector_server.rpc.security.tokens import TokenInterceptor, Tokens
 from selector_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Access:
         mutual = self._config.tls_client_ca_file is not None
         return grpc.dynamic_ssl_server_credentials(_configuration(given), fetch, mutual)  # type: ignore[arg-type] # None is taken
 
-    def _read_certificates(self) -> Reloaded[certificates.Certificates] | None:
+    def _read_certificates(self) -> ReloadedFiles[certificates.Certificates] | None:
         config = self._config
         if (certificate := config.tls_certificate_file) is None:
             return None
@@ -80,13 +80,13 @@ class Access:
                 raise SetupError(_OPTIONS[error.option], error.value, error.limit) from None
 
         files = [file for file in (certificate, key, ca) if file is not None]
-        return Reloaded(files, [key or certificate], parse, self._counter("tls"))
+        return ReloadedFiles(files, [key or certificate], parse, self._counter("tls"))
 
-    def _read_tokens(self, setting: str) -> Reloaded[Tokens] | None:
+    def _read_tokens(self, setting: str) -> ReloadedFiles[Tokens] | None:
         file = getattr(self._config, setting)
         if file is None:
             return None
-        return Reloaded([file], [file], lambda: Tokens.read(setting, file), self._counter(setting))
+        return ReloadedFiles([file], [file], lambda: Tokens.read(setting, file), self._counter(setting))
 
     def _counter(self, file: str) -> Callable[[str], None]:
         return lambda result: self._metrics.secrets.labels(file, result).inc()

@@ -15,7 +15,7 @@ T = TypeVar("T")
 _Signature = tuple[tuple[int, int, int] | None, ...]
 
 
-class Reloaded(Generic[T]):
+class ReloadedFiles(Generic[T]):
     """What `parse` makes of `files`. It reads them itself and raises SetupError, which must not quote them.
 
     What cannot be parsed later leaves the former `value` in place. `secret` files should be their owner's alone.

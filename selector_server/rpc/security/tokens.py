@@ -11,7 +11,7 @@ import grpc
 from selector_proto.certificates import read_file
 
 from selector_server.errors import PermissionDenied, SelectorError, SetupError, Unauthenticated
-from selector_server.reloaded import Reloaded
+from selector_server.rpc.security.reloaded_files import ReloadedFiles
 from selector_server.rpc.status import ADMIN_SERVICE, SERVICE
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -63,7 +63,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
     there are no `admin`.
     """
 
-    def __init__(self, data: Reloaded[Tokens] | None, admin: Reloaded[Tokens] | None) -> None:
+    def __init__(self, data: ReloadedFiles[Tokens] | None, admin: ReloadedFiles[Tokens] | None) -> None:
         self._data, self._admin = data, admin
 
     async def intercept_service(

@@ -20,15 +20,15 @@ from fuzz.mutation import repaired
 from fuzz.target import Decode, Target
 from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
-from selector_server.engine.preparation import Preparation
-from selector_server.engine.task import Samples
+from selector_server.engine.candidates.preparation import Preparation
+from selector_server.engine.candidates.samples import PreparedSamples, Samples
+from selector_server.engine.request import Request
 from selector_server.errors import SelectorError
 from selector_server.memory import Pool
-from selector_server.rpc.ranks import to_member
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status
-from selector_server.rpc.wire import to_task
+from selector_server.rpc.wire import Contract
 from selector_server.sampling import Loss, load_policies
 
 MOST = 1 << 20  # bytes of a payload
@@ -40,7 +40,8 @@ NAME = f"selector-{'0' * 32}.payload"
 @contextmanager
 def streams(folder: Path) -> Iterator[Decode]:
     config = Config(max_payload_bytes=MOST, max_super_batch=4096, max_image_pixels=1 << 18, max_image_bytes=1 << 16)
-    policies, shared = load_policies(), SharedFolder(folder / "shared")
+    contract = Contract(config, load_policies(), Loss.SIGMOID)
+    shared = SharedFolder(folder / "shared")
     content = wire.some_losses().payload
     file = folder / "shared" / NAME
     file.write_bytes(layout.Header(7, len(content)).encode().ljust(layout.PAYLOAD_OFFSET, b"\0") + content)
@@ -55,7 +56,7 @@ def streams(folder: Path) -> Iterator[Decode]:
     async def receive(parts: list[bytes]) -> tuple[pb.Selection, memoryview]:
         receiver = Receiver(messages(parts), Patience(30.0, 0), pool, shared)
         header = await receiver.header(config.max_payload_bytes)
-        to_member(header, config)
+        contract.member(header)
         return header, await receiver.payload()
 
     with Decoder(1) as decoder:
@@ -64,16 +65,19 @@ def streams(folder: Path) -> Iterator[Decode]:
         def decode(data: bytes) -> str:
             try:
                 header, payload = loop.run_until_complete(receive(split(data)))
-                task = to_task(header, payload, config, policies, Loss.SIGMOID)
+                task = contract.task(header, payload)
                 assert sum(task.plan.sizes) <= task.size
-                prepared = preparation.run(task)
+                prepared = task.candidates.prepare(task, preparation, Request())
             except (WireError, SelectorError) as error:
                 status = to_status(error)
                 assert status.code != 13, "an internal error"
                 assert status.ByteSize() <= MOST_STATUS, f"a status of {status.ByteSize()} bytes"
                 raise
-            for part, own in ((prepared.learner, learner(decoder)), (prepared.reference, reference(decoder))):
-                if part is not None:
+            if isinstance(prepared, PreparedSamples):
+                inputs = (prepared.learner, prepared.reference)
+                for part, own in zip(inputs, (learner(decoder), reference(decoder)), strict=True):
+                    if part is None:
+                        continue
                     image, text = own.image, own.text
                     assert part.pixels.shape == (task.size, image.height, image.width, image.channels)
                     assert part.tokens.shape == (task.size, text.max_tokens)

@@ -1,0 +1,45 @@
+"""Candidates that come as losses which somebody else computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from selector_server.engine.candidates.base import Given
+from selector_server.engine.models import Floats, Models
+from selector_server.engine.request import Request
+from selector_server.engine.task import Task
+from selector_server.sampling import ScalarScores
+
+
+@dataclass(frozen=True)
+class Losses(Given):
+    """One loss a candidate of each model, float [B]; None for a model that the criterion does not need."""
+
+    form: ClassVar[str] = "losses"
+    learner: Floats | None
+    reference: Floats | None
+
+    @property
+    def size(self) -> int:
+        return len(next(array for array in vars(self).values() if array is not None))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
+    def joined_bytes(cls, parts: Sequence[Self]) -> int:
+        return sum(array.nbytes for part in parts for array in vars(part).values() if array is not None)
+
+    def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[ScalarScores, None]:  # noqa: ARG002
+        weighted = zip(task.criterion.value, (self.learner, self.reference), strict=True)
+        parts = [weight * models.on_device(loss).double() for weight, loss in weighted if weight and loss is not None]
+        return ScalarScores(torch.stack(parts).sum(dim=0)), None
+
+
+def _joined(arrays: Sequence[Floats | None]) -> Floats | None:
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given) if given else None

@@ -1,0 +1,146 @@
+"""Raw candidates, which this server's models encode."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selector_server.encoding.cache import Found
+from selector_server.engine.candidates.preparation import Images, ModelInput, Preparation, Texts
+from selector_server.engine.models import Models
+from selector_server.engine.request import Request
+from selector_server.engine.task import ServedWeights, Task
+from selector_server.sampling import Embedded, Scores
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples as they were received: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts; `ids` are
+    names of the candidates, all different, or empty."""
+
+    form: ClassVar[str] = "samples"
+    encoded: ClassVar[bool] = True
+    images: Images
+    texts: Texts
+    ids: list[bytes] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.images)
+
+    @property
+    def keyed(self) -> bool:
+        return bool(self.ids)
+
+    def extra_bytes(self, preparation: Preparation) -> int:
+        return self.size * preparation.sample_bytes if isinstance(self.images, list) else 0
+
+    def prepare(self, task: Task[Any], preparation: Preparation, request: Request) -> "PreparedSamples":
+        learner = reference = found = None
+        if task.encoded:
+            if task.criterion.needs_reference:
+                found = preparation.find(self.ids, request)
+            with request.timed("preprocess"):
+                if task.criterion.needs_learner:
+                    learner = preparation.learner_input(self.images, self.texts, request)
+                if task.criterion.needs_reference:
+                    reference = preparation.reference_input(self.images, self.texts, learner, found, request)
+        return PreparedSamples(self.size, self.ids, learner, reference, found)
+
+
+@dataclass(frozen=True)
+class PreparedSamples:
+    """What the models encode of `size` samples: the learner all of them, the reference those that `found` lacks. An
+    input is None where its model, or the samples themselves, are not needed."""
+
+    form: ClassVar[str] = Samples.form
+    encoded: ClassVar[bool] = True
+    size: int
+    ids: list[bytes]
+    learner: ModelInput | None = None
+    reference: ModelInput | None = None
+    found: Found | None = None
+
+    @property
+    def keyed(self) -> bool:
+        return bool(self.ids)
+
+    @property
+    def cached(self) -> int:
+        return 0 if self.found is None else int(self.found.known.sum())
+
+    @property
+    def uncached(self) -> int:
+        return 0 if self.found is None else len(self.found.known) - self.cached
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        learner = _joined([part.learner for part in parts])
+        reference = learner if _share_input(parts) else _joined([part.reference for part in parts])
+        found = [part.found for part in parts if part.found is not None]
+        names = ("known", "image", "text")
+        known = Found(*(np.concatenate([getattr(one, name) for one in found]) for name in names)) if found else None
+        size, ids = sum(part.size for part in parts), [key for part in parts for key in part.ids]
+        return cls(size, ids, learner, reference, known)
+
+    @classmethod
+    def joined_bytes(cls, parts: Sequence[Self]) -> int:
+        arrays: list[NDArray[Any]] = []
+        for part in parts:
+            for one in (part.learner, None if _share_input(parts) else part.reference):
+                arrays += [] if one is None else [one.pixels, one.tokens]
+            arrays += [] if part.found is None else [part.found.image, part.found.text]
+        return sum(array.nbytes for array in arrays)
+
+    def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[Scores, ServedWeights | None]:
+        served, learner = None, None
+        if self.learner is not None:
+            assert models.learner is not None
+            weights, served = models.weights_for(task)
+            request.begin("encode_learner", "encode")
+            with request.timed("encode_learner"):
+                inputs = self.learner
+                learner = models.learner.encode(inputs.pixels, inputs.tokens, weights, request.check)
+        reference = self._reference(models, request) if task.criterion.needs_reference else None
+        return models.pairs(task, learner, reference, request), served
+
+    def _reference(self, models: Models, request: Request) -> Embedded:
+        """The reference's embeddings of all candidates: known ones from the cache, the others computed and kept."""
+        assert models.reference is not None
+        weights, fresh = models.reference.constant_weights(), None
+        if self.reference is not None:
+            request.begin("encode_reference", "encode")
+            with request.timed("encode_reference"):
+                inputs = self.reference
+                fresh = models.reference.encode(inputs.pixels, inputs.tokens, weights, request.check)
+        if (found := self.found) is None:
+            assert fresh is not None
+            return fresh
+        with request.timed("cache"):
+            shape = (len(self.ids), models.reference.bundle.manifest.width)
+            image, text = (torch.empty(shape, dtype=torch.float16, device=models.device) for _ in range(2))
+            known = torch.from_numpy(found.known)
+            image[known], text[known] = (torch.from_numpy(part).to(models.device) for part in (found.image, found.text))
+            if fresh is not None:
+                # Rounded as if they came from the cache: the first epoch picks as the second one would.
+                image[~known], text[~known] = fresh.image.half(), fresh.text.half()
+                assert models.cache is not None
+                new = [key for key, hit in zip(self.ids, found.known, strict=True) if not hit]
+                models.cache.put_soon(new, image[~known].cpu().numpy(), text[~known].cpu().numpy())
+            return Embedded(image.float(), text.float(), weights.scale, weights.bias)
+
+
+def _joined(inputs: Sequence[ModelInput | None]) -> ModelInput | None:
+    """A rank whose references are all known has no input for the reference."""
+    given = [one for one in inputs if one is not None]
+    if not given:
+        return None
+    return ModelInput(np.concatenate([one.pixels for one in given]), np.concatenate([one.tokens for one in given]))
+
+
+def _share_input(parts: Sequence[PreparedSamples]) -> bool:
+    """Whether learner and reference look at the same arrays."""
+    return all(part.learner is part.reference for part in parts)

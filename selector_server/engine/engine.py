@@ -1,0 +1,54 @@
+"""The engine's front door: one selection from its admission to its result."""
+
+from typing import Any
+
+from selector_server.engine.admission import Admission
+from selector_server.engine.candidates.base import Scorable
+from selector_server.engine.candidates.preparation import Preparation
+from selector_server.engine.models import Models
+from selector_server.engine.ranks import Ranks
+from selector_server.engine.request import Request, in_thread
+from selector_server.engine.scorer import Scorer
+from selector_server.engine.task import Result, Task
+from selector_server.errors import StaleWeights
+from selector_server.telemetry.metrics import Metrics
+
+
+class Engine:
+    """Admits, prepares, and hands on to `ranks`, which leads to the device's worker, alone or with other ranks."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        models: Models,
+        preparation: Preparation,
+        scorer: Scorer,
+        ranks: Ranks,
+        metrics: Metrics,
+    ) -> None:
+        self._admission, self._models, self._preparation = admission, models, preparation
+        self._scorer, self._ranks, self._metrics = scorer, ranks, metrics
+
+    async def select(self, request: Request) -> Result:
+        """Picks. The request's content is received once it was admitted. Raises SelectorError."""
+        with self._ranks.entered(request) as run:
+            request.hold(self._admission.admit(request.payload_bytes))
+            task = request.task = await request.content()
+            try:
+                result = await run(await self._prepared(task, request), request)
+            except StaleWeights:
+                self._metrics.stale.labels("refuse").inc()
+                raise
+        request.result = result
+        return result
+
+    async def _prepared(self, task: Task[Any], request: Request) -> Task[Scorable]:
+        """The task with candidates that are ready to be scored."""
+        self._models.check(task)
+        request.least = self._scorer.least_seconds(task, found=False)
+        request.begin("preprocess", "preprocess")
+        candidates, preparation = task.candidates, self._preparation
+        request.hold(self._admission.enlarge(candidates.extra_bytes(preparation)))
+        ready = await in_thread(lambda: candidates.prepare(task, preparation, request), request)
+        request.allocated()
+        return task.of(ready)

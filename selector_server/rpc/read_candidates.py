@@ -1,0 +1,163 @@
+"""Candidates from a Selection and its payload: one reader for each form of the contract's `candidates`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from selector_proto.sizes import MAX_ID_BYTES
+from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_server.config import Config
+from selector_server.encoding.cache import integer_key, string_key
+from selector_server.engine.candidates.base import Candidates
+from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
+from selector_server.engine.candidates.losses import Losses
+from selector_server.engine.candidates.samples import Samples
+from selector_server.engine.models import Floats
+from selector_server.errors import InvalidRequest, LimitExceeded
+from selector_server.sampling import MAX_LOGIT, Criterion, Needs, Policy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a reader is given."""
+
+    selection: pb.Selection
+    payload: memoryview
+    config: Config
+    criterion: Criterion
+    policy: Policy
+
+
+def read_candidates(
+    selection: pb.Selection, payload: memoryview, config: Config, criterion: Criterion, policy: Policy
+) -> Candidates:
+    """Raises WireError, InvalidRequest or LimitExceeded."""
+    form = selection.WhichOneof("candidates")
+    if form is None:
+        raise InvalidRequest("candidates", "missing", f"set {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}")
+    return FORMS[form](_Request(selection, payload, config, criterion, policy))
+
+
+def _samples(request: _Request) -> Samples:
+    samples, payload, config = request.selection.samples, request.payload, request.config
+    images: Any
+    texts: Any
+    match samples.WhichOneof("images"):
+        case "pixels":
+            size = _size(samples.pixels, "samples.pixels", config)
+            images = read(samples.pixels, payload, "samples.pixels", BYTES, [size, None, None, None])
+        case "encoded_images":
+            size = _size(samples.encoded_images.lengths, "samples.encoded_images.lengths", config)
+            packed = samples.encoded_images
+            images = read_bytes(packed, payload, "samples.encoded_images", size, config.max_image_bytes)
+        case _:
+            raise InvalidRequest("samples.images", "missing", "set pixels or encoded_images")
+    match samples.WhichOneof("texts"):
+        case "tokens":
+            texts = read(samples.tokens, payload, "samples.tokens", INTEGERS, [size, None])
+        case "strings":
+            texts = read_bytes(samples.strings, payload, "samples.strings", size, config.max_text_bytes)
+        case _:
+            raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
+    return Samples(images, texts, _sample_ids(request, size))
+
+
+def _sample_ids(request: _Request, size: int) -> list[bytes]:
+    """Keys of the reference cache: integers and strings never meet."""
+    ids, payload = request.selection.sample_ids, request.payload
+    match ids.WhichOneof("ids"):
+        case "integers":
+            numbers = read(ids.integers, payload, "sample_ids.integers", [pb.DATA_TYPE_I64], [size])
+            keys = [integer_key(number) for number in numbers.tolist()]
+        case "strings":
+            names = read_bytes(ids.strings, payload, "sample_ids.strings", size, MAX_ID_BYTES)
+            if b"" in names:
+                raise InvalidRequest("sample_ids.strings", "''", f"must have 1 to {MAX_ID_BYTES} bytes")
+            keys = [string_key(name) for name in names]
+        case _:
+            return []
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if (other := first.setdefault(key, index)) != index:
+            limit = f"candidate {other} has the same; every candidate needs an id of its own"
+            shown = int.from_bytes(key[1:], "little", signed=True) if key[:1] == b"i" else repr(key[1:])
+            raise InvalidRequest(f"sample_ids[{index}]", shown, limit)
+    return keys
+
+
+def _embeddings(request: _Request) -> Embeddings:
+    config, payload = request.config, request.payload
+
+    def read_model(model: pb.ModelEmbeddings, field: str, size: int | None) -> tuple[ModelEmbeddings, int]:
+        size = _size(model.image, f"{field}.image", config) if size is None else size
+        image: Floats = read(model.image, payload, f"{field}.image", FLOATS, [size, None])
+        if not 1 <= image.shape[1] <= config.max_width:
+            raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {config.max_width}")
+        text: Floats = read(model.text, payload, f"{field}.text", FLOATS, [size, image.shape[1]])
+        scale, bias = model.logit_scale, model.logit_bias
+        if not 0 < scale <= MAX_LOGIT:  # NaN fails too
+            value = scale if model.HasField("logit_scale") else "missing"
+            raise InvalidRequest(f"{field}.logit_scale", value, f"must be positive and at most {MAX_LOGIT:g}")
+        if not abs(bias) <= MAX_LOGIT:
+            raise InvalidRequest(f"{field}.logit_bias", bias, f"must be finite and at most {MAX_LOGIT:g}, either sign")
+        _finite(f"{field}.image", image)
+        _finite(f"{field}.text", text)
+        return ModelEmbeddings(image, text, scale, bias), size
+
+    return Embeddings(**_of_models(request, request.selection.embeddings, "embeddings", read_model))
+
+
+def _losses(request: _Request) -> Losses:
+    if request.policy.needs is Needs.PAIRS:
+        limit = "needs pairs; scalar losses serve independent and uniform only"
+        raise InvalidRequest("policy", repr(request.policy.name), limit)
+
+    def read_model(tensor: pb.Tensor, field: str, size: int | None) -> tuple[Floats, int]:
+        size = _size(tensor, field, request.config) if size is None else size
+        array: Floats = read(tensor, request.payload, field, FLOATS, [size])
+        _finite(field, array)
+        return array, size
+
+    return Losses(**_of_models(request, request.selection.losses, "losses", read_model))
+
+
+FORMS: Mapping[str, Callable[[_Request], Candidates]] = {
+    "samples": _samples,
+    "embeddings": _embeddings,
+    "losses": _losses,
+}
+
+
+def _of_models(
+    request: _Request, message: Any, field: str, read_model: Callable[[Any, str, int | None], tuple[T, int]]
+) -> dict[str, T | None]:
+    """What `read_model` makes of either model's part of the message. All parts have as many candidates as the first."""
+    criterion, size = request.criterion, None
+    found: dict[str, T | None] = {"learner": None, "reference": None}
+    for name, needed in (("learner", criterion.needs_learner), ("reference", criterion.needs_reference)):
+        if message.HasField(name):
+            found[name], size = read_model(getattr(message, name), f"{field}.{name}", size)
+        elif needed:
+            raise InvalidRequest(f"{field}.{name}", "missing", f"criterion {criterion.name} needs it")
+    return found
+
+
+def _size(tensor: pb.Tensor, field: str, config: Config) -> int:
+    """B, by the tensor that says it first."""
+    size = tensor.shape[0] if tensor.shape else 0
+    if size < 1:
+        raise InvalidRequest(f"{field}.shape", list(tensor.shape), "at least one candidate is needed")
+    if size > config.max_super_batch:
+        raise LimitExceeded(f"{field}.shape", list(tensor.shape), f"at most {config.max_super_batch} candidates")
+    return size
+
+
+def _finite(field: str, array: Floats) -> None:
+    if not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise InvalidRequest(field, f"{array[tuple(where)]} at {where}", "every value must be finite")
