@@ -155,11 +155,11 @@ class Config(BaseModel):
         if self.redis_username is not None:
             values["redis_username"] = "***"
         if self.otlp_endpoint:
-            values["otlp_endpoint"] = "set"  # it may hold a key
+            values["otlp_endpoint"] = "set"  # It may hold a key.
         return values
 
     def link(self) -> LinkOptions:
-        """How Redis is reached, besides its URL."""
+        """Says how Redis is reached, besides its URL."""
         return LinkOptions(
             ca_file=self.redis_ca_file,
             certificate_file=self.redis_certificate_file,
@@ -176,7 +176,11 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
     if file is not None:
         try:
             values |= tomllib.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError, and what is no text or too deep
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ) as error:  # TOMLDecodeError, or what is no text or nested too deep.
             raise SetupError("config", file, f"cannot be read: {error}") from error
     for name in Config.model_fields:
         if (value := environment.get(ENV_PREFIX + name.upper())) is not None:
@@ -188,7 +192,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         value = repr(first.get("input"))
-        if field.startswith("redis") or first["type"] == "extra_forbidden":  # it may hold a password
+        if field.startswith("redis") or first["type"] == "extra_forbidden":  # It may hold a password.
             value = "not text" if field.startswith("redis") else "set"
         raise SetupError(field, value, first["msg"]) from error
     try:

@@ -33,18 +33,18 @@ class SelectorError(Exception):
         super().__init__(f"{field} is {self.value}; {limit}")
 
     def again(self) -> Self:
-        """The same for another request: without its traceback, which holds on to a request's arrays."""
+        """Returns the same error for another request: without its traceback, which holds on to a request's arrays."""
         other = type(self).__new__(type(self), *self.args)
         other.__dict__.update(self.__dict__)
         return other
 
 
 class Unauthenticated(SelectorError):
-    """No token that this server knows."""
+    """The call carries no token that this server knows."""
 
 
 class PermissionDenied(SelectorError):
-    """A token that is known, for other calls."""
+    """The call carries a token that is known, but for other calls."""
 
 
 class InvalidRequest(SelectorError):
@@ -58,8 +58,8 @@ class LimitExceeded(SelectorError):
 
 
 class Overloaded(LimitExceeded):
-    """Too much is under way. The same request may succeed in `retry_seconds`. `at_once`: its first message was enough
-    to see it."""
+    """Too much is under way. The same request may succeed in `retry_seconds`. `at_once` says that the first
+    message was enough to see it."""
 
     def __init__(
         self, field: str, value: object, limit: str, rejection: str, retry_seconds: float, at_once: bool = True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-# glibc's mallopt: names of its settings, blocks up to which memory freed is kept, and how much of it at most.
+# Settings of glibc's mallopt: their numbers, the largest block that is kept when freed, and how much is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK_BYTES, KEPT_BYTES = 32 << 20, 128 << 20
 
@@ -26,8 +26,8 @@ def keep_freed_memory() -> None:
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:
-    """CPUs by affinity and by the cgroup's quota (v2, then v1), rounded up; at least 1. A pod limited to two CPUs
-    still sees all of its node's, and a thread for each would fight over two."""
+    """The CPUs that affinity and the cgroup's quota allow (v2, then v1), rounded up, and at least 1. A pod limited to
+    two CPUs still sees all of its node's, and a thread for each would fight over two."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
@@ -43,7 +43,7 @@ def resident(proc: Path = PROC) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """Memory that processes may use together. `used` are bytes that the system could not take back from files."""
+    """Memory that processes may use together. `used` counts the bytes that cannot be taken back from files."""
 
     name: str
     limit: int
@@ -51,7 +51,7 @@ class MemoryBound:
 
 
 def memory_bounds(cgroup: Path = CGROUP, proc: Path = PROC) -> list[MemoryBound]:
-    """Those of this process's cgroup and of the ones around it (v2, then v1), and the machine's."""
+    """The bounds of this process's cgroup and of the ones around it (v2, then v1), and the machine's."""
     bounds = []
     machine = _machine(proc)
     most = 1 << 60 if machine is None else machine.limit
@@ -61,7 +61,7 @@ def memory_bounds(cgroup: Path = CGROUP, proc: Path = PROC) -> list[MemoryBound]
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
         ):
             size = _number(folder / limit)
-            if size is not None and size < most:  # "max", or the huge number that v1 has for it
+            if size is not None and size < most:  # It says "max", or the huge number that v1 has for it.
                 bounds.append(MemoryBound(f"cgroup {folder}", size, _used(folder, current, prefix)))
     return bounds if machine is None else [*bounds, machine]
 
@@ -116,7 +116,7 @@ def _quota(cgroup: Path) -> float | None:
     ]
     try:
         quota, period = (int(part) for part in both)
-    except ValueError:  # "max", or no such file
+    except ValueError:  # It says "max", or there is no such file.
         return None
     return quota / period if quota > 0 and period > 0 else None
 

@@ -1,4 +1,4 @@
-"""The end of the process, whatever hangs: a thread stuck in a device's driver cannot be ended by asking."""
+"""Ends the process, whatever hangs: a thread stuck in a device's driver cannot be ended by asking."""
 
 import asyncio
 import faulthandler
@@ -10,12 +10,12 @@ from threading import Timer
 
 log = logging.getLogger(__name__)
 
-# Time for the parts to end when they are not waited for.
+# The parts get this time to end when they are not waited for.
 FORCED_SECONDS = 3.0
 
 
 class Signals:
-    """SIGTERM and SIGINT, heard by the running event loop from now on. The first sets `stop`. The second sets `force`,
+    """The running event loop hears SIGTERM and SIGINT from now on. The first sets `stop`. The second sets `force`,
     whatever goes on by then, and the process ends soon, with status 0."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ def end_within(seconds: float, status: int) -> None:
 
 
 def show_threads() -> None:
-    """Where every thread is, to standard error: what to look at when one is stuck."""
+    """Writes to standard error where every thread is: what to look at when one is stuck."""
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
 

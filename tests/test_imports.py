@@ -42,6 +42,21 @@ def breaches(files, *forbidden: str) -> list[str]:
 
 
 SERVER = "selector_server."
+# Modules that put the server together and run its life. Nobody imports them but each other.
+COMPOSITION = ("app", "build")
+# The engine's modules and rooms, from the ground up: each may import those before it.
+ENGINE = (
+    "admission",
+    "task",
+    "request",
+    "models",
+    "candidates",
+    "scorer",
+    "worker",
+    "dispatcher",
+    "ranks",
+    "engine",
+)
 # Parts of selector_client that only those who name them import.
 TORCH_USERS = {"flexi.py"}
 
@@ -49,11 +64,11 @@ TORCH_USERS = {"flexi.py"}
 @pytest.mark.parametrize(
     ("files", "forbidden"),
     [
-        (within("engine"), [SERVER + "rpc", SERVER + "app", "grpc"]),
-        (within("encoding"), [SERVER + p for p in ("rpc", "app", "engine", "weights")] + ["grpc"]),
-        (within("weights"), [SERVER + p for p in ("rpc", "app", "engine", "encoding", "sampling")] + ["grpc"]),
-        (within("telemetry"), [SERVER + p for p in ("rpc", "app", "engine", "encoding", "weights", "sampling")]),
-        (within("rpc"), [SERVER + "app"]),
+        (within("engine"), [SERVER + p for p in ("rpc", *COMPOSITION)] + ["grpc"]),
+        (within("encoding"), [SERVER + p for p in ("rpc", "engine", "weights", *COMPOSITION)] + ["grpc"]),
+        (within("weights"), [SERVER + p for p in ("rpc", "engine", "encoding", "sampling", *COMPOSITION)] + ["grpc"]),
+        (within("telemetry"), [SERVER + p for p in ("rpc", "engine", "encoding", "weights", "sampling", *COMPOSITION)]),
+        (within("rpc"), [SERVER + p for p in COMPOSITION]),
         (
             [f for p, f in FILES if p == "selector_client" and f.name not in TORCH_USERS],
             ["selector_server", "selector_tools", "torch", "onnxruntime"],
@@ -71,11 +86,43 @@ def test_imports_run_one_way(files, forbidden):
     assert not breaches(files, *forbidden)
 
 
-def test_only_app_imports_rpc_and_only_rpc_knows_grpc():
-    others = [file for file in within(".") if file.name != "app.py" and file.parent.name != "rpc"]
+def test_only_the_composition_imports_rpc_and_only_rpc_knows_grpc():
+    composition = [ROOT / "selector_server" / f"{name}.py" for name in COMPOSITION]
+    others = [file for file in within(".") if file not in composition and "rpc" not in file.parts]
     assert len(others) > 20
-    assert not breaches(others, SERVER + "rpc", SERVER + "app", "grpc", "grpc_health", "grpc_status")
-    assert not breaches([ROOT / "selector_server" / "app.py"], "grpc", "grpc_health", "grpc_status")
+    assert not breaches(others, SERVER + "rpc", *(SERVER + name for name in COMPOSITION))
+    assert not breaches([*others, *composition], "grpc", "grpc_health", "grpc_status")
+
+
+def test_the_engine_is_built_from_the_ground_up():
+    folder = ROOT / "selector_server" / "engine"
+    assert {file.stem for file in folder.iterdir() if file.name not in {"__init__.py", "__pycache__"}} == set(ENGINE)
+    for floor, name in enumerate(ENGINE):
+        files = [file for file in within("engine") if name in (file.stem, file.parent.name)]
+        assert files
+        assert not breaches(files, *(f"{SERVER}engine.{above}" for above in ENGINE[floor + 1 :]))
+
+
+def module_of(package: str, file: Path) -> str:
+    parts = (package, *file.relative_to(SOURCES[package]).with_suffix("").parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_modules_import_each_other_in_a_circle(package):
+    modules = {module_of(package, file): file for owner, file in FILES if owner == package}
+    # What is imported from a module counts as that module.
+    graph = {
+        name: {one if one in modules else one.rpartition(".")[0] for one in imports(file)} & {*modules} - {name}
+        for name, file in modules.items()
+    }
+    assert any(graph.values())
+    while ground := [name for name, needed in graph.items() if not needed]:
+        for name in ground:
+            del graph[name]
+        for needed in graph.values():
+            needed.difference_update(ground)
+    assert not graph, f"these import each other, or what does: {sorted(graph)}"
 
 
 def test_sampling_imports_only_torch_numpy_and_the_standard_library():

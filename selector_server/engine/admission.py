@@ -1,4 +1,4 @@
-"""Who may come in: a bound on requests, on bytes under way and on memory. One more is refused at once, never queued."""
+"""Decides who may come in, by bounds on requests, on bytes under way and on memory. One more is refused at once."""
 
 import asyncio
 import logging
@@ -66,7 +66,7 @@ class Permit:
 
 
 class Admission:
-    """Permits for requests and their payload bytes. Used from the event loop only, so it needs no lock.
+    """Gives permits for requests and their payload bytes. It is used from the event loop only, so it needs no lock.
 
     A refused request is told when to come again. That is honest only if not all are told the same: times lie as far
     apart as requests were finished lately, the last when all that is under way now would be done.
@@ -77,7 +77,7 @@ class Admission:
         self._requests = self._bytes = 0
         self._permits: set[Permit] = set()
         self._reliefs: list[Callable[[], int]] = []
-        self._seconds = FIRST_SECONDS  # from one finished request to the next, while there is work
+        self._seconds = FIRST_SECONDS  # time from one finished request to the next, while there is work
         self._since = self._told = 0.0  # time.monotonic()
         self.closed = False
 
@@ -97,7 +97,7 @@ class Admission:
 
     @contextmanager
     def admit(self, payload_bytes: int) -> Iterator[Permit]:
-        """Holds a permit. Raises Draining, Overloaded or LimitExceeded before anything is allocated."""
+        """Holds a permit for the block. Raises Draining, Overloaded or LimitExceeded before anything is allocated."""
         if self.closed:
             raise Draining("server", "draining", "send the request to another one, or again later")
         if self._requests >= self.max_requests:
@@ -117,7 +117,7 @@ class Admission:
             yield permit
 
     def overloaded(self, field: str, value: int, limit: str, rejection: str, at_once: bool = True) -> Overloaded:
-        """What a request is refused with now, told when to come again."""
+        """The error that a request is refused with now, which tells it when to come again."""
         now, (least, most) = time.monotonic(), RETRY_SECONDS
         latest = self._seconds * max(1, self._requests)
         self._told = min(max(self._told, now) + self._seconds, now + latest)

@@ -1,1 +1,1 @@
-"""The only place that knows grpc: messages to tasks and back, errors to status, health."""
+"""The only place that knows grpc. It turns messages into tasks, results into messages and errors into status."""

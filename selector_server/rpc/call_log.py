@@ -32,7 +32,7 @@ class CallLog:
 
     @contextmanager
     def request(self, context: Context) -> Iterator[Request]:
-        """The request of this call, for the time of the call. Errors pass through."""
+        """Gives the request of this call, for the time of the call. Errors pass through."""
         code, message = "OK", ""
         with ExitStack() as stack:
             trace = None

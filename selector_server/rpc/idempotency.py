@@ -1,4 +1,4 @@
-"""One answer for one request id, for a while: a client that lost its connection asks again, and gets the same picks."""
+"""Gives one request id one answer, for a while: a client that lost its connection asks again, for the same picks."""
 
 import asyncio
 import hashlib
@@ -15,13 +15,13 @@ from selector_server.errors import InvalidRequest
 KEPT_SECONDS = 120.0
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 1024
-# As often as a client asks again: its earlier calls may not be known to be gone yet.
+# A client asks again that often, and its earlier calls may not be known to be gone yet.
 MOST_WAITING = 2
 
 
 @dataclass
 class _Entry:
-    request: bytes  # digest
+    request: bytes  # its digest
     checksum: int | None  # of its payload, if it named one
     response: pb.SelectResponse | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -30,7 +30,7 @@ class _Entry:
 
 
 class Idempotency:
-    """The answers of lately. It is used from the event loop only, so it needs no lock."""
+    """Keeps the answers of lately. It is used from the event loop only, so it needs no lock."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -97,7 +97,7 @@ class Idempotency:
 
 
 def _digest(header: pb.Selection) -> bytes:
-    """Of all that makes a request what it is, but for the way that its payload takes."""
+    """The digest of all that makes a request what it is, but for the way that its payload takes."""
     plain = pb.Selection()
     plain.CopyFrom(header)
     plain.ClearField("shared_memory")

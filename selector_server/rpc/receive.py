@@ -1,4 +1,4 @@
-"""A Select stream to its header and one buffer. The buffer's size is admitted before it is allocated."""
+"""Reads a Select stream into its header and one buffer, whose size is admitted before it is allocated."""
 
 import asyncio
 import time
@@ -93,7 +93,7 @@ class Receiver:
 
     @property
     def held_bytes(self) -> int:
-        """What came with the header."""
+        """The bytes that came with the header."""
         return 0 if self._first is None else len(self._first.payload)
 
     async def payload(self) -> memoryview:
@@ -119,7 +119,7 @@ class Receiver:
         assert self._first is not None
         shared = self._first.selection.HasField("shared_memory")
         says = "shared_memory leaves none for the stream" if shared else f"payload_bytes says {size}"
-        # Not filled with zeros: that would take the event loop's time, and memory for what may never come.
+        # It is not filled with zeros: that would take the event loop's time, and memory for what may never come.
         buffer = self._pool.take(size) if size >= SMALL_BYTES else np.empty(size, np.uint8)
         pieces: list[bytes] = []
         end = copied = 0
@@ -164,7 +164,7 @@ class Receiver:
 
 
 def _copy(buffer: NDArray[np.uint8], start: int, pieces: list[bytes]) -> None:
-    """Outside the interpreter's lock, unlike slices of a memoryview."""
+    """Copies outside the interpreter's lock, which slices of a memoryview would hold."""
     for piece in pieces:
         buffer[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)

@@ -1,4 +1,4 @@
-"""The grpc.aio server: services, health that follows the worker, reflection."""
+"""The grpc.aio server with its services, health that follows the worker, and reflection."""
 
 import socket
 from contextlib import nullcontext
@@ -24,10 +24,10 @@ READY = SERVICE
 WEIGHTS = "weights"
 
 
-# More than any trainer has under way; what it bounds is what is held for calls before they are admitted.
+# No trainer has as many under way. This bounds what is held for calls before they are admitted.
 MAX_CALLS = 1024
-MAX_CALLS_A_CONNECTION = 256  # one more waits at the client
-# Until a connection has said what it wants, in TLS too. After that, silent ones are asked for a sign of life.
+MAX_CALLS_A_CONNECTION = 256  # One more waits at the client.
+# A connection must have said by then what it wants, in TLS too. After that, silent ones are asked for a sign of life.
 HANDSHAKE_SECONDS = 5
 PING_SECONDS = 60
 MAX_METADATA_BYTES = 8 << 10
@@ -62,7 +62,7 @@ class RpcServer:
             options=_options(config),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
-        # The aio servicer: the synchronous one keeps the process alive for ever after one Watch.
+        # This is the aio servicer: the synchronous one keeps the process alive for ever after one Watch.
         self.health: Any = health.aio.HealthServicer() if shared_health is None else shared_health  # type: ignore[attr-defined]
         names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
         if service is not None:
@@ -82,7 +82,7 @@ class RpcServer:
         self.port = self._bind(setting, config, access.credentials(self.listen) if calls else None)
 
     def _bind(self, setting: str, config: Config, credentials: grpc.ServerCredentials | None) -> int:
-        """The port; 1 for a unix socket. Raises SetupError."""
+        """Binds the address and returns the port, 1 for a unix socket. Raises SetupError."""
         unix = self.listen.startswith("unix:")
         mode, group = int(config.socket_mode, 8), config.socket_group
         try:

@@ -47,7 +47,7 @@ class SelectorService(rpc.SelectorServiceServicer):
         async def content() -> Task[Candidates]:
             payload = await receiver.payload()
             self._call_log.received(request, header)
-            # Off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
+            # This runs off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
             return await in_thread(lambda: self._contract.task(header, payload))
 
         request.member, request.payload_bytes = self._contract.member(header), header.payload_bytes

@@ -1,4 +1,4 @@
-"""Payloads that clients of this host leave in a folder. Every byte of it is a stranger's."""
+"""Reads payloads that clients of this host leave in a folder. Every byte of it is a stranger's."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ from selector_server.memory import Pool
 
 log = logging.getLogger(__name__)
 
-# Copies kept for the next requests: fresh memory costs ten times as much.
+# So many copies are kept for the next requests: fresh memory costs ten times as much.
 SPARE = 2
 
 
 class SharedFolder:
-    """One sidecar's folder. Makes it, writes its `token`, and removes what dead clients left (`swept`). Payloads are
-    copied into memory of `pool`."""
+    """One sidecar's folder. Building this makes the folder, writes its `token`, and removes what dead clients left
+    (`swept`). Payloads are copied into memory of `pool`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.token, self.pool = path.absolute(), secrets.token_hex(16), Pool(SPARE)
@@ -31,7 +31,7 @@ class SharedFolder:
         try:
             if not path.is_dir():
                 path.mkdir(parents=True)
-                path.chmod(0o2770)  # files in it belong to its group
+                path.chmod(0o2770)  # Files in it belong to its group.
             self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._write_token()
             self.swept = layout.sweep(self._folder)
@@ -81,7 +81,7 @@ class SharedFolder:
         view = self.pool.take(payload_bytes).data
         if not layout.read_all(file, view, layout.PAYLOAD_OFFSET, self._threads):
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", "the file ends before")
-        self._check(file, where, payload_bytes)  # it may have been written anew meanwhile
+        self._check(file, where, payload_bytes)  # It may have been written anew meanwhile.
         return view.toreadonly()
 
     def _check(self, file: int, where: pb.SharedMemory, payload_bytes: int) -> None:
@@ -98,7 +98,7 @@ class SharedFolder:
             )
 
     def _write_token(self) -> None:
-        """Whole or not at all: clients read it at any time."""
+        """Writes it whole or not at all: clients read it at any time."""
         name = f".{layout.TOKEN_FILE}-{self.token}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o644, dir_fd=self._folder)

@@ -1,4 +1,4 @@
-"""Errors to gRPC status: the one table, and the interceptor that applies it and counts requests."""
+"""Turns errors into gRPC status: the one table, and the interceptor that applies it and counts requests."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SERVICE = "selector.v1.SelectorService"
 ADMIN_SERVICE = "selector.v1.AdminService"
-# Most specific first.
+# The most specific come first.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
     (errors.Unauthenticated, code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),

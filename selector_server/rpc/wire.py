@@ -1,4 +1,4 @@
-"""A Selection and its payload to a Task: the contract's rules, each broken one named with its field and value."""
+"""Turns a Selection and its payload into a Task by the contract's rules; a broken one is named with field and value."""
 
 import secrets
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ DEFAULT_GAIN = 100.0
 MAX_GAIN = 1e6
 # Steps are subtracted, in int64.
 MAX_STEP = 2**63 - 1
-# About thirty years.
+# This is about thirty years.
 MAX_AGE_SECONDS = 1e9
 
 CRITERIA: Mapping[int, Criterion] = {
@@ -134,7 +134,7 @@ def _plan(selection: pb.Selection, size: int, policy: Policy, max_chunks: int) -
     chunks = selection.chunks or min(DEFAULT_CHUNKS, picks)
     if chunks > picks:
         raise InvalidRequest("chunks", chunks, f"at most the number of picks, {picks}")
-    if chunks > max_chunks:  # every round goes over all candidates
+    if chunks > max_chunks:  # Every round goes over all candidates.
         raise LimitExceeded("chunks", chunks, f"at most {max_chunks}")
     gain = selection.gain if selection.HasField("gain") else DEFAULT_GAIN
     if not 0 < gain <= MAX_GAIN:  # NaN fails too
@@ -161,7 +161,7 @@ def _freshness(selection: pb.Selection, config: Config) -> Freshness:
             raise InvalidRequest("max_age_seconds", age, f"must be positive and at most {MAX_AGE_SECONDS:g}")
     policies = {pb.STALENESS_POLICY_UNSPECIFIED: WhenStale(config.when_stale), **WHEN_STALE}
     when_stale: WhenStale = _enum("when_stale", selection.when_stale, policies, pb.StalenessPolicy)
-    # A minimum is meant: that the server serves by default does not lift it, a request that says so does.
+    # A minimum is meant seriously: the server's default to serve does not lift it, a request that says so does.
     lifted = selection.when_stale == pb.STALENESS_POLICY_SERVE or when_stale is WhenStale.WAIT
     below_minimum = when_stale if lifted else WhenStale.REFUSE
     return Freshness(selection.min_weights_version, lag, age, step, when_stale, below_minimum)

@@ -6,7 +6,7 @@ SAMPLES = tuple(float(2**i) for i in range(13))
 
 
 class EncodingMetrics:
-    """Of learner and reference together; on a registry of its own unless one is given."""
+    """Metrics of learner and reference together, on a registry of their own unless one is given."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         r = registry or CollectorRegistry()
@@ -28,6 +28,6 @@ class EncodingMetrics:
             self.canary_checks.labels(result)
 
     def canary(self, max_abs_error: float, passed: bool) -> None:
-        """One comparison."""
+        """Records one comparison."""
         self.canary_error.set(max_abs_error)
         self.canary_checks.labels("passed" if passed else "failed").inc()

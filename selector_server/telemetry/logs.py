@@ -11,14 +11,14 @@ from typing import Literal
 
 from selector_server.telemetry.tracing import trace_id
 
-# Of the request that is worked for; printable, for it comes from a client.
+# The id of the request that is worked for. It is printable, for it comes from a client.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 log = logging.getLogger(__name__)
 
 
 def configure(level: str, form: Literal["plain", "json"]) -> None:
-    """Sets up the process's logs, those of uncaught exceptions too."""
+    """Sets up the logs of the process, also those of uncaught exceptions."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if form == "json" else Plain())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -28,7 +28,7 @@ def configure(level: str, form: Literal["plain", "json"]) -> None:
 
 
 class Plain(logging.Formatter):
-    """Time, level, logger, then the request's id if there is one, and the message."""
+    """A line has time, level, logger, the request's id if there is one, and the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(request)s%(message)s")
@@ -39,7 +39,8 @@ class Plain(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """`time` (RFC 3339, UTC), `level`, `logger`, `message`; `request_id`, `trace_id`, `exception` if there is one."""
+    """A line has `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `request_id`, `trace_id` and `exception`
+    where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -8,7 +8,7 @@ from selector_server.telemetry.encoding import EncodingMetrics
 from selector_server.telemetry.quality import QualityMetrics
 from selector_server.telemetry.readings import Readings
 
-# Geometric, x1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
+# Edges grow by a factor of 1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
 SECONDS = tuple(round(0.001 * 1.7**i, 6) for i in range(22))
 # Refusing takes about a millisecond. One edge is at 50 ms: it should never take longer.
 REJECT_SECONDS = tuple(m * 10.0**e for e in (-4, -3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7))
@@ -157,7 +157,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Series that exist from the start: an increase from nothing is none to Prometheus."""
+        """Makes series exist from the start: an increase from nothing is none to Prometheus."""
         for result in ("served", "refused", "incomplete"):
             self.sync.labels(result)
         for action in ("serve", "wait", "refuse"):

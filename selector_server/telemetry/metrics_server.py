@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 MAX_CONNECTIONS = 16
-# Between two pieces of a request or of its answer.
+# The longest pause between two pieces of a request or of its answer.
 PAUSE_SECONDS = 5.0
 
 
@@ -36,14 +36,14 @@ class _Handler(WSGIRequestHandler):
     timeout = PAUSE_SECONDS
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - its name in the base class
-        """Nothing: a scrape is no event."""
+        """Logs nothing: a scrape is no event."""
 
 
 class _Server(ThreadingWSGIServer):
     """Cuts the oldest connection for one too many: whoever sends a byte now and then keeps no scrape away, which is
     over in milliseconds."""
 
-    request_queue_size = 128  # five by default: more at once wait for seconds
+    request_queue_size = 128  # By default it is five, and more at once wait for seconds.
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._open: OrderedDict[Any, None] = OrderedDict()
@@ -63,12 +63,12 @@ class _Server(ThreadingWSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a client that hangs up, or is cut, is no error of ours."""
+        """Does nothing: a client that hangs up, or is cut, is no error of ours."""
 
     def _cut(self, request: socket.socket) -> None:
         """Its thread finds the end of the stream and closes it."""
         del self._open[request]
-        with suppress(OSError):  # gone by itself
+        with suppress(OSError):  # It is gone by itself.
             request.shutdown(socket.SHUT_RDWR)
 
 

@@ -1,4 +1,4 @@
-"""What selections bring, by the candidates' own scores."""
+"""Metrics of what selections bring, by the candidates' own scores."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from selector_server.telemetry.readings import BulkHistogram
 
-# Powers of two from 1/16 to 16, both signs, and 0: learnability is a difference of losses.
+# The bounds are powers of two from 1/16 to 16, both signs, and 0: learnability is a difference of losses.
 _POWERS = tuple(2.0**i for i in range(-4, 5))
 NATS = (*(-power for power in reversed(_POWERS)), 0.0, *_POWERS)
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-# Counts by bound, and sum, of some scores.
+# The counts by bound, and the sum, of some scores.
 Spread = tuple[Sequence[int], float]
 
 
 class QualityMetrics:
-    """By criterion, since nats of one are not those of another."""
+    """Metrics by criterion, since nats of one are not those of another."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scores = BulkHistogram(
@@ -52,7 +52,7 @@ class QualityMetrics:
     def observe(
         self, criterion: str, picked: Spread, left: Spread, top_share: float | None, overlap: float | None
     ) -> None:
-        """One selection; counts are by NATS."""
+        """Records one selection, with counts by NATS."""
         for of, (counts, total) in (("picked", picked), ("left", left)):
             self.scores.add((criterion, of), counts)
             if (number := sum(counts)) > 0:

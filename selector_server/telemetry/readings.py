@@ -37,7 +37,7 @@ class BulkHistogram(Collector):
         registry.register(self)
 
     def add(self, labels: tuple[str, ...], counts: Sequence[int]) -> None:
-        """So many values up to each bound, the last ones above all of them."""
+        """Adds so many values up to each bound, the last ones above all of them."""
         with self._lock:
             old = self._series.get(labels, [0] * (len(self.bounds) + 1))
             self._series[labels] = [a + b for a, b in zip(old, counts, strict=True)]

@@ -16,14 +16,14 @@ import selector_proto
 
 from selector_server.errors import SetupError
 
-# Longest wait for the collector at the end.
+# The longest wait for the collector at the end.
 FLUSH_MILLISECONDS = 3000
 _CURRENT: ContextVar["Trace | None"] = ContextVar("trace", default=None)
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """A span of the request that is worked for, for as long as the block takes."""
+    """Adds a span to the request that is worked for, as long as the block takes."""
     trace = _CURRENT.get()
     if trace is None:
         yield
@@ -38,7 +38,7 @@ def stage(name: str) -> Iterator[None]:
 
 
 def past(name: str, seconds: float) -> None:
-    """A span that took these seconds and ends now."""
+    """Adds a span that took these seconds and ends now."""
     if (trace := _CURRENT.get()) is not None:
         trace.child(name, time.time_ns() - int(seconds * 1e9))
 
@@ -66,7 +66,7 @@ class Trace:
         self._span.set_attributes(attributes)
 
     def child(self, name: str, started: int, error: str = "") -> None:
-        """A span from `started` (time.time_ns()) until now."""
+        """Adds a span from `started` (time.time_ns()) until now."""
         span = self._tracer.start_span(name, self._parent, start_time=started)
         if error:
             _fail(span, error)
@@ -90,7 +90,7 @@ class Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        resource = Resource.create()  # with OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+        resource = Resource.create()  # It takes OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES into account.
         if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "selector"}))
         self._provider = TracerProvider(resource=resource)
@@ -116,7 +116,7 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, metadata: Sequence[tuple[str, Any]]) -> Iterator[Trace]:
-        """The trace of a request of which these metadata came; to be ended within the block."""
+        """Begins the trace of a request that came with these metadata; it must be ended within the block."""
         from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415
 
         carrier = {key: value for key, value in metadata if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""What sidecars that select as one agree on before they draw: that all of them have a step's request, and its turn.
+"""Sidecars that select as one agree before they draw: that all of them have a step's request, and when it is its turn.
 
 A rank's record of what it asks for lies in the peers' store; sidecar 0 concludes from all of them that the step is
 drawn, and when. Whoever cannot wait any longer says that it is not. The first outcome written counts, for all alike.
@@ -27,7 +27,7 @@ class Asked:
         self._nonce = secrets.token_hex(8)
         self._outcome = f"outcome/{name}"
         self._records: list[str] = [f"record/{rank}/{name}" for rank in range(member.world_size)]
-        # In the order in which they go: no record may be left when the step is asked for again.
+        # They are deleted in this order: no record may be left when the step is asked for again.
         self._keys = [*self._records, self._outcome]
 
     def failed(self, limit: str) -> GroupFailed:
@@ -74,7 +74,7 @@ class Asked:
                 self.fail(f"weights version is {versions[0]} on rank 0 and {version} on rank {rank}")
                 return
         nonces = [record["nonce"] for record in records]
-        with self.generation.lock:  # turns have no gaps
+        with self.generation.lock:  # Turns have no gaps.
             if self._write({"turn": self.generation.turns, "seed": records[0]["seed"], "nonces": nonces}):
                 self.generation.turns += 1
 
@@ -100,7 +100,7 @@ class Asked:
                 self._delete(refused.popleft()[1])
 
     def forget(self) -> None:
-        """Of all ranks, so that the step may be asked for again."""
+        """Forgets the records of all ranks, so that the step may be asked for again."""
         self._delete(self._keys)
 
     def _delete(self, keys: list[str]) -> None:

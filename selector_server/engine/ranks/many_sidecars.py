@@ -1,4 +1,4 @@
-"""Sidecars that select as one, each for its own trainer: each encodes its rank's candidates, then all draw together."""
+"""Every rank has a sidecar of its own: each encodes its rank's candidates, then all of them draw together."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ class ManySidecars:
 
     def __init__(self, peers: Peers, dispatcher: Dispatcher, most: int) -> None:
         self._group, self._dispatcher = ProcessGroup(peers), dispatcher
-        # Beside event loop and worker: these threads wait for other sidecars.
+        # These threads wait for other sidecars, beside event loop and worker.
         self._pool = ThreadPoolExecutor(most, "peers")
         self._under_way: dict[tuple[str, int], Asked] = {}
 
@@ -97,7 +97,7 @@ class ManySidecars:
                 picks = self._draw(asked, scores, plan)
         except ShardsDisagree as error:
             raise asked.failed(str(error)) from error
-        except (ShardLost, RuntimeError) as error:  # of torch.distributed, or of the draw, which others wait for
+        except (ShardLost, RuntimeError) as error:  # torch.distributed raises it, or the draw that others wait for.
             self._group.lose(asked.generation)
             raise asked.failed(f"a sidecar was lost: {error}") from error
         result = Result(
@@ -106,7 +106,7 @@ class ManySidecars:
             policy=task.policy.name,
             scores=picks.scores.cpu().numpy(),
             objective=picks.total / plan.picks,
-            objective_uniform=None,  # its sample of candidates lies on all sidecars
+            objective_uniform=None,  # Its sample of candidates lies on all sidecars.
             weights=weights,
         )
         mine = share(result, task, rank)
@@ -127,5 +127,5 @@ class ManySidecars:
     def _fail(self, asked: Asked, limit: str) -> None:
         try:
             asked.fail(limit)
-        except RuntimeError:  # no store, and so no generation that would wait for this rank
+        except RuntimeError:  # There is no store, and so no generation that would wait for this rank.
             self._group.lose(asked.generation)

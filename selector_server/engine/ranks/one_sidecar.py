@@ -1,4 +1,4 @@
-"""Ranks that all come to this sidecar and select as one: on the event loop, beside the device's worker and its queue.
+"""All ranks come to this sidecar and select as one. This runs on the event loop, beside the worker and its queue.
 
 A party is the ranks of one group at one step. It ends in one way for all of them: each gets its share of one result,
 or all are refused for one reason, at once; then a rank that comes too late is refused for it too.
@@ -23,14 +23,14 @@ from selector_server.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
-# Refused parties are remembered that long, and so many of them.
+# So many refused parties are remembered, and that long.
 REMEMBERED_SECONDS = 60.0
 REMEMBERED = 1024
 
 
 @dataclass(eq=False)
 class _Seat:
-    """One rank's request. What is None is so until it has joined."""
+    """One rank's request. What is None stays so until the rank has joined."""
 
     rank: int
     task: Task[Scorable] | None = None
@@ -59,7 +59,7 @@ class _Party:
 
     @property
     def joined(self) -> list[_Seat]:
-        """In the order of ranks."""
+        """The seats that have joined, in the order of ranks."""
         return [seat for _, seat in sorted(self.seats.items()) if seat.task is not None]
 
     def failed(self, limit: str) -> GroupFailed:
@@ -132,7 +132,7 @@ class OneSidecar:
             return await seat.future
 
     async def _live(self, party: _Party) -> None:
-        """From the first rank that is ready to the end."""
+        """Leads the party from the first rank that is ready to the end."""
         try:
             await self._gather(party)
             seats = party.joined
@@ -152,7 +152,7 @@ class OneSidecar:
     async def _gather(self, party: _Party) -> None:
         end = time.monotonic() + self._seconds
         while not party.full.is_set():
-            if self._admission.closed and len(party.seats) < party.world_size:  # no other will be let in
+            if self._admission.closed and len(party.seats) < party.world_size:  # No other will be let in.
                 raise Draining("server", "draining", "it waits for no ranks any more; try another one")
             left = min([end, *(seat.until for seat in party.joined)]) - time.monotonic()
             if left <= 0:
@@ -175,7 +175,7 @@ class OneSidecar:
             return await self._dispatcher.select(joined, request)
 
     def _lose(self, party: _Party, seat: _Seat, why: str) -> None:
-        """A rank's request ended; nothing happens if it was replaced, or its party is over."""
+        """Is called when a rank's request ended; nothing happens if it was replaced, or its party is over."""
         if self._parties.get(party.key) is party and party.seats[seat.rank] is seat:
             self._stop(party, party.failed(f"rank {seat.rank} {why}"))
 
@@ -198,7 +198,7 @@ class OneSidecar:
 
 
 def _again(error: Exception) -> Exception:
-    """The same for another rank: an error without its traceback, which holds on to a request's arrays."""
+    """The same error for another rank, without its traceback, which holds on to a request's arrays."""
     if isinstance(error, SelectorError):
         return error.again()
     return RuntimeError(f"the ranks' selection failed: {error!r}")

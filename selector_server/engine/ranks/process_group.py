@@ -1,4 +1,4 @@
-"""The process group among sidecars that select as one: made, watched, and made anew when one of them is lost.
+"""Makes the process group of sidecars that select as one, watches it, and makes it anew when one of them is lost.
 
 Generations are counted in a store that sidecar 0 serves. Whoever joins, or finds that another is lost, begins the next
 one: then all leave the former process group and meet in a new one. Nobody has to be restarted but who was lost.
@@ -22,7 +22,7 @@ from selector_server.sampling.sharded import ShardLost, ShardsDisagree
 
 log = logging.getLogger(__name__)
 
-# How often the generation is looked at.
+# The generation is looked at that often.
 TICK_SECONDS = 0.1
 _KEY = "generation"
 
@@ -113,7 +113,7 @@ class ProcessGroup:
         return generation
 
     def lose(self, generation: Generation) -> None:
-        """The generation is of no use any more, for any of the sidecars. Its process group is left soon."""
+        """Is told that the generation is of no use any more, for any sidecar. Its process group is left soon."""
         generation.over = True
 
     @property
@@ -124,7 +124,7 @@ class ProcessGroup:
         while not self._stopped.is_set():
             try:
                 store = self._connect()
-                store.add(_KEY, 1)  # the others' process group, if they have one, lacks this sidecar
+                store.add(_KEY, 1)  # The others' process group, if they have one, lacks this sidecar.
                 while not self._stopped.is_set():
                     self._live(store, int(store.get(_KEY)))
             except (RuntimeError, OSError) as error:
@@ -135,11 +135,11 @@ class ProcessGroup:
         if self._served is not None:
             return self._served
         host, port = self._address
-        socket.create_connection((host, port), self.seconds).close()  # quiet, where the store logs pages
+        socket.create_connection((host, port), self.seconds).close()  # This is quiet, where the store logs pages.
         return TCPStore(host, port, is_master=False, timeout=self._timeout, use_libuv=True)
 
     def _live(self, store: Store, number: int) -> None:
-        """One generation, from its meeting to its end. Raises RuntimeError when the store is gone."""
+        """Lives through one generation, from its meeting to its end. Raises RuntimeError when the store is gone."""
         ready = [f"{number}/ready/{rank}" for rank in range(self.count)]
         store.set(ready[self.rank], "")
         while not store.check(ready):

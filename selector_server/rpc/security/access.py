@@ -16,7 +16,7 @@ from selector_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How often files are looked at.
+# Files are looked at that often.
 LOOK_SECONDS = 0.5
 
 _OPTIONS = {
@@ -51,13 +51,14 @@ class Access:
                     one.refresh()
 
     def credentials(self, listen: str) -> grpc.ServerCredentials | None:
-        """Of one address; None: it is served without TLS, as a unix socket always is: its permissions guard it."""
+        """The credentials of one address. None: it is served without TLS, as a unix socket always is, for permissions
+        guard that one."""
         if (source := self._certificates) is None or listen.startswith("unix:"):
             return None
         given = source.value
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            """Called by grpc for every connection; None: nothing changed."""
+            """Is called by grpc for every connection, and returns None if nothing changed."""
             nonlocal given
             if (now := source.value) is given:
                 return None
@@ -92,7 +93,7 @@ class Access:
         return lambda result: self._metrics.secrets.labels(file, result).inc()
 
     def warn(self) -> None:
-        """Nobody should find out later that a sidecar was open to all."""
+        """Warns of addresses that are open to all: nobody should find out later."""
         config = self._config
         for setting, tokens in (("listen", self._tokens), ("admin_listen", self._admin_tokens or self._tokens)):
             where = getattr(config, setting)

@@ -1,4 +1,4 @@
-"""Values from files that are read again when the files change: certificates and tokens, which are rotated."""
+"""Reads files again when they change: certificates and tokens, which are rotated."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ _Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class ReloadedFiles(Generic[T]):
-    """What `parse` makes of `files`. It reads them itself and raises SetupError, which must not quote them.
+    """Holds what `parse` makes of `files`. `parse` reads them itself and raises SetupError, which must not quote them.
 
     What cannot be parsed later leaves the former `value` in place. `secret` files should be their owner's alone.
     `count(result)` gets "taken" or "refused" for each change.
@@ -30,7 +30,7 @@ class ReloadedFiles(Generic[T]):
         self.value = self._load()
 
     def refresh(self) -> None:
-        """Looks whether the files changed. Cheap when they did not; never raises."""
+        """Looks whether the files changed. It is cheap when they did not, and never raises."""
         if (seen := self._signature()) == self._seen:
             return
         self._seen = seen
@@ -66,7 +66,7 @@ def _check_mode(file: Path, secret: bool) -> None:
     try:
         mode = os.stat(file).st_mode
     except OSError:
-        return  # reading it says why
+        return  # Reading it says why.
     if mode & stat.S_IWOTH:
         raise SetupError("file", file, f"may be written by everybody, mode {stat.S_IMODE(mode):04o}; chmod o-w")
     if secret and mode & stat.S_IROTH:

@@ -49,7 +49,7 @@ class Tokens:
         return cls(_digest(token) for _, token in tokens)
 
     def __contains__(self, digest: bytes) -> bool:
-        """In the same time for every digest."""
+        """Takes the same time for every digest."""
         found = False
         for known in self._digests:
             found |= hmac.compare_digest(known, digest)
@@ -96,7 +96,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
 
 
 def _presented(metadata: Any) -> bytes:
-    """Digest of the token that a call carries."""
+    """The digest of the token that a call carries."""
     values = [value for key, value in metadata or () if key == "authorization"]
     if len(values) != 1:
         raise Unauthenticated("authorization", "missing" if not values else f"sent {len(values)} times", _SEND)

@@ -1,4 +1,4 @@
-"""Unix sockets: nothing but a socket that we left is replaced, and nobody connects before its permissions are set.
+"""Binds unix sockets: nothing but a socket that we left is replaced, and nobody connects before permissions are set.
 
 gRPC binds the socket itself, replaces whatever socket is at its path (also of a living server), and says nothing of who
 connected; see docs/adr/0017-unix-sockets-by-permission.md.
@@ -19,7 +19,7 @@ MAX_PATH_BYTES = 107
 
 @contextmanager
 def bound(setting: str, listen: str, mode: int, group: str | None) -> Iterator[None]:
-    """The address must be bound within. Raises SetupError."""
+    """Makes way for the address, which must be bound within the block, and sets its permissions. Raises SetupError."""
     path = Path(listen.removeprefix("unix:").removeprefix("//"))  # unix:path, unix:/path and unix:///path
     _make_way(setting, listen, path)
     former = os.umask(0o177)
@@ -60,7 +60,7 @@ def _make_way(setting: str, listen: str, path: Path) -> None:
 
 
 def _permit(path: Path, mode: int, group: str | None) -> None:
-    """By a descriptor: what another user may have put in the path's place is not followed."""
+    """Goes by a descriptor: what another user may have put in the path's place is not followed."""
     file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
