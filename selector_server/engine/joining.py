@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from selector_server.encoding.cache import Found
+from selector_server.encoding.reference_cache import Found
 from selector_server.engine.preparation import ModelInput, Prepared
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Result, Samples, Stages
 from selector_server.errors import InvalidRequest

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selector_server.encoding.cache import Found, ReferenceCache
 from selector_server.encoding.model import Model, Weights
+from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.engine.caller import Caller
 from selector_server.engine.pace import Pace
 from selector_server.engine.preparation import Prepared

@@ -11,7 +11,7 @@ from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
-from selector_server.encoding.cache import integer_key, string_key
+from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.engine.task import Embeddings, Floats, Losses, ModelEmbeddings, Samples, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.rpc.account import MAX_REQUEST_ID

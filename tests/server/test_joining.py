@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.model import POLICIES, plan
 
-from selector_server.encoding.cache import Found
+from selector_server.encoding.reference_cache import Found
 from selector_server.engine.joining import join, joined_bytes
 from selector_server.engine.preparation import ModelInput, Prepared
 from selector_server.engine.task import Embeddings, ModelEmbeddings, Samples, Task

@@ -69,7 +69,7 @@ def run_stat(flags: argparse.Namespace) -> int:
 
 
 def _stat(folder: Path, as_json: bool) -> None:
-    from selector_server.encoding.cache import stat  # noqa: PLC0415 - not on a trainer
+    from selector_server.encoding.reference_cache import stat  # noqa: PLC0415 - not on a trainer
 
     found = stat(folder)
     if as_json:

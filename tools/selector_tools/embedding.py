@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.encoding import bundle as bundles
-from selector_server.encoding.cache import Found, ReferenceCache
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
 from selector_server.encoding.preprocess import Limits, Preprocessor
+from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
 from selector_tools.pools.pool import Batch, Pool

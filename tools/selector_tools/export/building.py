@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from selector_server.encoding.bundle import Interpolation
-from selector_server.encoding.low_resolution import at_resolution, drop_patches, grid
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export import checkpoint
+from selector_tools.export.low_resolution import at_resolution, drop_patches, grid
+from selector_tools.export.torch_model import TorchModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Architecture:
     library brings position tables to another size; `has_weights` if `build` loads them; `notes` are for whoever did
     not say how pixels are normalised."""
 
-    build: Callable[[int | None, int | None], Source]
+    build: Callable[[int | None, int | None], TorchModel]
     interpolation: Interpolation
     antialias: bool
     has_weights: bool = False
@@ -39,10 +39,10 @@ class Look:
 
 def prepared(
     architecture: Architecture, look: Look, weights: Path | None, seed: int, say: Callable[[str], None]
-) -> Source:
+) -> TorchModel:
     """Raises SetupError."""
 
-    def built(image_size: int | None, patch_size: int | None) -> Source:
+    def built(image_size: int | None, patch_size: int | None) -> TorchModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return architecture.build(image_size, patch_size)
@@ -71,7 +71,7 @@ def prepared(
     return at_resolution(full, low, interpolation, antialias)
 
 
-def _as_it_is(full: Source, look: Look) -> bool:
+def _as_it_is(full: TorchModel, look: Look) -> bool:
     sizes, patch = (full.image.height, full.image.width), full.patch
     return look.image_size in (None, *_both(sizes)) and look.patch_size in (None, *_both(patch or ()))
 
@@ -86,7 +86,7 @@ def _asked(look: Look) -> str:
     return ", ".join(f"{name} {size}" for name, size in parts if size is not None)
 
 
-def _check_embeddings(source: Source) -> None:
+def _check_embeddings(source: TorchModel) -> None:
     """Runs both towers once: what is wrong in a model shows here better than in a trace. Raises SetupError."""
     image, text, shapes = source.image, source.text, []
     samples = {

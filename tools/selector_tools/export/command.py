@@ -16,9 +16,9 @@ from selector_tools.export import flags as flag_values
 from selector_tools.mistakes import exit_status
 
 if TYPE_CHECKING:
-    from selector_server.encoding.export import Exported
-    from selector_server.encoding.source import Source
     from selector_tools.export.building import Architecture
+    from selector_tools.export.bundle_writer import Exported
+    from selector_tools.export.torch_model import TorchModel
 
 COMMAND = "selector export"
 
@@ -52,7 +52,7 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 @contextmanager
-def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, Source]]":
+def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, TorchModel]]":
     """The model that the flags of `flags.add_model` ask for; its files go at the end. Raises SelectorError, also for
     a model in whose tracing, done inside, torch fails."""
     from pydantic import ValidationError  # noqa: PLC0415 - not installed on a trainer
@@ -73,7 +73,7 @@ def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architectu
         raise SetupError(f"--{flag.replace('_', '-')}", getattr(flags, flag), limit) from error
 
 
-def _source(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, Source]":
+def _source(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, TorchModel]":
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
     from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
@@ -121,8 +121,8 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
     return own.architecture(flags.module, told, flags.image_size, flags.patch_size)
 
 
-def _export(source: "Source", flags: argparse.Namespace) -> "Exported":
-    from selector_server.encoding.export import export_learner, export_reference  # noqa: PLC0415
+def _export(source: "TorchModel", flags: argparse.Namespace) -> "Exported":
+    from selector_tools.export.bundle_writer import export_learner, export_reference  # noqa: PLC0415
 
     _say(COMMAND, "tracing both towers, then comparing them with torch")
     export = export_learner if flags.role == "learner" else export_reference
@@ -131,7 +131,7 @@ def _export(source: "Source", flags: argparse.Namespace) -> "Exported":
         return export(source, flags.out, precision=flags.precision)
 
 
-def _report(source: "Source", exported: "Exported", seconds: float) -> None:
+def _report(source: "TorchModel", exported: "Exported", seconds: float) -> None:
     manifest, difference = exported.bundle.manifest, exported.difference
     image, text = manifest.image, manifest.text
     print(f"bundle: {exported.bundle.path}")

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export.building import Architecture
 from selector_tools.export.clip_tokenizer import clip_tokenizer
+from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
 
 _CLIP_END = 49407
@@ -32,7 +32,7 @@ def architecture(name: str, scratch: Path) -> Architecture:
         raise SetupError("--open-clip", name, f"is no architecture of open_clip; {limit}")
     tokenizer = _write_tokenizer(config["text_cfg"], scratch)
 
-    def build(image_size: int | None, patch_size: int | None) -> Source:
+    def build(image_size: int | None, patch_size: int | None) -> TorchModel:
         model = _built(name, copy.deepcopy(config), image_size, patch_size)
         source = _source(name, model, config["text_cfg"], tokenizer)
         if patch_size is not None and source.patch != (patch_size, patch_size):
@@ -89,7 +89,7 @@ def _resize_timm(name: str, visual: Any, image_size: int | None, patch_size: int
     trunk.set_input_size(img_size=(size, size), **patch)
 
 
-def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Path | None) -> Source:
+def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Path | None) -> TorchModel:
     import open_clip  # noqa: PLC0415
 
     preprocessing = model.visual.preprocess_cfg
@@ -98,7 +98,7 @@ def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Pa
     vocabulary = getattr(model, "vocab_size", text_config.get("vocab_size", _CLIP_VOCABULARY))  # CoCa does not tell
     patch, tokens_at = _patches(model.visual)
     bias = getattr(model, "logit_bias", None) is not None
-    return Source(
+    return TorchModel(
         name=name,
         module=model,
         image=ImageInput(

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export.building import Architecture
+from selector_tools.export.torch_model import TorchModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def architecture(path: str, told: Told, image_size: int | None, patch_size: int 
     factory = _factory(path)
     parameters = inspect.signature(factory).parameters
 
-    def build(image: int | None, patch: int | None) -> Source:
+    def build(image: int | None, patch: int | None) -> TorchModel:
         asked = {"image_size": image, "patch_size": patch}
         if image is None and patch is None:  # a factory that must be told gets what there is
             told_sizes = {"image_size": image_size, "patch_size": patch_size}
@@ -93,8 +93,8 @@ def _own(name: str, module: nn.Module, parameters: Mapping[str, inspect.Paramete
     return value if isinstance(value, int) else None
 
 
-def _source(path: str, module: nn.Module, told: Told, image_size: int, patch_size: int | None) -> Source:
-    source = Source(
+def _source(path: str, module: nn.Module, told: Told, image_size: int, patch_size: int | None) -> TorchModel:
+    source = TorchModel(
         name=path.rpartition(":")[2][:128],
         module=module,
         image=ImageInput(height=image_size, width=image_size, channels=told.channels),

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export.building import Architecture
 from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
+from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
@@ -47,7 +47,7 @@ def architecture(place: Path) -> Architecture:
     folder = file.parent
     has_weights = place.is_dir() and any((folder / name).exists() for name in _WEIGHTS)
 
-    def build(image_size: int | None, patch_size: int | None) -> Source:
+    def build(image_size: int | None, patch_size: int | None) -> TorchModel:
         sized = _resized(copy.deepcopy(config), kind, image_size, patch_size)
         loaded: dict[str, Any] = {}
         try:
@@ -81,7 +81,7 @@ def _resized(config: Any, kind: str, image_size: int | None, patch_size: int | N
     return config
 
 
-def _source(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -> Source:
+def _source(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -> TorchModel:
     import transformers  # noqa: PLC0415
 
     vision, naflex = config.vision_config, kind == "siglip2"
@@ -90,7 +90,7 @@ def _source(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -
         as_fixed_grid(model, (height // patch[0], width // patch[1]))
     bias = hasattr(model, "logit_bias")
     tokenizer = folder / "tokenizer.json"
-    return Source(
+    return TorchModel(
         name=name,
         module=model,
         image=_image(kind, height, width, vision.num_channels, _optional(folder / "preprocessor_config.json")),

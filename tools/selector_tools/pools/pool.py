@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.cache import integer_key, string_key
+from selector_server.encoding.reference_cache import integer_key, string_key
 
 
 @dataclass(frozen=True)

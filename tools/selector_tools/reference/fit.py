@@ -13,7 +13,7 @@ from selector_tools.mistakes import any_mistake, exit_status
 from selector_tools.reference import flags as shared
 
 if TYPE_CHECKING:
-    from selector_server.encoding.source import Source
+    from selector_tools.export.torch_model import TorchModel
 
 COMMAND = "selector reference fit"
 _LAST = 50  # steps whose mean loss is told
@@ -59,14 +59,14 @@ def _run(flags: argparse.Namespace) -> None:
         _fit(flags, source)
 
 
-def _fit(flags: argparse.Namespace, source: "Source") -> None:
+def _fit(flags: argparse.Namespace, source: "TorchModel") -> None:
     import torch  # noqa: PLC0415 - heavy, as are the others
 
     from selector_server.encoding.decoder import Decoder  # noqa: PLC0415
     from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_server.encoding.export import export_reference  # noqa: PLC0415
     from selector_server.encoding.preprocess import Limits, Preprocessor, load_tokenizer  # noqa: PLC0415
     from selector_server.machine import usable_cpus  # noqa: PLC0415
+    from selector_tools.export.bundle_writer import export_reference  # noqa: PLC0415
     from selector_tools.pools import reading  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415

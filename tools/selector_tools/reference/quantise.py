@@ -46,10 +46,10 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def _quantise(flags: argparse.Namespace) -> None:
-    from selector_server.encoding.quantise import quantise_reference  # noqa: PLC0415 - heavy, as are the others
     from selector_tools.embedding import embedder  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.pools.reading import read_pool  # noqa: PLC0415
+    from selector_tools.reference.int8 import quantise_reference  # noqa: PLC0415 - heavy, as are the others
 
     with embedder(flags.reference, "cpu", 0) as reference:
         pool = open_pool(flags.pool)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import softplus
 
-from selector_server.encoding.ranks import Values, average_ranks
 from selector_server.sampling import Embedded
+from selector_tools.reference.rank_statistics import Values, average_ranks
 
 _WORD = re.compile(r"\w+")
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
+from selector_tools.export.torch_model import TorchModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Recipe:
 
 
 def fit(
-    source: Source,
+    source: TorchModel,
     pixels: NDArray[np.uint8],
     tokens: NDArray[np.int64],
     recipe: Recipe,
@@ -62,7 +62,7 @@ def fit(
     module.to("cpu").eval()
 
 
-def _loss(source: Source, pixels: Tensor, tokens: Tensor) -> Tensor:
+def _loss(source: TorchModel, pixels: Tensor, tokens: Tensor) -> Tensor:
     mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (source.image.mean, source.image.std))
     images = (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
     image = normalize(source.encode_image(source.module, images), dim=1)
@@ -90,7 +90,7 @@ CRITERIA: dict[Literal["sigmoid", "softmax"], Callable[[Tensor, Tensor], Tensor]
 }
 
 
-def _logit(source: Source) -> tuple[Tensor, Tensor]:
+def _logit(source: TorchModel) -> tuple[Tensor, Tensor]:
     logit = source.logit
     stored = dict(source.module.named_buffers()) | dict(source.module.named_parameters(remove_duplicate=False))
     scale = stored[logit.scale_parameter].reshape(())

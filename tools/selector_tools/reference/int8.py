@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from selector_server.encoding import bundle as b
 from selector_server.encoding.bundle import Bundle
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import new_folder
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
-from selector_server.encoding.ranks import rank_correlation
 from selector_server.errors import BundleError
 from selector_server.machine import usable_cpus
+from selector_tools.export.bundle_writer import new_folder
+from selector_tools.reference.rank_statistics import rank_correlation
 
 LEAST_CORRELATION = 0.99
 # Convolutions and tables of words stay as they are: there int8 costs more accuracy than it saves time.

@@ -31,7 +31,7 @@ def _encode_text(module: nn.Module, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class TorchModel:
     """`module` is the trainer's model: its state_dict names what a trainer publishes. It is not changed.
 
     `encode_image` and `encode_text` call it, as TwoTower says. `patch` is the side (h, w) of an image patch, if the

@@ -19,7 +19,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.store import DATA, Store, checked
+from selector_server.encoding.lmdb_store import DATA, Store, checked
 from selector_server.errors import SetupError
 
 log = logging.getLogger(__name__)

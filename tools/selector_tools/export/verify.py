@@ -6,8 +6,8 @@ import torch
 from selector_server.encoding.bundle import Bundle
 from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
-from selector_server.encoding.source import Source
 from selector_server.errors import BundleError
+from selector_tools.export.torch_model import TorchModel
 
 SAMPLES = 5
 MICRO_BATCH = 3  # so that the batch size changes on the way
@@ -15,7 +15,7 @@ MICRO_BATCH = 3  # so that the batch size changes on the way
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 
 
-def difference_to_torch(bundle: Bundle, source: Source) -> float:
+def difference_to_torch(bundle: Bundle, source: TorchModel) -> float:
     """Largest absolute difference of ONNX Runtime's embeddings to torch's, over random samples. Raises BundleError if
     it is more than rounding explains; bfloat16 graphs, which no CPU runs, are not compared (NaN)."""
     manifest = bundle.manifest

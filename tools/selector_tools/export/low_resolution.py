@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from selector_server.encoding.bundle import Interpolation, Resize
 from selector_server.encoding.resizing import resized
-from selector_server.encoding.source import Source
 from selector_server.errors import BundleError
+from selector_tools.export.torch_model import TorchModel
 
 # Spreads kept patches evenly: the fractional parts of x * A + y * B of a grid are a rank-1 lattice (A, B from the
 # plastic number, as the golden ratio does in one dimension).
 _LATTICE = (0.7548776662466927, 0.5698402909980532)
 
 
-def at_resolution(full: Source, low: Source, interpolation: Interpolation, antialias: bool) -> Source:
+def at_resolution(full: TorchModel, low: TorchModel, interpolation: Interpolation, antialias: bool) -> TorchModel:
     """`low` (the same architecture, built for another image or patch size) with the weights of `full`, and the linear
     maps that bring them there. `low.module` is filled in place. Raises BundleError for a parameter that differs in
     another way."""
@@ -41,7 +41,13 @@ def at_resolution(full: Source, low: Source, interpolation: Interpolation, antia
 
 
 def _resize(
-    name: str, value: Tensor, target: Tensor, full: Source, low: Source, interpolation: Interpolation, antialias: bool
+    name: str,
+    value: Tensor,
+    target: Tensor,
+    full: TorchModel,
+    low: TorchModel,
+    interpolation: Interpolation,
+    antialias: bool,
 ) -> Resize:
     """The map from `value` to the shape of `target`."""
     assert full.patch is not None
@@ -67,7 +73,7 @@ def _resize(
     raise BundleError(f"parameter {name}", list(new), limit)
 
 
-def grid(source: Source) -> tuple[int, int]:
+def grid(source: TorchModel) -> tuple[int, int]:
     """Patches down and across. Raises BundleError unless they fill the image."""
     assert source.patch is not None
     for side, patch in zip((source.image.height, source.image.width), source.patch, strict=True):
@@ -76,7 +82,7 @@ def grid(source: Source) -> tuple[int, int]:
     return source.image.height // source.patch[0], source.image.width // source.patch[1]
 
 
-def drop_patches(source: Source, keep: float) -> Source:
+def drop_patches(source: TorchModel, keep: float) -> TorchModel:
     """`source`, looking at a share `keep` of its patches, spread evenly and the same for every image; each keeps its
     position. `source.module` gets a hook. Raises BundleError."""
     if source.patch is None or not source.tokens_at:

@@ -6,7 +6,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from selector_server.encoding.cache import ReferenceCache, stat
+from selector_server.encoding.reference_cache import ReferenceCache, stat
 from selector_server.errors import SetupError
 
 WIDTH, FINGERPRINT, OTHER = 8, "ab" * 32, "cd" * 32

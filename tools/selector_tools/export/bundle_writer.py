@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from selector_server.encoding import bundle as b
 from selector_server.encoding.bundle import Bundle, ImageInput, Manifest, Parameter
 from selector_server.encoding.model import logit_of
-from selector_server.encoding.source import Source
-from selector_server.encoding.verify import difference_to_torch
 from selector_server.errors import BundleError
+from selector_tools.export.torch_model import TorchModel
+from selector_tools.export.verify import difference_to_torch
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -65,7 +65,7 @@ class _TextTower(nn.Module):
         return self._encode(self.model, tokens).to(torch.float32)
 
 
-def export_learner(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
+def export_learner(source: TorchModel, path: Path, *, precision: Precision = "fp32") -> Exported:
     """A bundle whose weights a trainer can replace by publishing its state_dict. Raises BundleError."""
     weights = {name for name, value in source.state.items() if value.is_floating_point()}
     with new_folder(path) as folder:
@@ -84,7 +84,7 @@ def export_learner(source: Source, path: Path, *, precision: Precision = "fp32")
         return _finish(source, folder, path, manifest, [b.WEIGHTS])
 
 
-def export_reference(source: Source, path: Path, *, precision: Precision = "fp32") -> Exported:
+def export_reference(source: TorchModel, path: Path, *, precision: Precision = "fp32") -> Exported:
     """A bundle whose weights are constants, optimised once. Raises BundleError."""
     with new_folder(path) as folder:
         for tower, file, sample in _towers(source, precision):
@@ -95,7 +95,7 @@ def export_reference(source: Source, path: Path, *, precision: Precision = "fp32
         return _finish(source, folder, path, manifest, [])
 
 
-def _towers(source: Source, precision: Precision) -> Iterator[tuple[nn.Module, str, tuple[str, Tensor]]]:
+def _towers(source: TorchModel, precision: Precision) -> Iterator[tuple[nn.Module, str, tuple[str, Tensor]]]:
     to = PRECISIONS[precision]
     model = source.frozen(to)
     image, text = source.image, source.text
@@ -137,7 +137,7 @@ def _weights_as_inputs(program: torch.onnx.ONNXProgram, weights: Iterable[str]) 
     return found
 
 
-def _manifest(source: Source, role: Literal["learner", "reference"], precision: Precision, **more: Any) -> Manifest:
+def _manifest(source: TorchModel, role: Literal["learner", "reference"], precision: Precision, **more: Any) -> Manifest:
     tokens = torch.zeros((1, source.text.max_tokens), dtype=torch.int64)
     width = source.encode_text(source.frozen(torch.float32), tokens).shape[1]
     return Manifest(
@@ -156,7 +156,7 @@ def _manifest(source: Source, role: Literal["learner", "reference"], precision: 
     )
 
 
-def _finish(source: Source, folder: Path, path: Path, manifest: Manifest, names: list[str]) -> Exported:
+def _finish(source: TorchModel, folder: Path, path: Path, manifest: Manifest, names: list[str]) -> Exported:
     """Manifest and tokenizer, the check against torch, and only then the bundle's own name."""
     names += [b.IMAGE_TOWER, b.TEXT_TOWER]
     if source.tokenizer is not None:
