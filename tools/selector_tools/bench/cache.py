@@ -29,14 +29,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import served, towers  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine, rng = describe("cpu"), np.random.default_rng(0)
-    with bar("export", a.repeats + 1) as advance:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("export", total=None)
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         bundles = towers.exported(source, folder)
         batches = [
@@ -49,12 +51,12 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         first, second = _Epoch(), _Epoch()
         with served.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
             sidecar.select(warm)
-            advance(0, "both epochs")
+            progress.update(task, description="both epochs", total=a.repeats, completed=0)
             for new, old in zip([*batches, None], [None, *batches], strict=True):
                 for epoch, batch in ((first, new), (second, old)):
                     if batch is not None:
                         epoch.add(sidecar.select(batch))
-                advance(1)
+                progress.advance(task)
     return {
         "second_epoch_ratio": median(b / a for a, b in zip(first.seconds, second.seconds, strict=True)),
         "write_seconds": _write_seconds(folder, a.candidates, bundles.reference),

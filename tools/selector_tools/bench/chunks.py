@@ -54,20 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(super_batch: int, picks: int, gain: float, learner_steps: int, seeds: int) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
     import torch  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import study  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     torch.set_num_threads(1)  # Gibbs sampling is a chain: more would only wait
     started, machine, trials = perf_counter(), describe("cpu"), []
-    with bar("train models", study.REFERENCE_STEPS + learner_steps) as advance:
-        pool = study.embed_pool(learner_steps, lambda _: advance(1))
-    with bar("draw", seeds) as advance:
-        for seed in range(seeds):
+    with Progress(console=Console(stderr=True)) as progress:
+        training = progress.add_task("train models", total=study.REFERENCE_STEPS + learner_steps)
+        pool = study.embed_pool(learner_steps, lambda step: progress.update(training, completed=step))
+        for seed in progress.track(range(seeds), description="draw"):
             rows = torch.from_numpy(np.random.default_rng(seed).permutation(pool.size)[:super_batch])
             trials.append(study.trial(study.at(pool, rows), picks, gain, seed))
-            advance(1)
     setting = {
         "super_batch": super_batch,
         "picks": picks,

@@ -40,13 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from selector_tools.bench import loader_runs  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415 - heavy, as are the others
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from selector_tools.bench import loader_runs  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
-    with bar("icons, export, cache", None) as advance:
-        tables = loader_runs.measured(folder, a.batch, a.steps, lambda stage: advance(0, stage))
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("icons, export, cache", total=None)
+
+        def on_stage(stage: str) -> None:
+            progress.update(task, description=stage)
+
+        tables = loader_runs.measured(folder, a.batch, a.steps, on_stage)
+        progress.update(task, total=1, completed=1)
     half = tables["half"]
     return {
         **{name: half[name] for name in ("wait_share", "wait_share_without_prefetch", "scoring_over_step")},

@@ -70,17 +70,19 @@ def _measure(
     steps: tuple[int, ...], reference_steps: int, super_batch: int, super_batches: int, picks: int, seed: int
 ) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import resolution_study as study  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.demo import pool  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     torch.set_num_threads(1)
     started, machine = perf_counter(), describe("cpu")
     setting = study.Setting(steps, reference_steps, super_batch, super_batches, picks, seed)
-    with bar("train models", setting.total_steps) as advance:
-        figures = study.run(pool.load(), setting, lambda: advance(1))
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("train models", total=setting.total_steps)
+        figures = study.run(pool.load(), setting, lambda: progress.advance(task))
     return {**figures, "setting": study.described(setting), "seconds": perf_counter() - started, **machine}
 
 

@@ -37,16 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
     import torch  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_server.encoding.device import Device  # noqa: PLC0415
     from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
     from selector_tools.bench import served, towers  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine, device = describe(a.device), Device(a.device, 0)
-    with bar("export, warm up", a.repeats) as advance:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("export, warm up", total=None)
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         bundles = towers.exported(source, folder)
         samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
@@ -62,7 +64,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
                 sidecar.select(request)
             replies = []
-            advance(0, "measure")
+            progress.update(task, description="measure", total=a.repeats, completed=0)
             for _ in range(a.repeats):
                 took, reply = sidecar.select(samples.arrays)
                 seconds["sidecar"].append(took)
@@ -70,8 +72,8 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 seconds["files"].append(sidecar.select(samples.files)[0])
                 for name, (loop, size) in loops.items():
                     seconds[name].append(loop.seconds(samples.inputs, size))
-                advance(1)
-        advance(0, "towers of nearly no work")
+                progress.advance(task)
+        progress.update(task, description="towers of nearly no work", total=1, completed=0)
         trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
         overhead, overhead_stages = _overhead(trifle, folder, a.device, a.repeats)
     compiled = {"ratio_to_compiled": _ratio(seconds["compiled"], seconds["sidecar"])} if a.compiled else {}

@@ -59,33 +59,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str, Any]:
     import redis  # noqa: PLC0415 - heavy, as are the others
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
     from selector_tools.bench.learners import learner  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.demo.services import redis_server  # noqa: PLC0415
     from selector_tools.export.bundle_writer import export_learner  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
-    with bar("export", None) as advance, redis_server() as url:
+    with Progress(console=Console(stderr=True)) as progress, redis_server() as url:
+        task = progress.add_task("export", total=None)
         module, source = learner(a.params)
         bundle = export_learner(source, folder / "large").bundle.path
         flags = weights_swaps.bundles(folder, a.swap_params)
-        advance(0, "trainer")
+        progress.update(task, description="trainer")
         blocked = weights_phases.trainer_blocked(module, url)
-        advance(0, "publish to serving")
+        progress.update(task, description="publish to serving")
         phases = weights_phases.publish_to_serving(module, bundle, url, folder, a.repeats)
-        advance(0, "readers")
+        progress.update(task, description="readers")
         readers = weights_readers.measured(module, url, counts, a.repeats)
-        advance(0, "requests during swaps")
+        progress.update(task, description="requests during swaps")
         swaps = weights_swaps.during_swaps(flags, url, folder, a.swap_params, a.requests)
         soak = {}
         if a.soak:
-            advance(0, "soak")
+            progress.update(task, description="soak")
             soak = weights_swaps.soak(flags, url, folder, a.swap_params, a.soak)
         with redis.Redis.from_url(url) as client:
             server = client.info("server")
+        progress.update(task, total=1, completed=1)
     machine["versions"] |= {"redis-py": redis.__version__, server.get("server_name", "redis"): _version(server)}
     return {
         **{name: phases[name] for name in ("publish_to_serving_seconds", "over_raw")},

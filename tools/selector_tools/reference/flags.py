@@ -54,11 +54,13 @@ def encoding_checks(flags: argparse.Namespace) -> list[Check]:
 
 def device_checks(flags: argparse.Namespace) -> list[Check]:
     """Checks the values of add_device's flags."""
-    named = re.fullmatch(r"cpu|cuda(:\d+)?", flags.device) is not None
-    return [
-        (not named, "--device", flags.device, "must be cpu, cuda or cuda:N"),
-        (not 0 <= flags.threads <= 4096, "--threads", flags.threads, "must be 0 to 4096"),
-    ]
+    threads = (not 0 <= flags.threads <= 4096, "--threads", flags.threads, "must be 0 to 4096")
+    return [device_check(flags.device), threads]
+
+
+def device_check(device: str) -> Check:
+    """Checks the value of --device."""
+    return not re.fullmatch(r"cpu|cuda(:\d+)?", device), "--device", device, "must be cpu, cuda or cuda:N"
 
 
 def cache_bytes_check(flags: argparse.Namespace) -> Check:
