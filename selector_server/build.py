@@ -10,12 +10,12 @@ import torch
 
 from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
-from selector_server.encoding.cache import ReferenceCache
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
+from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.admission import Admission, MemoryGuard
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.dispatcher import Dispatcher

@@ -138,6 +138,38 @@ def test_sampling_imports_only_torch_numpy_and_the_standard_library():
     assert not foreign
 
 
+def test_serving_brings_nothing_that_only_offline_commands_need():
+    code = "import sys, selector_server.app; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    offline = {"onnx", "onnxscript", "open_clip", "timm", "transformers", "matplotlib", "rich", "selector_tools"}
+    assert not offline & set(done.stdout.split())
+
+
+# `selector serve` imports these itself, before it runs the app.
+ENTRY_POINTS = {
+    "selector_server.app",
+    "selector_server.config",
+    "selector_server.errors",
+    "selector_server.telemetry.logs",
+}
+
+
+def test_the_server_has_no_file_that_it_does_not_use_itself():
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in within(".")
+    }
+    used, todo = set(), list(ENTRY_POINTS)
+    while todo:
+        name = todo.pop()
+        # `from package import module` gives a module's name, `from module import name` one below it.
+        known = [part for part in (name, name.rpartition(".")[0]) if part in files and part not in used]
+        for module in known:
+            used.add(module)
+            todo += imports(files[module])
+    packages = {name for name, file in files.items() if file.name == "__init__.py"}
+    assert not files.keys() - used - packages
+
+
 def test_a_trainers_imports_are_light():
     imported = "selector_client, selector_client.callbacks, selector_client.flops, selector_tools.cli"
     code = f"import sys, {imported}; print(*{{name.partition('.')[0] for name in sys.modules}})"

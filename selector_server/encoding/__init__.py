@@ -1,1 +1,1 @@
-"""From candidates to embeddings: bundles, ONNX Runtime sessions, weights as graph inputs, preprocessing."""
+"""This package turns candidates into embeddings: bundles, preprocessing, towers on a device, the reference's cache."""

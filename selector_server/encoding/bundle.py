@@ -1,7 +1,7 @@
-"""A bundle: a folder with one model's towers as ONNX, its manifest and its tokenizer. Checked before it is used."""
+"""A bundle is a folder with one model's towers as ONNX, its manifest and its tokenizer. It is checked before it is
+used."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -14,7 +14,7 @@ from selector_server.sampling import MAX_LOGIT
 FORMAT = 1
 MANIFEST = "manifest.json"
 IMAGE_TOWER, TEXT_TOWER, WEIGHTS, TOKENIZER = "image.onnx", "text.onnx", "weights.safetensors", "tokenizer.json"
-# Graph names that every tower has.
+# Every tower's graph has an input PIXELS or TOKENS, and an output EMBEDDING.
 PIXELS, TOKENS, EMBEDDING = "pixels", "tokens", "selector_embedding"
 
 Size = Annotated[int, Field(gt=0, le=1 << 24)]
@@ -28,9 +28,9 @@ class _Part(BaseModel):
 
 
 class ImageInput(_Part):
-    """The image tower takes uint8 RGB (or grey) [B, height, width, channels] and normalises it itself:
-    (x / 255 - mean) / std, one value a channel. `fit` and `interpolation` say how files come to that size: `squash`
-    ignores the aspect, `crop` scales the shorter side and takes the centre."""
+    """The image tower takes uint8 RGB (or grey) [B, height, width, channels] and normalises it itself as
+    (x / 255 - mean) / std, with one value for all channels or one for each. `fit` and `interpolation` say how files
+    are brought to that size: `squash` ignores the aspect, `crop` scales the shorter side and takes the centre."""
 
     height: Size
     width: Size
@@ -51,8 +51,8 @@ class ImageInput(_Part):
 
 
 class TextInput(_Part):
-    """The text tower takes int64 [B, max_tokens], 0 <= id < vocabulary, short rows filled with pad_token. A text of
-    more tokens is cut (its last token is then `end_token`, where the model needs one) or refused."""
+    """The text tower takes int64 [B, max_tokens] with 0 <= id < vocabulary; short rows are filled with `pad_token`. A
+    text of more tokens is cut (its last token is then `end_token`, where the model needs one) or refused."""
 
     max_tokens: Size
     vocabulary: Size
@@ -68,7 +68,8 @@ class TextInput(_Part):
 
 
 class Logit(_Part):
-    """Where a learner's scale and bias come from: trainer parameters, the scale stored as its logarithm or not."""
+    """A learner's logit scale and bias come from these parameters of the trainer; the scale may be stored as its
+    logarithm."""
 
     scale_parameter: str
     scale_is_log: bool
@@ -76,9 +77,9 @@ class Logit(_Part):
 
 
 class Resize(_Part):
-    """A linear map from a trainer's parameter to the graph's at another resolution. `patch`: kernels [O, C, *size];
-    `patch-linear`: the same as a matrix [O, size x C]; both by pseudo-inverse (FlexiViT). `positions`: a table
-    [prefix + tokens, W] over a grid, whose first `prefix` rows stay as they are."""
+    """A linear map takes a trainer's parameter to the graph's at another resolution. `patch` maps kernels
+    [O, C, *size], and `patch-linear` the same as a matrix [O, size x C], both by pseudo-inverse (FlexiViT). `positions`
+    maps a table [prefix + tokens, W] over a grid, whose first `prefix` rows stay as they are."""
 
     kind: Literal["patch", "patch-linear", "positions"]
     size: Grid
@@ -89,15 +90,15 @@ class Resize(_Part):
 
 
 class Parameter(_Part):
-    """The graph input that takes a trainer's parameter, and what happens on the way."""
+    """A trainer's parameter goes to the graph input `input`, and is resized on the way if `resize` is set."""
 
     input: str
     resize: Resize | None = None
 
 
 class Manifest(_Part):
-    """`parameters` maps each trainer parameter to the graph input that takes it (learner only);
-    `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner.
+    """The content of manifest.json. `parameters` maps each parameter of the trainer to the graph input that takes it
+    (learner only); `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner.
     `patches_kept` is the share of image patches that a patch-dropping tower looks at."""
 
     format: Literal[1] = 1
@@ -115,13 +116,13 @@ class Manifest(_Part):
     logit_scale: Annotated[float, Field(gt=0, le=MAX_LOGIT, allow_inf_nan=False)] | None = None
     logit_bias: Annotated[float, Field(ge=-MAX_LOGIT, le=MAX_LOGIT, allow_inf_nan=False)] = 0.0
     parameters: dict[str, Parameter] = Field(default_factory=dict)
-    # SHA-256 of every other file, hexadecimal.
+    # The SHA-256 of every other file, hexadecimal, by the file's name.
     files: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files match their digests."""
+    """A bundle whose files match their digests. The fingerprint covers all that decides an embedding."""
 
     path: Path
     manifest: Manifest
@@ -129,17 +130,17 @@ class Bundle:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer's file, if the bundle has one."""
+        """The path of the tokenizer's file, if the bundle has one."""
         return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
 
     @property
     def tokenizer_digest(self) -> str:
-        """Its SHA-256, empty without one."""
+        """The tokenizer's SHA-256, empty without a tokenizer."""
         return self.manifest.files.get(TOKENIZER, "")
 
 
 def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
-    """Reads and verifies a bundle. Raises BundleError."""
+    """Reads and verifies the bundle in the folder `path`. Raises BundleError."""
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
@@ -167,21 +168,14 @@ def load(path: Path, role: Literal["learner", "reference"]) -> Bundle:
 
 
 def _fingerprint(manifest: Manifest) -> str:
-    """Of all that decides an embedding: the files, and how samples become their input."""
+    """Covers all that decides an embedding: the files, and how samples become their input."""
     parts = [f"{name}:{digest}" for name, digest in sorted(manifest.files.items())]
     parts += [manifest.image.model_dump_json(), manifest.text.model_dump_json()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def save(path: Path, manifest: Manifest, names: Iterable[str]) -> Bundle:
-    """Writes the manifest over files that are in place already, and loads the result."""
-    complete = manifest.model_copy(update={"files": {name: digest_of(path / name) for name in sorted(names)}})
-    (path / MANIFEST).write_text(complete.model_dump_json(indent=2))
-    return load(path, manifest.role)
-
-
 def digest_of(file: Path) -> str:
-    """SHA-256 of a file, hexadecimal. Raises BundleError if it cannot be read."""
+    """Returns the SHA-256 of a file, hexadecimal. Raises BundleError if it cannot be read."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A bounded pool of threads for work on many files, which ends soon when nobody wants it any more."""
+"""A bounded pool of threads works on many files at once, and ends soon when nobody wants the work any more."""
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -8,20 +8,20 @@ from typing import Self
 
 from selector_server.errors import Unavailable
 
-# Files that one thread works on before it looks for more.
+# A thread works on so many files before it looks for more.
 _STRIDE = 16
 
 
 class Decoder:
-    """`threads` of them, shared by all requests."""
+    """All requests share these `threads` threads. `close`, or the end of a `with` block, ends them."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
         self._closed = Event()
 
     def run(self, work: Callable[[int], None], count: int, check: Callable[[], None] = lambda: None) -> None:
-        """Calls work(0) to work(count - 1), in any order. Raises what one of them or `check` raised, which is asked
-        before each, or Unavailable if this decoder was closed meanwhile."""
+        """Calls work(0) to work(count - 1), in any order, and `check` before each. Raises what one of them raised, or
+        Unavailable if this decoder was closed meanwhile."""
 
         def stride(start: int) -> None:
             for index in range(start, min(start + _STRIDE, count)):
@@ -44,7 +44,7 @@ class Decoder:
                 job.cancel()
 
     def close(self) -> None:
-        """Ends all work within a file's time."""
+        """Ends all work within the time that one file takes."""
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,4 +1,5 @@
-"""A model of two towers, from its bundle: the learner, whose weights come and go, or the reference."""
+"""A model has two towers, which come from its bundle. It is the learner, whose weights come and go, or the
+reference."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,16 +24,17 @@ from selector_server.memory import Pool
 from selector_server.sampling import MAX_LOGIT, Embedded
 from selector_server.telemetry.encoding import EncodingMetrics
 
-# Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more than 0.999.
+# The least cosine that is accepted. Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more
+# than 0.999.
 CANARY_COSINE = 0.99
-# Times the block that it is around, a phase of this name.
+# Called with a phase's name, it returns a context that times the block inside as that phase.
 Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One immutable set: device-resident graph inputs, and the logit scale and bias that belong to them."""
+    """One immutable set of weights: graph inputs on the device, and the logit scale and bias that belong to them."""
 
     bound: Bound
     scale: float
@@ -40,7 +42,8 @@ class Weights:
 
 
 class Model:
-    """Two towers of one bundle on one device. `micro_batch` is the most samples encoded at once; see Tower."""
+    """The two towers of one bundle on one device. At most `micro_batch` samples are encoded at once; see Tower. Raises
+    BundleError if the graphs do not fit their manifest."""
 
     def __init__(
         self, bundle: Bundle, device: Device, micro_batch: int, metrics: EncodingMetrics | None = None
@@ -57,7 +60,7 @@ class Model:
         if mapped != sorted(self._inputs):
             odd = sorted(set(mapped).symmetric_difference(self._inputs))[:5] or mapped[:5]
             raise BundleError(f"{bundle.path}: parameters", odd, "must name each weight input of the graphs once")
-        # Trainer parameter -> the shape that it must have.
+        # The shape that each parameter of the trainer must have, by its name.
         self._shapes = {name: self._source_shape(name, parameter) for name, parameter in parameters.items()}
 
     def encode(
@@ -67,8 +70,9 @@ class Model:
         weights: Weights,
         check: Callable[[], None] = lambda: None,
     ) -> Embedded:
-        """uint8 [B, H, W, C] and int64 [B, T] to normalised embeddings [B, D] on the device. Raises what `check`
-        raises, which is asked before each micro-batch."""
+        """Encodes pixels uint8 [B, H, W, C] and tokens int64 [B, T] to normalised embeddings [B, D] on the device.
+        `check` is called before each micro-batch. Raises NotPossible for embeddings that are not finite, what
+        Tower.encode raises, and what `check` raises."""
         image, text = self.raw(pixels, tokens, weights, check)
         embedded = Embedded.normalise(image, text, weights.scale, weights.bias)
         if not bool(torch.isfinite(embedded.image).all() & torch.isfinite(embedded.text).all()):
@@ -83,29 +87,29 @@ class Model:
         weights: Weights,
         check: Callable[[], None] = lambda: None,
     ) -> tuple[Tensor, Tensor]:
-        """The towers' own outputs, float32 [B, D] each, neither normalised nor checked."""
+        """Returns the towers' own outputs, float32 [B, D] each, neither normalised nor checked."""
         return self._image.encode(pixels, weights.bound, check), self._text.encode(tokens, weights.bound, check)
 
     def constant_weights(self) -> Weights:
-        """What a reference encodes with: nothing to bind, scale and bias from the manifest."""
+        """Returns what a reference encodes with: there is nothing to bind; scale and bias are the manifest's."""
         manifest = self.bundle.manifest
         assert manifest.logit_scale is not None
         return Weights({}, manifest.logit_scale, manifest.logit_bias)
 
     def bundled_weights(self) -> Weights:
-        """The weights that a learner's bundle was exported with."""
+        """Returns the weights that a learner's bundle was exported with. Raises BundleError."""
         try:
             return self.bind(safetensors.decode(memoryview((self.bundle.path / WEIGHTS).read_bytes())))
         except (LayoutError, NotPossible, ValueError) as error:
             raise BundleError("weights", self.bundle.path / WEIGHTS, str(error)) from error
 
     def bind(self, tensors: Mapping[str, TensorView], timed: Timed = lambda _: nullcontext()) -> Weights:
-        """A new set from the trainer's tensors, by their state_dict names. The old set is not touched. `timed` is told
-        the phases upload, probe and canary.
+        """Makes a new set of the trainer's tensors, by their state_dict names. No other set is touched. `timed` is
+        told the phases upload, probe and canary.
 
         Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
         encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
-        are not encoded as the trainer did. Tensors the graphs do not use are ignored.
+        are not encoded as the trainer encoded them. Tensors that the graphs do not use are ignored.
         """
         with timed("upload"):
             weights = self._uploaded(tensors)
@@ -185,7 +189,7 @@ def _canary_part(view: TensorView | None, name: str, dtype: str, shape: tuple[in
 
 
 def _checked(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...]) -> TensorView:
-    """The tensor of this name and shape. Raises NotPossible."""
+    """Returns the tensor of this name if it has this shape. Raises NotPossible."""
     view = tensors.get(name)
     if view is None:
         raise NotPossible(f"parameter {name}", "missing", f"the learner needs it with shape {list(shape)}")
@@ -199,9 +203,9 @@ def _checked(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...
 def _cast(
     views: Mapping[str, TensorView], block: NDArray[np.float32], parts: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """All tensors as float32 into their parts of `block`, and a look at whether they are finite. In two large steps
-    outside the interpreter's lock, for which the threads that serve requests would have to wait each time. Raises
-    NotPossible."""
+    """Writes all tensors as float32 into their parts of `block`, and checks that they are finite. It does so in two
+    large steps outside the interpreter's lock: the threads that serve requests would have to wait for each of many
+    small ones. Raises NotPossible."""
     # torch takes writable memory only.
     raw = {name: np.require(np.frombuffer(view.data, np.uint8), requirements="W") for name, view in views.items()}
     values = [torch.from_numpy(raw[name]).view(_TORCH[view.dtype]) for name, view in views.items()]
@@ -212,7 +216,7 @@ def _cast(
 
 
 def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:
-    """The multiplier and bias that these parameters hold. Raises NotPossible."""
+    """Returns the logit scale and bias that these parameters hold. Raises NotPossible."""
     stored = _scalar(logit.scale_parameter, tensors)
     scale = math.exp(min(stored, 700.0)) if logit.scale_is_log else stored
     if not 0 < scale <= MAX_LOGIT:

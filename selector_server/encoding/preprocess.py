@@ -1,4 +1,4 @@
-"""From files and strings to what one model's towers take. Every size is checked before the work that it costs."""
+"""Turns files and strings into what one model's towers take. Every size is checked before the work that it costs."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,13 @@ from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, N
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Of the texts that are tokenised at once.
+# At most about so many characters of text are tokenised at once.
 _TEXTS_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`image_pixels` of one file before it is resized; `decoded_bytes` of all files of a request after."""
+    """One file may have `image_pixels` before it is resized; all files of a request may have `decoded_bytes` after."""
 
     image_pixels: int
     decoded_bytes: int
@@ -31,8 +31,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Fits raw samples to one model's input; `tokenizer` may be missing, then texts must come as tokens. Files are
-    decoded by `decoder`."""
+    """Fits raw samples to one model's input. Without a tokenizer, texts must come as tokens. `decoder` decodes the
+    files."""
 
     image: ImageInput
     text: TextInput
@@ -43,23 +43,23 @@ class Preprocessor:
 
     @classmethod
     def of(cls, bundle: Bundle, limits: Limits, decoder: Decoder) -> "Preprocessor":
-        """For the model of this bundle. Raises BundleError."""
+        """Makes the preprocessor of this bundle's model. Raises BundleError."""
         manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.tokenizer)
         return cls(manifest.image, manifest.text, tokenizer, bundle.tokenizer_digest, limits, decoder)
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample as the model takes it."""
+        """The bytes of one sample as the model takes it."""
         return self.image.height * self.image.width * self.image.channels + 8 * self.text.max_tokens
 
     def same_input(self, other: "Preprocessor") -> bool:
-        """Whether both models take the same arrays; their normalisation happens in the graphs."""
+        """Tells whether both models take the same arrays; their normalisation happens in the graphs."""
         neutral = {"mean": (0.0,), "std": (1.0,)}
         mine, theirs = (p.image.model_copy(update=neutral) for p in (self, other))
         return mine == theirs and self.text == other.text and self.tokenizer_digest == other.tokenizer_digest
 
     def same_tokens(self, other: "Preprocessor") -> bool:
-        """Whether one id means the same to both models, as far as their bundles tell."""
+        """Tells whether one token id means the same to both models, as far as their bundles say."""
         digests = {self.tokenizer_digest, other.tokenizer_digest} - {""}
         special = {(p.text.pad_token, p.text.end_token) for p in (self, other)}
         return len(digests) < 2 and len(special) == 1
@@ -67,8 +67,9 @@ class Preprocessor:
     def pixels(
         self, images: NDArray[np.uint8] | Sequence[bytes], check: Callable[[], None] = lambda: None
     ) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, C] of the model's size as it is; JPEG, PNG or WebP files decoded and resized to it. Raises
-        what `check` raises, which is asked before each file."""
+        """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, JPEG, PNG or WebP files
+        decoded and resized. `check` is called before each file. Raises InvalidRequest, LimitExceeded, and what `check`
+        raises."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
@@ -91,8 +92,8 @@ class Preprocessor:
     def tokens(
         self, texts: NDArray[np.integer[Any]] | Sequence[bytes], check: Callable[[], None] = lambda: None
     ) -> NDArray[np.int64]:
-        """Token ids [B, T <= max_tokens], or UTF-8 texts, to int64 [B, max_tokens] filled with pad_token. Raises what
-        `check` raises, which is asked before each few texts."""
+        """Returns int64 [B, max_tokens], filled with pad_token, of token ids [B, T <= max_tokens] or of UTF-8 texts.
+        `check` is called before each few texts. Raises InvalidRequest, NotPossible, and what `check` raises."""
         return self._pad(texts) if isinstance(texts, np.ndarray) else self._tokenise(texts, check)
 
     def _pad(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -128,7 +129,8 @@ class Preprocessor:
         return out
 
     def _ids(self, strings: Sequence[str], check: Callable[[], None]) -> Iterator[list[int]]:
-        """Token ids of each text. A few texts at a time: what the library keeps of them is many times their size."""
+        """Yields the token ids of each text. It takes a few texts at a time, because what the library keeps of them is
+        many times their size."""
         assert self.tokenizer is not None
         start = 0
         while start < len(strings):
@@ -150,7 +152,7 @@ class Preprocessor:
         field = f"samples.encoded_images[{index}]"
         try:
             with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-                # The header alone is read so far: a decompression bomb is refused before it unfolds.
+                # Only the header is read so far, so that a decompression bomb is refused before it unfolds.
                 if image.width * image.height > self.limits.image_pixels:
                     size = f"{image.height} x {image.width} pixels"
                     raise LimitExceeded(field, size, f"at most {self.limits.image_pixels} pixels")
@@ -169,7 +171,7 @@ class Preprocessor:
             raise InvalidRequest(field, f"{len(file)} bytes", limit) from error
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
-        """To the model's size, as torchvision's Resize and CenterCrop come to it."""
+        """Brings an image to the model's size, as torchvision's Resize and CenterCrop do."""
         wide, high = self.image.width, self.image.height
         size = across, down = self._scaled(*image.size)
         left, top = round((across - wide) / 2), round((down - high) / 2)
@@ -179,7 +181,7 @@ class Preprocessor:
         return pixels.reshape(high, wide, self.image.channels)
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height before the centre is cropped out."""
+        """Returns width and height before the centre is cropped out."""
         wide, high = self.image.width, self.image.height
         if self.image.fit == "squash":
             return wide, high
@@ -189,7 +191,8 @@ class Preprocessor:
 
 
 def load_tokenizer(file: Path | None) -> Tokenizer | None:
-    """Reads a tokenizer.json; padding and truncation are ours. Raises BundleError."""
+    """Reads a tokenizer.json, and turns off its own padding and truncation, which Preprocessor does. Raises
+    BundleError."""
     if file is None:
         return None
     try:
@@ -204,5 +207,6 @@ def load_tokenizer(file: Path | None) -> Tokenizer | None:
 
 
 def _of_tokenizers(error: BaseException) -> bool:
-    """The library raises plain Exception; and its panics, which are Rust's, are none."""
+    """Tells whether the tokenizers library raised this: it raises plain Exception, and its panics, which are Rust's,
+    are not even that."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

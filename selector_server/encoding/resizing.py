@@ -1,7 +1,8 @@
-"""Applies a bundle's resizes: a trainer's full-resolution parameters to the shapes that a low-resolution graph takes.
+"""Applies a bundle's resizes: they bring a trainer's full-resolution parameters to the shapes that a low-resolution
+graph takes.
 
-Linear maps (FlexiViT; JEST section 3.4, "Flexi-JEST"), so they cost one product per version of the weights, and the
-trainer publishes its state_dict as it is.
+The maps are linear (FlexiViT; JEST section 3.4, "Flexi-JEST"), so that they cost one product for each version of the
+weights, and the trainer publishes its state_dict as it is.
 """
 
 import torch
@@ -12,7 +13,8 @@ from selector_server.encoding.bundle import Resize
 
 
 def source_shape(resize: Resize, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the trainer's parameter, given the graph input's. Raises ValueError if that does not fit the map."""
+    """Returns the shape of the trainer's parameter, given the graph input's. Raises ValueError if that shape does not
+    fit the map."""
     (high, wide), (to_high, to_wide) = resize.size, resize.to
     match resize.kind:
         case "patch":
@@ -30,7 +32,8 @@ def source_shape(resize: Resize, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def resized(resize: Resize, value: Tensor) -> Tensor:
-    """The parameter at the graph's resolution, float32; `value` float of `source_shape`."""
+    """Returns the parameter at the graph's resolution, float32. `value` is a float tensor of the shape `source_shape`
+    tells."""
     value = value.to(torch.float64)
     to = resize.to
     if resize.kind == "positions":

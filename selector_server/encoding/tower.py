@@ -1,4 +1,4 @@
-"""One ONNX graph on one device, run in micro-batches; its weights may be graph inputs."""
+"""A tower is one ONNX graph on one device. It is run in micro-batches, and its weights may be graph inputs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,17 +14,18 @@ from selector_server.encoding.micro_batch import MicroBatch
 from selector_server.errors import BundleError, NotPossible
 from selector_server.telemetry.encoding import EncodingMetrics
 
-Bound = Mapping[str, Tensor]  # graph input -> contiguous tensor on the tower's device
+Bound = Mapping[str, Tensor]  # from a graph input's name to a contiguous tensor on the tower's device
 
-# Types of weight inputs, as ONNX Runtime names them.
+# The types that weight inputs may have, as ONNX Runtime names them.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 
 
 class Tower:
-    """Encodes [n, …] inputs to float32 [n, width] embeddings on the device.
+    """Encodes inputs [n, …] to embeddings, float32 [n, width] on the device. The graph's input for samples is called
+    `data`. Raises BundleError for a graph that does not fit.
 
-    `weights` names each weight input with its shape and type. `metrics` counts micro-batches, and those that had to be
-    halved.
+    The attribute `weights` has each weight input's shape and type by its name. `metrics` counts micro-batches, and
+    those that had to be halved.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class Tower:
         self.providers: list[str] = self._session.get_providers()
 
     def encode(self, batch: NDArray[Any], weights: Bound, check: Callable[[], None] = lambda: None) -> Tensor:
-        """`weights` holds at least this tower's weight inputs; each run binds exactly that set. Embeddings stay on the
-        device. A micro-batch that does not fit is halved and tried again. Raises NotPossible if one sample alone does
-        not fit, and what `check` raises, which is asked before each micro-batch."""
+        """Encodes a batch with `weights`, which holds at least this tower's weight inputs; each run binds exactly that
+        set. A micro-batch that does not fit into memory is halved and tried again. `check` is called before each
+        micro-batch. Raises NotPossible if one sample alone does not fit, and what `check` raises."""
         out = torch.empty((len(batch), self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
         start, upload = 0, None

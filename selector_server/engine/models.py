@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selector_server.encoding.cache import ReferenceCache
 from selector_server.encoding.model import Model, Weights
+from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.request import Request
 from selector_server.engine.task import ServedWeights, Task
 from selector_server.errors import NotPossible, StaleWeights

@@ -10,7 +10,7 @@ from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
-from selector_server.encoding.cache import integer_key, string_key
+from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
 from selector_server.engine.candidates.losses import Losses

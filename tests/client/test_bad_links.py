@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selector
+from selector_tools.export.bundle_writer import export_learner, export_reference
 from support.model import TEXT, TwoTower, samples, source
 from support.processes import eventually, free_port
 from support.proxy import Proxy
 from torch.utils.data import DataLoader, Dataset
-
-from selector_server.encoding.export import export_learner, export_reference
 
 # 1.6 MB in all, two messages of a stream.
 LEARNER, REFERENCE = np.random.default_rng(0).random((2, 200_000), dtype=np.float32)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from selector_tools.export.bundle_writer import export_learner, export_reference
 from support.model import TwoTower, samples, source
 
 from selector_server.encoding.bundle import load
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import export_learner, export_reference
 from selector_server.encoding.model import Model
 
 pytestmark = [

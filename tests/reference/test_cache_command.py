@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from selector_tools import cli
 from selector_tools.embedding import embedder
+from selector_tools.export.bundle_writer import export_reference
 from selector_tools.pools.opening import open_pool
 from support.model import TwoTower, embed, samples, source
 from support.pools import arrays, png, shard, text, write_tar
 
-from selector_server.encoding.cache import ReferenceCache
-from selector_server.encoding.export import export_reference
+from selector_server.encoding.reference_cache import ReferenceCache
 
 
 def selector(capsys, *command):

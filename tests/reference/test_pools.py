@@ -9,7 +9,7 @@ from selector_tools.pools.webdataset import MAX_MEMBER_BYTES
 from support.model import samples
 from support.pools import arrays, png, shard, text, write_tar
 
-from selector_server.encoding.cache import integer_key, string_key
+from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.errors import SetupError
 
 IMAGE = png(np.zeros((8, 8, 3), np.uint8))

@@ -7,12 +7,12 @@ import onnx
 import pytest
 import torch
 from selector_tools import cli
+from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.reference.int8 import own_scores, quantise_reference
 from support.model import TwoTower, samples, source, write_tokenizer
 from support.pools import arrays
 
 from selector_server.encoding import bundle
-from selector_server.encoding.export import export_learner, export_reference
-from selector_server.encoding.quantise import own_scores, quantise_reference
 from selector_server.errors import BundleError
 
 

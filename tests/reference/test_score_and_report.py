@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from selector_tools import cli
-from selector_tools.reference.separation import Separation, auc, losses, separate
+from selector_tools.export.bundle_writer import export_reference
+from selector_tools.reference.rank_statistics import auc, average_ranks, rank_correlation
+from selector_tools.reference.separation import Separation, losses, separate
 from support.model import TEXT, TOKENS, WIDTH, WORDS, TwoTower, embed, samples, source, write_tokenizer
 from support.pools import arrays, shard
 
-from selector_server.encoding.export import export_reference
-from selector_server.encoding.ranks import average_ranks, rank_correlation
 from selector_server.sampling import Embedded
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.model import POLICIES, plan
 
-from selector_server.encoding.cache import Found
+from selector_server.encoding.reference_cache import Found
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
 from selector_server.engine.candidates.preparation import ModelInput
 from selector_server.engine.candidates.samples import PreparedSamples

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from selector_client import Selector
 from selector_proto.v1 import selector_pb2 as pb
+from selector_tools.export.bundle_writer import export_learner, export_reference
 from support.model import POLICIES, TOKENS, TwoTower, embed, plan, samples, source
 from support.processes import eventually
 from support.wire import Request, error_info, raw, some_losses
 
-from selector_server.encoding.cache import stat
-from selector_server.encoding.export import export_learner, export_reference
+from selector_server.encoding.reference_cache import stat
 from selector_server.sampling import Criterion, Embedded, Loss, PairScores
 
 PIXELS, IDS = samples(40)

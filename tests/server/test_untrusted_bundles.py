@@ -9,10 +9,10 @@ import onnx
 import pytest
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
+from selector_tools.export.bundle_writer import export_reference
 from support.model import TwoTower, source
 
 from selector_server.encoding import bundle
-from selector_server.encoding.export import export_reference
 
 
 def copy_of(source: Path, target: Path, **changed) -> Path:

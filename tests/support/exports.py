@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from selector_tools.cli import main
+from selector_tools.export.bundle_writer import tensor_views
 
 from selector_server.encoding.bundle import load
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import tensor_views
 from selector_server.encoding.model import Model
 
 COUNT = 5

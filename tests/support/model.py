@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.export.torch_model import TorchModel
 from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.export import export_learner, export_reference
-from selector_server.encoding.source import Source
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes, load_policies
 
 POLICIES = load_policies()
@@ -41,9 +41,9 @@ class TwoTower(nn.Module):
         return self.text(self.words(tokens).mean(dim=1))
 
 
-def source(name, module, tokenizer=None, **more) -> Source:
+def source(name, module, tokenizer=None, **more) -> TorchModel:
     settings = {"image": IMAGE, "text": TEXT, "logit": LOGIT, "tokenizer": tokenizer} | more
-    return Source(name=name, module=module, **settings)
+    return TorchModel(name=name, module=module, **settings)
 
 
 class Models:

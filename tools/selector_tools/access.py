@@ -1,4 +1,4 @@
-"""Flags of the verbs that ask a running sidecar: how it is reached."""
+"""The flags by which the verbs that ask a running sidecar are told how to reach it."""
 
 import argparse
 from typing import Any
@@ -25,11 +25,11 @@ def add_flags(parser: Any) -> None:
 
 
 def access_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say, as keyword arguments of Selector and Access.of."""
+    """Returns what the flags say, as keyword arguments of Selector and Access.of."""
     names = (*_FILES, "tls", "server_name", "plaintext_token")
     return {name: getattr(arguments, name) for name in names}
 
 
 def access_of(arguments: argparse.Namespace) -> Access:
-    """Raises ValueError."""
+    """Returns the access that the flags describe. Raises ValueError."""
     return Access.of(arguments.address, **access_flags(arguments))

@@ -1,4 +1,4 @@
-"""`selector cache`: fills the reference cache before a training run, and tells what is in one."""
+"""`selector cache` fills the reference cache before a training run, and tells what is in one."""
 
 import argparse
 import json
@@ -42,26 +42,21 @@ def _fill(flags: argparse.Namespace) -> None:
     from selector_server.errors import SetupError  # noqa: PLC0415 - not on a trainer, as all that follows
     from selector_tools.embedding import embedder  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
+    from selector_tools.progress import pace  # noqa: PLC0415
 
     pool, began = open_pool(flags.pool), perf_counter()
     fresh = known = 0
     with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
-        with bar("embed", pool.size) as advance:
-            for seen in reference.run(pool, flags.pool, flags.batch):
-                if not seen.kept:
-                    problem = "" if reference.cache is None else reference.cache.problem
-                    raise SetupError("--cache", flags.cache, f"takes no more after {fresh} new samples: {problem}")
-                fresh += seen.fresh
-                known += len(seen.batch) - seen.fresh
-                advance(len(seen.batch))
+        for seen in reference.run(pool, flags.pool, flags.batch):
+            if not seen.kept:
+                problem = "" if reference.cache is None else reference.cache.problem
+                raise SetupError("--cache", flags.cache, f"takes no more after {fresh} new samples: {problem}")
+            fresh += seen.fresh
+            known += len(seen.batch) - seen.fresh
         skipped = reference.skipped
-    seconds = perf_counter() - began
+    took = pace(fresh + known, perf_counter() - began)
     shared.tell_skipped(FILL, skipped)
-    print(
-        f"encoded {fresh:,}, known {known:,}, skipped {skipped.count:,} of {skipped.seen:,} "
-        f"in {seconds:.1f} s ({(fresh + known) / seconds:,.0f} samples/s)"
-    )
+    print(f"encoded {fresh:,}, known {known:,}, skipped {skipped.count:,} of {skipped.seen:,} {took}")
 
 
 def run_stat(flags: argparse.Namespace) -> int:
@@ -69,7 +64,7 @@ def run_stat(flags: argparse.Namespace) -> int:
 
 
 def _stat(folder: Path, as_json: bool) -> None:
-    from selector_server.encoding.cache import stat  # noqa: PLC0415 - not on a trainer
+    from selector_server.encoding.reference_cache import stat  # noqa: PLC0415 - not on a trainer
 
     found = stat(folder)
     if as_json:

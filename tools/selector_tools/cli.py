@@ -1,4 +1,4 @@
-"""The `selector` command. Each verb imports what it needs when it runs: a trainer's light install has it too."""
+"""The `selector` command. Each verb imports what it needs when it runs: a trainer's light install has the verbs too."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from selector_tools.reference import command as reference
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Mistakes on the command line print one line and exit 2."""
+    """A parser that answers a mistake on the command line with one line and exit 2."""
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -1,30 +1,26 @@
-"""A pool through a reference, batch by batch, with a cache or without: what `cache fill` and `reference` share."""
+"""Takes a pool through a reference, batch by batch, with a cache or without: `cache fill` and `reference` share it."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from selector_client.ahead import ahead
 
 from selector_server.encoding import bundle as bundles
-from selector_server.encoding.cache import Found, ReferenceCache
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
 from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
 from selector_server.encoding.preprocess import Limits, Preprocessor
+from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
 from selector_tools.pools.pool import Batch, Pool
 from selector_tools.pools.reading import MAX_DECODED_BYTES, MAX_IMAGE_PIXELS, Inputs, Skipped, read_batch
-
-T = TypeVar("T")
+from selector_tools.progress import bar
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Prepared:
+    """The readable pairs of a batch, what the cache knows of them, and what must be encoded."""
+
     batch: Batch
     found: Found | None
     unknown: Inputs
@@ -47,24 +45,29 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A reference, what it takes, and what it has embedded before."""
+    """A reference, the preprocessor of its inputs, and perhaps a cache of what it has embedded before. `skipped` counts
+    what could not be read."""
 
     model: Model
     preprocessor: Preprocessor
     cache: ReferenceCache | None
     skipped: Skipped = field(default_factory=Skipped)
 
-    def run(self, pool: Pool, place: str, size: int) -> Iterator[Seen]:
-        """All pairs of `pool`, which came from `place`, `size` at a time; the next ones are read meanwhile. Raises
-        SelectorError."""
-        for prepared in _ahead(self._prepare(batch) for batch in pool.batches(size)):
-            if len(prepared.batch):
-                yield self._embed(prepared)
+    def run(self, pool: Pool, place: str, size: int, what: str = "embed", most: int | None = None) -> Iterator[Seen]:
+        """Yields the pairs of `pool`, which came from `place`, `size` at a time, and reads the next ones meanwhile. It
+        stops after the batch that completes `most` pairs, if that is given. A bar called `what` shows how far it is.
+        Raises SelectorError."""
+        total, done = pool.size if most is None or pool.size is None else min(pool.size, most), 0
+        read = closing(ahead((self._prepare(batch) for batch in pool.batches(size)), 1))
+        with bar(what, total) as advance, read as batches:
+            for prepared in batches:
+                if len(prepared.batch):
+                    yield self._embed(prepared)
+                    advance(len(prepared.batch))
+                    done += len(prepared.batch)
+                if most is not None and done >= most:
+                    return
         self.skipped.check(place)
-
-    def encode(self, inputs: Inputs) -> Embedded:
-        """Embeddings of n samples, rows of length one."""
-        return self.model.encode(inputs.pixels, inputs.tokens, self.model.constant_weights())
 
     def _prepare(self, batch: Batch) -> _Prepared:
         self.skipped.seen += len(batch)
@@ -79,27 +82,23 @@ class Embedder:
         return _Prepared(batch.at(np.flatnonzero(readable)), found, inputs)
 
     def _embed(self, prepared: _Prepared) -> Seen:
-        unknown, found, kept = prepared.unknown, prepared.found, True
-        fresh = self.encode(unknown) if len(unknown.batch) else None
-        if found is None:
+        batch, unknown, weights = prepared.batch, prepared.unknown, self.model.constant_weights()
+        count = len(unknown.batch)
+        fresh = self.model.encode(unknown.pixels, unknown.tokens, weights) if count else None
+        if self.cache is None or prepared.found is None:
             assert fresh is not None
-            embedded = Embedded(fresh.image.cpu(), fresh.text.cpu(), fresh.scale, fresh.bias)
-            return Seen(prepared.batch, embedded, len(embedded), kept)
-        weights, known = self.model.constant_weights(), torch.from_numpy(found.known)
-        image, text = (_merged(known, part) for part in (found.image, found.text))
-        if fresh is not None:
-            assert self.cache is not None
-            image[~known], text[~known] = fresh.image.cpu().half(), fresh.text.cpu().half()
-            kept = self.cache.put(unknown.batch.keys, image[~known].numpy(), text[~known].numpy())
-        embedded = Embedded(image.float(), text.float(), weights.scale, weights.bias)
-        return Seen(prepared.batch, embedded, len(unknown.batch), kept)
+            return Seen(batch, Embedded(fresh.image.cpu(), fresh.text.cpu(), fresh.scale, fresh.bias), count, kept=True)
+        scale, bias, cpu = weights.scale, weights.bias, torch.device("cpu")
+        embedded, kept = self.cache.merge(batch.keys, prepared.found, fresh, scale, bias, cpu, wait=True)
+        return Seen(batch, embedded, count, kept)
 
 
 @contextmanager
 def embedder(
     reference: Path, device: str, threads: int, cache: Path | None = None, cache_bytes: int = 0
 ) -> Iterator[Embedder]:
-    """The reference's bundle on `device`, with the cache in the folder `cache`. Raises SetupError."""
+    """Yields the reference of a bundle on `device`, with the cache in the folder `cache`; `threads` is 0 for all
+    processors. Raises SetupError."""
     threads = threads or usable_cpus()
     torch.set_num_threads(threads)
     with ExitStack() as stack:
@@ -114,20 +113,3 @@ def embedder(
             store = ReferenceCache(cache, manifest.name, bundle.fingerprint, manifest.width, cache_bytes)
             stack.callback(store.close)
         yield Embedder(model, preprocessor, store)
-
-
-def _merged(known: Tensor, part: NDArray[np.float16]) -> Tensor:
-    """float16 [B, D] with `part` where `known`."""
-    rows = torch.empty((len(known), part.shape[1]), dtype=torch.float16)
-    rows[known] = torch.from_numpy(part)
-    return rows
-
-
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; the next one is made on a thread while one is used."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as executor:
-        job = executor.submit(next, iterator, None)
-        while (item := job.result()) is not None:
-            job = executor.submit(next, iterator, None)
-            yield item

@@ -1,4 +1,4 @@
-"""`selector health`: whether a sidecar serves. What an image's or a process manager's health check calls."""
+"""`selector health` tells whether a sidecar serves; the health check of an image or of a process manager calls it."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from selector_tools.mistakes import any_mistake, seconds
 
 READY = "selector.v1.SelectorService"
 ADDRESS, ADDRESS_FORM = "localhost:50051", "must be host:port or unix:/path"
-# Settings of `selector serve` that say where health is answered, in the order in which they count.
+# These settings of `selector serve` say where health is answered, in the order in which they count.
 SETTINGS = ("SELECTOR_HEALTH_LISTEN", "SELECTOR_LISTEN")
 
 
@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_address(environment: Mapping[str, str]) -> str:
-    """That of the sidecar which has this environment. One that listens on 0.0.0.0 or [::] is reached there too."""
+    """Returns the address of the sidecar that has this environment. One that listens on 0.0.0.0 or [::] is reached at
+    that address too."""
     return next((environment[name] for name in SETTINGS if environment.get(name)), ADDRESS)
 
 

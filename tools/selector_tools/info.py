@@ -1,4 +1,4 @@
-"""`selector info`: what a running sidecar is, and which weights it serves."""
+"""`selector info` tells what a running sidecar is, and which weights it serves."""
 
 import argparse
 import sys

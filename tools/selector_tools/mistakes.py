@@ -1,12 +1,15 @@
-"""Mistakes on a command line that the values show: one line each, then exit 2."""
+"""What is wrong with a command line or with what it names: one line for people, then exit 2."""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable
 
+# Whether a value is wrong, its flag, the value, and the limit that it breaks.
+Check = tuple[bool, str, object, str]
 
-def any_mistake(command: str, checks: Iterable[tuple[bool, str, object, str]]) -> bool:
-    """Prints the first check (wrong, flag, value, limit) that is wrong, as "command: flag is value; limit"."""
+
+def any_mistake(command: str, checks: Iterable[Check]) -> bool:
+    """Prints the first check whose value is wrong, as "command: flag is value; limit". Returns whether there is one."""
     for wrong, flag, value, limit in checks:
         if wrong:
             print(f"{command}: {flag} is {value}; {limit}", file=sys.stderr)
@@ -15,7 +18,7 @@ def any_mistake(command: str, checks: Iterable[tuple[bool, str, object, str]]) -
 
 
 def exit_status(command: str, work: Callable[[], None]) -> int:
-    """Of `work`: 0, or 2 after the one line that says what is wrong with its inputs."""
+    """Does the work and returns 0, or 2 after printing the one line that says what is wrong with its inputs."""
     from selector_server.errors import SelectorError  # noqa: PLC0415 - not installed on a trainer
 
     try:
@@ -26,8 +29,17 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
     return 0
 
 
+def first_line(error: BaseException, *, kind: bool = False) -> str:
+    """Returns the first line of what a library says, or the error's type if it says nothing. With `kind`, the type
+    stands before it."""
+    name, text = type(error).__name__, str(error).strip()
+    if kind:
+        return f"{name}: {(text or 'no message').splitlines()[0]}"
+    return (text or name).splitlines()[0]
+
+
 def seconds(text: str) -> float:
-    """The value of a flag that says how long to wait. Raises ArgumentTypeError."""
+    """Reads the value of a flag that says how long to wait. Raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A bar on the terminal while something takes long; in a log or a pipe, nothing."""
+"""How far something is that takes long: a bar on the terminal, nothing in a log or a pipe; and how fast it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """`more` of the total is done; `now` is under way."""
+    """Says that `more` of the total is done, and that `now` is under way; by default it is what was before."""
 
-    def __call__(self, more: int, now: str = ...) -> None: ...
+    def __call__(self, more: int, now: str | None = ...) -> None: ...
 
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Advance]:
-    """`total` is None where nobody knows it yet."""
+    """Shows a bar for `what`; `total` is None where nobody knows it yet."""
     from rich.console import Console  # noqa: PLC0415 - not installed on a trainer
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
@@ -22,7 +22,12 @@ def bar(what: str, total: int | None) -> Iterator[Advance]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
 
-        def advance(more: int, now: str = what) -> None:
+        def advance(more: int, now: str | None = None) -> None:
             progress.update(task, advance=more, description=now)
 
         yield advance
+
+
+def pace(samples: int, seconds: float) -> str:
+    """Says how long `samples` samples took, and how many that is in a second."""
+    return f"in {seconds:.1f} s ({samples / seconds:,.0f} samples/s)"

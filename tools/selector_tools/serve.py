@@ -1,4 +1,4 @@
-"""`selector serve`: flags, environment and file to a configuration, then the server."""
+"""`selector serve` makes a configuration of flags, environment and file, and runs the server with it."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Until the app drains on SIGTERM: a container's first process has no default action for it.
+    # This ends the process until the app handles SIGTERM: a container's first process has no default action for it.
     previous = signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     try:
         return _serve(arguments)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.cache import Found, ReferenceCache
 from selector_server.encoding.preprocess import Preprocessor
+from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.engine.request import Request
 from selector_server.errors import InvalidRequest, NotPossible
 

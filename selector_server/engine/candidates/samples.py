@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from selector_server.encoding.cache import Found
+from selector_server.encoding.reference_cache import Found
 from selector_server.engine.candidates.preparation import Images, ModelInput, Preparation, Texts
 from selector_server.engine.models import Models
 from selector_server.engine.request import Request
@@ -119,18 +118,10 @@ class PreparedSamples:
         if (found := self.found) is None:
             assert fresh is not None
             return fresh
+        assert models.cache is not None
         with request.timed("cache"):
-            shape = (len(self.ids), models.reference.bundle.manifest.width)
-            image, text = (torch.empty(shape, dtype=torch.float16, device=models.device) for _ in range(2))
-            known = torch.from_numpy(found.known)
-            image[known], text[known] = (torch.from_numpy(part).to(models.device) for part in (found.image, found.text))
-            if fresh is not None:
-                # Rounded as if they came from the cache: the first epoch picks as the second one would.
-                image[~known], text[~known] = fresh.image.half(), fresh.text.half()
-                assert models.cache is not None
-                new = [key for key, hit in zip(self.ids, found.known, strict=True) if not hit]
-                models.cache.put_soon(new, image[~known].cpu().numpy(), text[~known].cpu().numpy())
-            return Embedded(image.float(), text.float(), weights.scale, weights.bias)
+            embedded, _ = models.cache.merge(self.ids, found, fresh, weights.scale, weights.bias, models.device)
+        return embedded
 
 
 def _joined(inputs: Sequence[ModelInput | None]) -> ModelInput | None:

@@ -94,7 +94,7 @@ def _write_seconds(folder: Path, candidates: int, reference: Any) -> float:
 
     import numpy as np  # noqa: PLC0415
 
-    from selector_server.encoding.cache import ReferenceCache  # noqa: PLC0415
+    from selector_server.encoding.reference_cache import ReferenceCache  # noqa: PLC0415
 
     width, rng = reference.manifest.width, np.random.default_rng(0)
     image, text = (rng.standard_normal((candidates, width)).astype(np.float16) for _ in range(2))

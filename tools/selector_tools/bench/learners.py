@@ -7,7 +7,7 @@ from selector_client import Canary
 from torch import Tensor, nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
+from selector_tools.export.torch_model import TorchModel
 
 SIDE, WORDS, EMBEDDING = 16, 1000, 64
 DEPTH = 12
@@ -52,11 +52,11 @@ class Learner(nn.Module):
         return self.text(self.words(tokens).mean(dim=1))  # type: ignore[no-any-return]
 
 
-def learner(parameters: float) -> tuple[Learner, Source]:
+def learner(parameters: float) -> tuple[Learner, TorchModel]:
     """A learner and what its bundle is exported from; they share their weights."""
     module = Learner(parameters).requires_grad_(False)
     logit = Logit(scale_parameter="logit_scale", scale_is_log=True)
-    return module, Source(name="layers", module=module, image=IMAGE, text=TEXT, logit=logit)
+    return module, TorchModel(name="layers", module=module, image=IMAGE, text=TEXT, logit=logit)
 
 
 def canary(module: Learner, samples: int) -> Canary:

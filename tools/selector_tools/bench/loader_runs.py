@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from selector_client import SelectingLoader, Selector, WeightPublisher
 
-from selector_server.encoding.export import export_learner, export_reference
 from selector_tools.bench import pinning
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, make_tokenizer
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.services import redis_server, sidecar_process
 from selector_tools.demo.source import source
+from selector_tools.export.bundle_writer import export_learner, export_reference
 
 CHUNKS = 16
 PUBLISH_EVERY = 10

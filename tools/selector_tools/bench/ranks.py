@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selector_server.encoding.ranks import rank_correlation
 from selector_server.sampling import PairScores, Plan
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.running import Chunk
+from selector_tools.reference.rank_statistics import rank_correlation
 
 
 def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]:

@@ -25,9 +25,9 @@ from selector_server.encoding.bundle import (
     TextInput,
 )
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import export_learner, export_reference
 from selector_server.encoding.model import Model
-from selector_server.encoding.source import Source
+from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.export.torch_model import TorchModel
 
 MICRO_BATCHES = (8, 16, 32, 64, 128)
 
@@ -40,7 +40,7 @@ class Bundles:
     reference: Bundle
 
 
-def exported(source: Source, folder: Path) -> Bundles:
+def exported(source: TorchModel, folder: Path) -> Bundles:
     """Learner and reference of the same architecture, resolution and weights, for those do not matter here."""
     learner = export_learner(source, folder / "learner").bundle
     return Bundles(learner, export_reference(source, folder / "reference").bundle)
@@ -63,9 +63,9 @@ class Trifle(nn.Module):
         return self.words(tokens).mean(dim=1)  # type: ignore[no-any-return]
 
 
-def trifle(image: ImageInput, max_tokens: int) -> Source:
+def trifle(image: ImageInput, max_tokens: int) -> TorchModel:
     """As a source, for samples of the same size as the model that is measured."""
-    return Source(
+    return TorchModel(
         name="trifle",
         module=Trifle(),
         image=image,
@@ -96,7 +96,7 @@ def bare(device: Device, *bundles: Bundle) -> Loop:
     return Loop([tower for bundle in bundles for tower in _bare_towers(bundle, device)], lambda: None)
 
 
-def compiled(device: Device, source: Source, dtype: torch.dtype, times: int) -> Loop:
+def compiled(device: Device, source: TorchModel, dtype: torch.dtype, times: int) -> Loop:
     """torch.compile of the same model, run `times` over."""
     model = source.frozen(dtype).to(device.torch)
     image, text = (torch.compile(partial(encode, model)) for encode in (source.encode_image, source.encode_text))

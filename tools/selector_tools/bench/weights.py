@@ -62,11 +62,11 @@ def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_server.encoding.export import export_learner  # noqa: PLC0415
     from selector_tools.bench import weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
     from selector_tools.bench.learners import learner  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.demo.services import redis_server  # noqa: PLC0415
+    from selector_tools.export.bundle_writer import export_learner  # noqa: PLC0415
 
     machine = describe("cpu")
     with Progress(console=Console(stderr=True)) as progress, redis_server() as url:

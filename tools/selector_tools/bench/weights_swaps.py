@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from selector_client import Selector, WeightPublisher
 
-from selector_server.encoding.export import export_learner, export_reference
 from selector_tools.bench import pinning
 from selector_tools.bench.learners import IMAGE, TEXT, learner
 from selector_tools.bench.served import Samples
 from selector_tools.bench.weights_phases import Served, served
+from selector_tools.export.bundle_writer import export_learner, export_reference
 
 CANDIDATES = 128
 SWAP_SECONDS = 1.0  # between versions: trainers publish every few steps

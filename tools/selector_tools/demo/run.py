@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from selector_server.encoding.export import export_learner, export_reference
 from selector_tools.demo import pool
 from selector_tools.demo.arms import Setting, Snapshot, run_arm
 from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
@@ -25,6 +24,7 @@ from selector_tools.demo.results import Example, Report
 from selector_tools.demo.services import redis_server
 from selector_tools.demo.source import source
 from selector_tools.demo.training import train
+from selector_tools.export.bundle_writer import export_learner, export_reference
 
 BATCH = 128
 FILTER_RATIO = 0.8

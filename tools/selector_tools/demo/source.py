@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_tools.demo.model import MAX_TOKENS, MEAN, SIDE, STD, SmallSigLip
+from selector_tools.export.torch_model import TorchModel
 
 
-def source(name: str, model: SmallSigLip, vocabulary: int, tokenizer: Path) -> Source:
+def source(name: str, model: SmallSigLip, vocabulary: int, tokenizer: Path) -> TorchModel:
     """What the exporter takes; `tokenizer` is the file of the words that the model knows."""
-    return Source(
+    return TorchModel(
         name=name,
         module=model,
         image=ImageInput(height=SIDE, width=SIDE, channels=1, mean=(MEAN,), std=(STD,)),

@@ -1,1 +1,1 @@
-"""`selector export`: bundles from open_clip, transformers or an own torch module."""
+"""`selector export` makes bundles of models of open_clip, of transformers, or of a torch module of one's own."""

@@ -1,25 +1,28 @@
-"""From flags to a source that can be traced: built at full resolution, loaded, and brought to what is asked for."""
+"""Builds the model that is to be traced: at full resolution, then with its weights, then as small as it is asked
+for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from selector_server.encoding.bundle import Interpolation
-from selector_server.encoding.low_resolution import at_resolution, drop_patches, grid
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
 from selector_tools.export import checkpoint
+from selector_tools.export.low_resolution import at_resolution, drop_patches, grid
+from selector_tools.export.torch_model import TorchModel
+from selector_tools.mistakes import first_line
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`build` makes it at an image and patch size, None for its own. `interpolation` and `antialias` are how its
-    library brings position tables to another size; `has_weights` if `build` loads them; `notes` are for whoever did
-    not say how pixels are normalised."""
+    """`build` makes the model at an image and a patch size, None for its own. `interpolation` and `antialias` say how
+    its library brings position tables to another size; `has_weights` says whether `build` loads weights; `notes` are
+    for whoever did not say how pixels are normalised."""
 
-    build: Callable[[int | None, int | None], Source]
+    build: Callable[[int | None, int | None], TorchModel]
     interpolation: Interpolation
     antialias: bool
     has_weights: bool = False
@@ -28,7 +31,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Look:
-    """How much of an image the towers see; None for all that the architecture sees."""
+    """Says how much of an image the towers see; None stands for all that the architecture sees."""
 
     image_size: int | None = None
     patch_size: int | None = None
@@ -39,10 +42,11 @@ class Look:
 
 def prepared(
     architecture: Architecture, look: Look, weights: Path | None, seed: int, say: Callable[[str], None]
-) -> Source:
-    """Raises SetupError."""
+) -> TorchModel:
+    """Builds and loads the model; `say` is told each step. Raises SetupError, or BundleError for a resolution that the
+    model cannot have."""
 
-    def built(image_size: int | None, patch_size: int | None) -> Source:
+    def built(image_size: int | None, patch_size: int | None) -> TorchModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return architecture.build(image_size, patch_size)
@@ -71,13 +75,19 @@ def prepared(
     return at_resolution(full, low, interpolation, antialias)
 
 
-def _as_it_is(full: Source, look: Look) -> bool:
+def pair(size: Any) -> tuple[int, int]:
+    """Returns the height and width of a size that a library gives as a pair, or as one number for both."""
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return int(height), int(width)
+
+
+def _as_it_is(full: TorchModel, look: Look) -> bool:
     sizes, patch = (full.image.height, full.image.width), full.patch
     return look.image_size in (None, *_both(sizes)) and look.patch_size in (None, *_both(patch or ()))
 
 
 def _both(sides: tuple[int, ...]) -> tuple[int, ...]:
-    """The side of a square, nothing for another rectangle."""
+    """Returns the side of a square, and nothing for another rectangle."""
     return sides[:1] if len(set(sides)) == 1 else ()
 
 
@@ -86,21 +96,21 @@ def _asked(look: Look) -> str:
     return ", ".join(f"{name} {size}" for name, size in parts if size is not None)
 
 
-def _check_embeddings(source: Source) -> None:
+def _check_embeddings(model: TorchModel) -> None:
     """Runs both towers once: what is wrong in a model shows here better than in a trace. Raises SetupError."""
-    image, text, shapes = source.image, source.text, []
+    image, text, shapes = model.image, model.text, []
     samples = {
-        "image": (source.encode_image, torch.zeros((1, image.channels, image.height, image.width))),
-        "text": (source.encode_text, torch.zeros((1, text.max_tokens), dtype=torch.int64)),
+        "image": (model.encode_image, torch.zeros((1, image.channels, image.height, image.width))),
+        "text": (model.encode_text, torch.zeros((1, text.max_tokens), dtype=torch.int64)),
     }
-    module = source.frozen(torch.float32)
+    module = model.frozen(torch.float32)
     for tower, (encode, sample) in samples.items():
         try:
             with torch.inference_mode():
                 shapes.append(list(encode(module, sample).shape))
         except Exception as error:  # whatever a model raises
-            reason = f"it raises {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-            raise SetupError(f"{tower} tower of {source.name}", "broken", reason) from error
+            reason = f"it raises {first_line(error, kind=True)}"
+            raise SetupError(f"{tower} tower of {model.name}", "broken", reason) from error
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         limit = "images and texts must come to embeddings [B, D] of one width"
-        raise SetupError(f"embeddings of {source.name}", f"{shapes[0]} and {shapes[1]}", limit)
+        raise SetupError(f"embeddings of {model.name}", f"{shapes[0]} and {shapes[1]}", limit)

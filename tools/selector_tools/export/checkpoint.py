@@ -1,4 +1,4 @@
-"""Reads a checkpoint and loads it strictly: a model with some weights missing would be wrong without any error."""
+"""Reads a checkpoint and loads it strictly: a model that lacks some weights would be wrong without any error."""
 
 import pickle
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ from selector_proto import safetensors
 from torch import Tensor, nn
 
 from selector_server.errors import SetupError
+from selector_tools.mistakes import first_line
 
 _DTYPES = {
     "F32": torch.float32,
@@ -21,14 +22,14 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What training loops wrap a state_dict in, and prefix its names with.
+# Training loops wrap a state_dict in one of these entries, and put one of these prefixes before its names.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 5
 
 
 def load(module: nn.Module, file: Path) -> None:
-    """Replaces every parameter and buffer of `module` by those in `file`. Raises SetupError."""
+    """Replaces every parameter and buffer of `module` by that in `file`. Raises SetupError if they do not fit."""
     found, wanted = read(file), module.state_dict()
     problems = [
         _listed("missing", wanted.keys() - found.keys()),
@@ -54,7 +55,7 @@ def _listed(what: str, names: Iterable[str]) -> str:
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The state_dict in a .safetensors or torch file, unwrapped and without prefixes. Raises SetupError."""
+    """Returns the state_dict in a .safetensors or torch file, unwrapped and without prefixes. Raises SetupError."""
     try:
         content = _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
     except OSError as error:
@@ -81,8 +82,8 @@ def _torch(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SetupError("--checkpoint", file, f"must be a torch file of tensors or .safetensors: {reason}") from error
+        limit = f"must be a torch file of tensors or .safetensors: {first_line(error)}"
+        raise SetupError("--checkpoint", file, limit) from error
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

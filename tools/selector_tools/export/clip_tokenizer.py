@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer as a tokenizer.json, from the vocabulary that open_clip brings."""
+"""Makes CLIP's byte-pair tokenizer, as a tokenizer.json has it, of the vocabulary that open_clip brings."""
 
 import gzip
 from collections.abc import Mapping
@@ -37,8 +37,9 @@ _LAST_MERGE = 49152 - _BYTES - 2 + 1
 
 
 def clip_tokenizer(vocabulary: Path) -> Tokenizer:
-    """`vocabulary` is open_clip's bpe_simple_vocab_16e6.txt.gz. Ids are those of open_clip's SimpleTokenizer, but for
-    texts that only ftfy repairs (mojibake, full-width letters), rare HTML entities, and a Greek final sigma."""
+    """Returns the tokenizer of `vocabulary`, open_clip's bpe_simple_vocab_16e6.txt.gz. Its ids are those of open_clip's
+    SimpleTokenizer, but for texts that only ftfy repairs (mojibake, full-width letters), rare HTML entities, and a
+    Greek final sigma."""
     lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")[1:_LAST_MERGE]
     merges = [(first, second) for first, second in (line.split() for line in lines)]
     letters = _byte_letters()
@@ -70,7 +71,7 @@ def clip_tokenizer(vocabulary: Path) -> Tokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """The letter of every byte, in the order of CLIP's ids: printable bytes first."""
+    """Returns the letter that stands for each byte, in the order of CLIP's ids: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = _BYTES - len(printable)
     return [chr(code) for code in printable] + [chr(_BYTES + index) for index in range(others)]

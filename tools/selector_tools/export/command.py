@@ -1,4 +1,4 @@
-"""`selector export`: a bundle from a model of open_clip, of transformers, or of the trainer's own code."""
+"""`selector export` writes a bundle of a model of open_clip, of transformers, or of the trainer's own code."""
 
 import argparse
 import math
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.export import flags as flag_values
-from selector_tools.mistakes import exit_status
+from selector_tools.mistakes import exit_status, first_line
 
 if TYPE_CHECKING:
-    from selector_server.encoding.export import Exported
-    from selector_server.encoding.source import Source
     from selector_tools.export.building import Architecture
+    from selector_tools.export.bundle_writer import Exported
+    from selector_tools.export.torch_model import TorchModel
 
 COMMAND = "selector export"
 
@@ -42,9 +42,9 @@ def run(flags: argparse.Namespace) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     began = time.monotonic()
-    with built(flags, COMMAND) as (architecture, source):
-        exported = _export(source, flags)
-    _report(source, exported, time.monotonic() - began)
+    with built(flags, COMMAND) as (architecture, model):
+        exported = _export(model, flags)
+    _report(model, exported, time.monotonic() - began)
     for note in architecture.notes if flags.mean is None else ():
         print(f"note: {note}")
     if exported.bundle.tokenizer is None:
@@ -52,9 +52,9 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 @contextmanager
-def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, Source]]":
-    """The model that the flags of `flags.add_model` ask for; its files go at the end. Raises SelectorError, also for
-    a model in whose tracing, done inside, torch fails."""
+def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, TorchModel]]":
+    """Yields the model that the flags of `flags.add_model` ask for, and removes its temporary files at the end. Raises
+    SelectorError, also if torch fails to trace the model inside the block."""
     from pydantic import ValidationError  # noqa: PLC0415 - not installed on a trainer
     from torch.onnx import OnnxExporterError  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architectu
 
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            yield _source(flags, Path(scratch), lambda text: _say(command, text))
+            yield _built(flags, Path(scratch), lambda text: _say(command, text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "input"
@@ -73,7 +73,7 @@ def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architectu
         raise SetupError(f"--{flag.replace('_', '-')}", getattr(flags, flag), limit) from error
 
 
-def _source(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, Source]":
+def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, TorchModel]":
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
     from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
@@ -81,18 +81,18 @@ def _source(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]
     load_tokenizer(flags.tokenizer)  # a broken one is found before the work
     architecture = _architecture(flags, scratch)
     look = Look(flags.image_size, flags.patch_size, flags.keep_patches, flags.interpolation, flags.antialias)
-    source = prepared(architecture, look, flags.checkpoint, flags.seed, say)
+    model = prepared(architecture, look, flags.checkpoint, flags.seed, say)
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
     text = {"pad_token": flags.pad_token, "end_token": flags.end_token}
     random = flags.checkpoint is None and not architecture.has_weights
     weights = f"random weights (seed {flags.seed})" if random else flags.checkpoint or "its own weights"
     return architecture, replace(
-        source,
-        name=flags.name or source.name,
-        image=ImageInput.model_validate(source.image.model_dump() | _given(image)),
-        text=TextInput.model_validate(source.text.model_dump() | _given(text)),
-        tokenizer=flags.tokenizer or source.tokenizer,
-        origin=f"{source.origin}; {weights}"[:1024],
+        model,
+        name=flags.name or model.name,
+        image=ImageInput.model_validate(model.image.model_dump() | _given(image)),
+        text=TextInput.model_validate(model.text.model_dump() | _given(text)),
+        tokenizer=flags.tokenizer or model.tokenizer,
+        origin=f"{model.origin}; {weights}"[:1024],
         licence=flags.licence,
     )
 
@@ -121,17 +121,17 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
     return own.architecture(flags.module, told, flags.image_size, flags.patch_size)
 
 
-def _export(source: "Source", flags: argparse.Namespace) -> "Exported":
-    from selector_server.encoding.export import export_learner, export_reference  # noqa: PLC0415
+def _export(model: "TorchModel", flags: argparse.Namespace) -> "Exported":
+    from selector_tools.export.bundle_writer import export_learner, export_reference  # noqa: PLC0415
 
     _say(COMMAND, "tracing both towers, then comparing them with torch")
     export = export_learner if flags.role == "learner" else export_reference
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return export(source, flags.out, precision=flags.precision)
+        return export(model, flags.out, precision=flags.precision)
 
 
-def _report(source: "Source", exported: "Exported", seconds: float) -> None:
+def _report(model: "TorchModel", exported: "Exported", seconds: float) -> None:
     manifest, difference = exported.bundle.manifest, exported.difference
     image, text = manifest.image, manifest.text
     print(f"bundle: {exported.bundle.path}")
@@ -147,7 +147,7 @@ def _report(source: "Source", exported: "Exported", seconds: float) -> None:
     print(
         f"text: {text.max_tokens} tokens of {text.vocabulary}, pad token {text.pad_token}{end}, {tokenizer} tokenizer"
     )
-    for name, resize in sorted(source.resizes.items()):
+    for name, resize in sorted(model.resizes.items()):
         how = f"{resize.interpolation}{', antialiased' if resize.antialias else ''}"
         print(
             f"resize: {name} ({resize.kind}), {' x '.join(map(str, resize.size))} to "
@@ -171,10 +171,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the innermost error: torch wraps it in pages of advice."""
+    """Returns the first line of the innermost error, because torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return first_line(error)
 
 
 def _say(command: str, text: str) -> None:

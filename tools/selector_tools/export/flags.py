@@ -1,14 +1,16 @@
-"""The flags of `selector export`, most of them also of `selector reference fit`, and what their values alone show to
-be wrong."""
+"""The flags of `selector export`, most of which `selector reference fit` has too, and the checks that need nothing but
+their values."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-from selector_tools.mistakes import any_mistake
+from selector_proto.resize import MAX_PATCH
 
-# What cannot be read off an own module; the libraries' models tell it themselves.
+from selector_tools.mistakes import Check, any_mistake
+
+# What these flags say cannot be read off a module of one's own; the models of the libraries tell it themselves.
 _MODULE_ONLY = (
     "channels",
     "max_tokens",
@@ -20,18 +22,18 @@ _MODULE_ONLY = (
     "tokens_at",
 )
 _MAX_SIDE = 4096
-_MAX_PATCH = 64  # more pixels than the resize of kernels takes
+_MAX_PATCH_SIDE = math.isqrt(MAX_PATCH)
 
 
 def add(parser: Any) -> None:
-    """Adds the flags to an argparse parser."""
+    """Adds all flags of `selector export` to an argparse parser."""
     add_model(parser)
     choices = ("learner", "reference")
     parser.add_argument("--role", choices=choices, default="learner", help="(default %(default)s)")
 
 
 def add_model(parser: Any) -> None:
-    """Those of the model and its bundle, all but the role."""
+    """Adds the flags of the model and its bundle: all but the role."""
     _add_sources(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
@@ -74,12 +76,12 @@ def _add_sources(parser: Any) -> None:
 
 
 def any_wrong(flags: argparse.Namespace, command: str) -> bool:
-    """Prints the first value that is wrong; needs no torch."""
+    """Prints the first value that is wrong, and returns whether there is one; needs no torch."""
     own = flags.module is not None
-    checks: list[tuple[bool, str, object, str]] = [
+    checks: list[Check] = [
         (flags.out.exists(), "--out", flags.out, "must not exist yet"),
         _within("--image-size", flags.image_size, 1, _MAX_SIDE),
-        _within("--patch-size", flags.patch_size, 1, _MAX_PATCH),
+        _within("--patch-size", flags.patch_size, 1, _MAX_PATCH_SIDE),
         _within("--seed", flags.seed, 0, 2**63 - 1),
         _within("--pad-token", flags.pad_token, 0, 2**24 - 1),
         _within("--end-token", flags.end_token, 0, 2**24 - 1),
@@ -109,20 +111,20 @@ def any_wrong(flags: argparse.Namespace, command: str) -> bool:
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:
-    """The numbers of "0.5,0.5,0.5"; raises ValueError."""
+    """Reads numbers such as "0.5,0.5,0.5". Raises ValueError."""
     return None if text is None else tuple(float(part) for part in text.split(","))
 
 
-def _within(flag: str, value: int | None, low: int, high: int) -> tuple[bool, str, object, str]:
+def _within(flag: str, value: int | None, low: int, high: int) -> Check:
     return value is not None and not low <= value <= high, flag, value, f"must be {low} to {high}"
 
 
-def _length(flag: str, value: str | None, least: int) -> tuple[bool, str, object, str]:
+def _length(flag: str, value: str | None, least: int) -> Check:
     wrong = value is not None and not least <= len(value) <= 128
     return wrong, flag, repr(value), f"must have {least} to 128 characters"
 
 
-def _channel_values(flag: str, text: str | None, above: float) -> list[tuple[bool, str, object, str]]:
+def _channel_values(flag: str, text: str | None, above: float) -> list[Check]:
     try:
         values = numbers(text) or (1.0,)
     except ValueError:

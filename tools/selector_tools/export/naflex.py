@@ -1,7 +1,7 @@
-"""SigLIP 2 of any aspect (NaFlex), exported for one square grid of patches.
+"""Exports SigLIP 2 of any aspect (NaFlex) for one square grid of patches.
 
 The library's forward takes patches, their grid and a mask, and resizes positions sample by sample; that cannot be
-traced. On one full grid without padding it is what stands here.
+traced. On one full grid without padding it computes what the functions here compute.
 """
 
 import math
@@ -13,7 +13,7 @@ from selector_server.errors import SetupError
 
 
 class _Embeddings(nn.Module):
-    """Patches and positions under the library's parameter names; the table is that of `grid`."""
+    """Embeds patches and positions under the library's parameter names; the table of positions is that of `grid`."""
 
     def __init__(self, original: Any, grid: tuple[int, int], patch: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Embeddings(nn.Module):
 
 
 def size_of(vision: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Image and patch size at which the position table is used as it is. Raises SetupError."""
+    """Returns the image and patch size at which the position table is used as it is. Raises SetupError."""
     side = math.isqrt(vision.num_patches)
     if side * side != vision.num_patches:
         raise SetupError("--transformers", f"num_patches {vision.num_patches}", "must be a square number")
@@ -55,7 +55,7 @@ def as_fixed_grid(model: Any, grid: tuple[int, int]) -> None:
 
 
 def encode_fixed_grid(model: Any, images: Tensor) -> Tensor:
-    """Siglip2Model.get_image_features for images that fill the grid."""
+    """Does what Siglip2Model.get_image_features does, for images that fill the grid."""
     vision = model.vision_model
     hidden = vision.encoder(inputs_embeds=vision.embeddings(images), attention_mask=None).last_hidden_state
     embedding: Tensor = vision.head(vision.post_layernorm(hidden))

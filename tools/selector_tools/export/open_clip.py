@@ -1,4 +1,4 @@
-"""Models of open_clip: its own vision transformers and ResNets, and towers that it takes from timm."""
+"""Builds models of open_clip: its own vision transformers and ResNets, and towers that it takes from timm."""
 
 import copy
 import difflib
@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
-from selector_tools.export.building import Architecture
+from selector_tools.export.building import Architecture, pair
 from selector_tools.export.clip_tokenizer import clip_tokenizer
+from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
+from selector_tools.mistakes import first_line
 
 _CLIP_END = 49407
 _CLIP_VOCABULARY = 49408
@@ -22,7 +23,7 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def architecture(name: str, scratch: Path) -> Architecture:
-    """The architecture of that name; `scratch` is a folder for its tokenizer. Raises SetupError."""
+    """Returns the architecture of that name; `scratch` is a folder for its tokenizer. Raises SetupError."""
     make_importable()
     import open_clip  # noqa: PLC0415 - takes seconds
 
@@ -32,18 +33,19 @@ def architecture(name: str, scratch: Path) -> Architecture:
         raise SetupError("--open-clip", name, f"is no architecture of open_clip; {limit}")
     tokenizer = _write_tokenizer(config["text_cfg"], scratch)
 
-    def build(image_size: int | None, patch_size: int | None) -> Source:
+    def build(image_size: int | None, patch_size: int | None) -> TorchModel:
         model = _built(name, copy.deepcopy(config), image_size, patch_size)
-        source = _source(name, model, config["text_cfg"], tokenizer)
-        if patch_size is not None and source.patch != (patch_size, patch_size):
+        described = _described(name, model, config["text_cfg"], tokenizer)
+        if patch_size is not None and described.patch != (patch_size, patch_size):
             raise SetupError("--patch-size", patch_size, f"{name} takes no other patch size than its own")
-        return source
+        return described
 
     return Architecture(build, "bicubic", antialias=True, notes=_notes(name, open_clip))
 
 
 def _notes(name: str, open_clip: Any) -> tuple[str, ...]:
-    """What published weights of this architecture were trained with, where a new model is not."""
+    """Tells which preprocessing the published weights of this architecture were trained with, where it is not that of
+    a new model."""
     default = open_clip.transform.PreprocessCfg()
     for tag in open_clip.list_pretrained_tags_by_model(name):
         published = open_clip.get_pretrained_cfg(name, tag) or {}
@@ -74,8 +76,7 @@ def _built(name: str, config: dict[str, Any], image_size: int | None, patch_size
         if timm and (image_size is not None or patch_size is not None):
             _resize_timm(name, model.visual, image_size, patch_size)
     except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SetupError("--open-clip", name, f"cannot be built: {reason}") from error
+        raise SetupError("--open-clip", name, f"cannot be built: {first_line(error)}") from error
     finally:
         logging.getLogger().setLevel(level)
     return model.eval()
@@ -89,16 +90,16 @@ def _resize_timm(name: str, visual: Any, image_size: int | None, patch_size: int
     trunk.set_input_size(img_size=(size, size), **patch)
 
 
-def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Path | None) -> Source:
+def _described(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Path | None) -> TorchModel:
     import open_clip  # noqa: PLC0415
 
     preprocessing = model.visual.preprocess_cfg
-    height, width = _pair(model.visual.image_size)
+    height, width = pair(model.visual.image_size)
     pad, end = _special_tokens(text_config)
     vocabulary = getattr(model, "vocab_size", text_config.get("vocab_size", _CLIP_VOCABULARY))  # CoCa does not tell
     patch, tokens_at = _patches(model.visual)
     bias = getattr(model, "logit_bias", None) is not None
-    return Source(
+    return TorchModel(
         name=name,
         module=model,
         image=ImageInput(
@@ -121,19 +122,19 @@ def _source(name: str, model: Any, text_config: Mapping[str, Any], tokenizer: Pa
 
 
 def _patches(visual: nn.Module) -> tuple[tuple[int, int] | None, str]:
-    """Side of a patch, and the submodule whose output is all tokens; None and "" where there are none."""
+    """Returns the side of a patch, and the submodule whose output is all tokens; None and "" where there are none."""
     if isinstance(conv := getattr(visual, "conv1", None), nn.Conv2d) and conv.kernel_size == conv.stride:
-        return _pair(conv.kernel_size), "visual.patch_dropout"
+        return pair(conv.kernel_size), "visual.patch_dropout"
     trunk: Any = getattr(visual, "trunk", None)
     conv = getattr(getattr(trunk, "patch_embed", None), "proj", None)
     if isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride:
         droppable = isinstance(getattr(trunk, "patch_drop", None), nn.Identity) and hasattr(trunk, "pos_embed")
-        return _pair(conv.kernel_size), "visual.trunk.patch_drop" if droppable else ""
+        return pair(conv.kernel_size), "visual.trunk.patch_drop" if droppable else ""
     return None, ""
 
 
 def _special_tokens(text_config: Mapping[str, Any]) -> tuple[int, int | None]:
-    """Ids of padding and, where a cut text needs it, of the end."""
+    """Returns the ids of padding and, where a cut text needs it, of the end."""
     tokenizer = text_config.get("hf_tokenizer_name") or ""
     if not tokenizer:
         cut = text_config.get("vocab_size", _CLIP_VOCABULARY) >= _CLIP_VOCABULARY
@@ -144,7 +145,7 @@ def _special_tokens(text_config: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _write_tokenizer(text_config: Mapping[str, Any], scratch: Path) -> Path | None:
-    """CLIP's tokenizer, if this model uses it as it is."""
+    """Writes CLIP's tokenizer, if this model uses it as it is."""
     import open_clip  # noqa: PLC0415
 
     named = any(text_config.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs"))
@@ -153,8 +154,3 @@ def _write_tokenizer(text_config: Mapping[str, Any], scratch: Path) -> Path | No
     file = scratch / "tokenizer.json"
     clip_tokenizer(Path(open_clip.tokenizer.default_bpe())).save(str(file))
     return file
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    return int(height), int(width)

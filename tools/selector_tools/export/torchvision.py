@@ -1,17 +1,18 @@
-"""open_clip and transformers import torchvision, for its transforms; the towers use none of its operators."""
+"""Makes torchvision importable: open_clip and transformers import it for its transforms; the towers use none of its
+operators."""
 
 import sys
 from typing import Any
 
 _OPERATORS = ("nms", "qnms")
-# Declarations last as long as the library object.
+# A declaration lasts as long as the library object that made it.
 _declared: list[Any] = []
 
 
 def make_importable() -> None:
     """Imports torchvision, also where its compiled operators do not fit the installed torch (a CUDA build beside a
-    CPU torch): then the operators that it registers against are declared, without an implementation. Without
-    torchvision nothing happens."""
+    CPU torch): the operators that it registers against are then declared without an implementation. Nothing happens
+    where torchvision is not installed."""
     try:
         import torchvision  # noqa: PLC0415
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Models of transformers, from a local folder or a config.json: CLIP, SigLIP, SigLIP 2."""
+"""Builds models of transformers (CLIP, SigLIP, SigLIP 2) from a local folder or a config.json."""
 
 import copy
 import json
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
-from selector_tools.export.building import Architecture
+from selector_tools.export.building import Architecture, pair
 from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
+from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
+from selector_tools.mistakes import first_line
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -23,11 +24,12 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_END, _OLD_CLIP_END = 49407, 2
 _GEMMA_VOCABULARY = 256_000
-_BILINEAR = 2  # Pillow's number, which preprocessor_config.json has
+_BILINEAR = 2  # Pillow's number for it, which preprocessor_config.json has
 
 
 def architecture(place: Path) -> Architecture:
-    """The model in the folder `place`, or of the config.json at `place` with random weights. Raises SetupError."""
+    """Returns the model in the folder `place`, or that of the config.json at `place` with random weights. Raises
+    SetupError."""
     file = place / "config.json" if place.is_dir() else place
     settings = _json(file)
     kind = settings.get("model_type")
@@ -43,11 +45,11 @@ def architecture(place: Path) -> Architecture:
     try:
         config = model_class.config_class.from_dict(settings)
     except Exception as error:  # its validation raises classes of its own
-        raise SetupError("--transformers", file, f"cannot be read: {_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
     folder = file.parent
     has_weights = place.is_dir() and any((folder / name).exists() for name in _WEIGHTS)
 
-    def build(image_size: int | None, patch_size: int | None) -> Source:
+    def build(image_size: int | None, patch_size: int | None) -> TorchModel:
         sized = _resized(copy.deepcopy(config), kind, image_size, patch_size)
         loaded: dict[str, Any] = {}
         try:
@@ -57,7 +59,7 @@ def architecture(place: Path) -> Architecture:
             else:
                 model = model_class(sized)
         except Exception as error:
-            raise SetupError("--transformers", place, f"cannot be built: {_line(error)}") from error
+            raise SetupError("--transformers", place, f"cannot be built: {first_line(error)}") from error
         for what, names in loaded.items():  # it only warns, and leaves random weights where some are missing
             if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 shown = ", ".join(sorted(map(str, names))[:5])
@@ -65,7 +67,7 @@ def architecture(place: Path) -> Architecture:
                     f"--transformers {place}: {what.replace('_', ' ')}", len(names), f"must be none: {shown}"
                 )
         name = str(settings.get("_name_or_path") or folder.resolve().name or kind)[:128]
-        return _source(name, kind, model.eval(), sized, folder)
+        return _described(name, kind, model.eval(), sized, folder)
 
     naflex = kind == "siglip2"
     return Architecture(build, "bilinear" if naflex else "bicubic", antialias=naflex, has_weights=has_weights)
@@ -81,16 +83,16 @@ def _resized(config: Any, kind: str, image_size: int | None, patch_size: int | N
     return config
 
 
-def _source(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -> Source:
+def _described(name: str, kind: str, model: nn.Module, config: Any, folder: Path) -> TorchModel:
     import transformers  # noqa: PLC0415
 
     vision, naflex = config.vision_config, kind == "siglip2"
-    (height, width), patch = size_of(vision) if naflex else (_pair(vision.image_size), _pair(vision.patch_size))
+    (height, width), patch = size_of(vision) if naflex else (pair(vision.image_size), pair(vision.patch_size))
     if naflex:
         as_fixed_grid(model, (height // patch[0], width // patch[1]))
     bias = hasattr(model, "logit_bias")
     tokenizer = folder / "tokenizer.json"
-    return Source(
+    return TorchModel(
         name=name,
         module=model,
         image=_image(kind, height, width, vision.num_channels, _optional(folder / "preprocessor_config.json")),
@@ -121,7 +123,7 @@ def _image(kind: str, height: int, width: int, channels: int, file: Mapping[str,
 
 
 def _text(kind: str, config: Any, folder: Path) -> TextInput:
-    """Special tokens are the tokenizer's where it is there, then the config's."""
+    """Describes the text tower. Special tokens are the tokenizer's if there is one, else the config's."""
     pad, end = config.pad_token_id, config.eos_token_id
     if kind != "clip" and end == _CLIP_END:  # a default that SigLIP's configs inherit; its tokenizers differ
         pad, end = 0 if config.vocab_size >= _GEMMA_VOCABULARY else 1, 1
@@ -147,7 +149,7 @@ def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
-        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {_line(error)}") from error
+        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {first_line(error)}") from error
     words = [settings.get(role) for role in roles]
     words = [word.get("content") if isinstance(word, dict) else word for word in words]
     return [None if word is None else tokenizer.token_to_id(word) for word in words]
@@ -162,7 +164,7 @@ def _encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _pooled(features: Any) -> Tensor:
-    """Transformers 4 returns the embedding, 5 an output that holds it."""
+    """Returns the embedding: transformers 4 returns it as it is, 5 inside an output."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
@@ -174,16 +176,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise SetupError("--transformers", file, f"cannot be read: {_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise SetupError("--transformers", file, "must be a JSON object")
     return content
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    return int(height), int(width)

@@ -17,7 +17,7 @@ _NAMES = ("images", "tokens", "texts", "ids", "captions")
 
 
 class ArrayPool:
-    """Holds the whole file in memory."""
+    """The pairs of an .npz file, which is held in memory as a whole. Raises SetupError if it is malformed."""
 
     def __init__(self, path: Path) -> None:
         arrays = _read(path)

@@ -1,4 +1,4 @@
-"""Which kind of pool a path is."""
+"""Opens a pool by its place."""
 
 from collections.abc import Sequence
 from glob import glob, has_magic
@@ -11,8 +11,8 @@ from selector_tools.pools.webdataset import TarPool
 
 
 def open_pool(place: str) -> Pool:
-    """`place` is an .npz file, a .tar shard, a folder of shards, or a pattern such as "shards/*.tar". Raises
-    SetupError."""
+    """Opens the pool at `place`: an .npz file, a .tar shard, a folder of shards, or a pattern such as "shards/*.tar".
+    Raises SetupError."""
     path = Path(place)
     if path.suffix == ".npz":
         return ArrayPool(path)

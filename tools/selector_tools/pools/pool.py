@@ -1,4 +1,4 @@
-"""What a pool yields."""
+"""A pool yields batches of pairs of image and text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.cache import integer_key, string_key
+from selector_server.encoding.reference_cache import integer_key, string_key
 
 
 @dataclass(frozen=True)
 class Batch:
-    """n pairs. `ids` int64 [n] or strings, as the trainer calls the samples; `images` uint8 [n, H, W, C] or encoded
-    files; `texts` token ids, int [n, T], or UTF-8; `captions` for people, None where there are only tokens."""
+    """n pairs. `ids` are int64 [n] or strings, as the trainer names the samples; `images` are uint8 [n, H, W, C] or
+    encoded files; `texts` are token ids, int [n, T], or UTF-8; `captions` are for people, None where there are only
+    tokens."""
 
     ids: NDArray[np.int64] | list[str]
     images: NDArray[np.uint8] | list[bytes]
@@ -21,18 +22,18 @@ class Batch:
     captions: list[str] | None
 
     def __len__(self) -> int:
-        """n."""
+        """The number of pairs."""
         return len(self.ids)
 
     @property
     def keys(self) -> list[bytes]:
-        """The ids as the reference cache's keys."""
+        """The ids as the reference cache has them."""
         if isinstance(self.ids, np.ndarray):
             return [integer_key(number) for number in self.ids.tolist()]
         return [string_key(name) for name in self.ids]
 
     def at(self, rows: NDArray[np.int64]) -> "Batch":
-        """The pairs of these rows, int64 [m]."""
+        """Returns the pairs of these rows, int64 [m]."""
         captions = None if self.captions is None else _at(self.captions, rows)
         return Batch(_at(self.ids, rows), _at(self.images, rows), _at(self.texts, rows), captions)
 
@@ -42,11 +43,11 @@ def _at(part: Any, rows: NDArray[np.int64]) -> Any:
 
 
 class Pool(Protocol):
-    """Where pairs come from."""
+    """Pairs come from a pool."""
 
     @property
     def size(self) -> int | None:
-        """How many there are, where it is known before they are read."""
+        """The number of pairs, or None if it is not known before they are read."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All pairs in their order, `size` at a time. Raises SetupError."""
+        """Yields all pairs in their order, `size` at a time. Raises SetupError."""

@@ -1,4 +1,4 @@
-"""Pairs to what a model's towers take. A file that cannot be read is counted, and does not end a long run."""
+"""Turns pairs into what a model's towers take. A file that cannot be read is counted, and does not end a long run."""
 
 from dataclasses import dataclass, field
 
@@ -9,21 +9,22 @@ from selector_server.encoding.preprocess import Preprocessor
 from selector_server.errors import InvalidRequest, LimitExceeded, SetupError
 from selector_tools.pools.pool import Batch, Pool
 
-# Height x width of one file, and of all files of a batch after they were resized: a batch is as large as --batch says.
+# One file may have so many pixels, and all files of a batch so many bytes after they were resized. The second is no
+# real limit, because a batch is as large as --batch says.
 MAX_IMAGE_PIXELS, MAX_DECODED_BYTES = 32 << 20, 1 << 62
 _NAMED = 5
 
 
 @dataclass
 class Skipped:
-    """How many samples of `seen` could not be read, and why the first of them."""
+    """Counts the samples, among `seen`, that could not be read, and says why of the first of them."""
 
     seen: int = 0
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, name: object, why: str) -> None:
-        """One more that cannot be read."""
+        """Counts one more that cannot be read."""
         self.count += 1
         if self.count <= _NAMED:
             self.first.append(f"{name}: {why}")
@@ -34,15 +35,15 @@ class Skipped:
             raise SetupError("--pool", place, f"none of its {self.seen} images can be read; {self.first[0]}")
 
     def lines(self) -> list[str]:
-        """For people; none if all is well."""
+        """Returns lines for people; none if all is well."""
         more = [f"and {self.count - len(self.first)} more"] if self.count > len(self.first) else []
         return [f"skipped {line}" for line in self.first + more]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The readable pairs: pixels uint8 [n, H, W, C] and tokens int64 [n, T]. `rows`, int64 [n], is where they were in
-    the batch that was read."""
+    """The readable pairs of a batch: pixels uint8 [n, H, W, C] and tokens int64 [n, T]. `rows`, int64 [n], says where
+    they were in the batch that was read."""
 
     batch: Batch
     rows: NDArray[np.int64]
@@ -51,7 +52,8 @@ class Inputs:
 
 
 def read_batch(preprocessor: Preprocessor, batch: Batch, skipped: Skipped) -> Inputs:
-    """Raises InvalidRequest where all samples are wrong in the same way: misshapen arrays, ids of no token."""
+    """Reads a batch, and tells `skipped` what cannot be read. Raises InvalidRequest where all samples are wrong in the
+    same way: misshapen arrays, ids of no token."""
     rows = np.arange(len(batch))
     try:
         return Inputs(batch, rows, preprocessor.pixels(batch.images), preprocessor.tokens(batch.texts))
@@ -83,8 +85,8 @@ def read_batch(preprocessor: Preprocessor, batch: Batch, skipped: Skipped) -> In
 def read_pool(
     preprocessor: Preprocessor, pool: Pool, place: str, most_bytes: int, most: int | None = None, batch: int = 256
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], Skipped]:
-    """Pixels and tokens of the first `most` readable pairs, or of all of them. Raises SetupError if they take more
-    than `most_bytes` of memory."""
+    """Returns pixels uint8 [n, H, W, C] and tokens int64 [n, T] of the first `most` readable pairs, or of all of them,
+    and what was skipped. Raises SetupError if they take more than `most_bytes` of memory."""
     pixels, tokens, skipped, held, size = [], [], Skipped(), 0, 0
     for part in pool.batches(batch):
         skipped.seen += len(part)

@@ -1,5 +1,5 @@
-"""WebDataset shards: tar files in which KEY.jpg (or .jpeg, .png, .webp) and KEY.txt follow one another. They are read
-as a stream; nothing is ever unpacked to disk, so that names in them lead nowhere."""
+"""WebDataset shards are tar files in which KEY.jpg (or .jpeg, .png, .webp) and KEY.txt follow one another. They are
+read as a stream; nothing is ever unpacked to disk, so that names in them lead nowhere."""
 
 import re
 import tarfile
@@ -21,7 +21,7 @@ _BLOCK = 512
 
 
 class TarPool:
-    """The pairs of `shards`; a sample's id is "SHARD_STEM/KEY"."""
+    """The pairs of `shards`; a sample's id is "SHARD_STEM/KEY". Raises SetupError for two shards of one stem."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
         stems: dict[str, Path] = {}
@@ -32,7 +32,7 @@ class TarPool:
         self._shards = shards
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """See Pool."""
+        """Yields the pairs, as Pool says."""
         pairs = chain.from_iterable(map(_pairs, self._shards))
         empty = True
         while some := list(islice(pairs, size)):
@@ -44,7 +44,7 @@ class TarPool:
 
 
 def _pairs(shard: Path) -> Iterator[tuple[str, bytes, bytes, str]]:
-    """(id, image file, text, caption) of each pair of one shard."""
+    """Yields (id, image file, text, caption) of each pair of one shard."""
     done: set[str] = set()
     last, parts = "", dict[str, bytes]()
     for key, kind, content in _members(shard):
@@ -77,7 +77,7 @@ def _pair(shard: Path, key: str, parts: Mapping[str, bytes], done: set[str]) -> 
 
 
 def _members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
-    """(key, "image" or "text", content) of the files that make pairs; others are passed over."""
+    """Yields (key, "image" or "text", content) of the files that make pairs; others are passed over."""
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -99,7 +99,8 @@ def _members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _check_end(shard: Path, offset: int) -> None:
-    """tarfile takes a damaged header for the end of the archive, whose mark is a block of zeros."""
+    """Raises ReadError if the archive does not end at `offset`, where its mark is a block of zeros: tarfile takes a
+    damaged header for the end."""
     with shard.open("rb") as stream:
         stream.seek(offset)
         if stream.read(_BLOCK) != bytes(_BLOCK):

@@ -1,1 +1,1 @@
-"""`selector reference`: train a reference, score a pool with it, see what it knows, and make it smaller."""
+"""`selector reference` trains a reference, scores a pool with it, shows what it knows, and makes it smaller."""

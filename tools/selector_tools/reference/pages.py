@@ -1,4 +1,4 @@
-"""The files of `selector reference report`. Nothing is measured here."""
+"""Writes the files of `selector reference report`; nothing is measured here."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from selector_tools.progress import pace
 from selector_tools.reference.separation import Separation, Word
 
 LISTED = 20
@@ -18,7 +19,7 @@ _BINS = 60
 
 @dataclass(frozen=True)
 class Report:
-    """`words` is None where the pool has tokens only and no tokenizer tells what they mean."""
+    """What the report says. `words` is None where the pool has tokens only and no tokenizer tells what they mean."""
 
     name: str
     fingerprint: str
@@ -30,9 +31,9 @@ class Report:
 
 
 def headline(report: Report) -> str:
-    """One or two lines for the terminal."""
-    count, seconds = len(report.separation.true), report.seconds
-    text = f"AUC {report.separation.auc:.3f} on {count:,} pairs in {seconds:.1f} s ({count / seconds:,.0f} samples/s)"
+    """Sums the report up in one or two lines for the terminal."""
+    count = len(report.separation.true)
+    text = f"AUC {report.separation.auc:.3f} on {count:,} pairs {pace(count, report.seconds)}"
     if report.words is None:
         return f"{text}\nno words: the pool has tokens only, and the reference's bundle no tokenizer"
     if not report.words:
@@ -42,7 +43,7 @@ def headline(report: Report) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """report.json, report.md and report.svg, into a new folder."""
+    """Writes report.json, report.md and report.svg into a new folder."""
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(_figures(report), indent=1, ensure_ascii=False) + "\n", "utf-8")
     (folder / "report.md").write_text(_page(report), "utf-8")

@@ -1,4 +1,4 @@
-"""`selector reference quantise`: an int8 variant, and what it costs and saves."""
+"""`selector reference quantise` writes an int8 variant, and tells what it costs and saves."""
 
 import argparse
 import statistics
@@ -46,10 +46,10 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def _quantise(flags: argparse.Namespace) -> None:
-    from selector_server.encoding.quantise import quantise_reference  # noqa: PLC0415 - heavy, as are the others
     from selector_tools.embedding import embedder  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.pools.reading import read_pool  # noqa: PLC0415
+    from selector_tools.reference.int8 import quantise_reference  # noqa: PLC0415 - heavy, as are the others
 
     with embedder(flags.reference, "cpu", 0) as reference:
         pool = open_pool(flags.pool)
@@ -68,14 +68,11 @@ def _quantise(flags: argparse.Namespace) -> None:
 def _compared(
     first: "Bundle", second: "Bundle", pixels: "NDArray[np.uint8]", tokens: "NDArray[np.int64]"
 ) -> list[tuple[float, float]]:
-    """(AUC, median seconds of an encoding) of each."""
-    from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
-    from selector_server.encoding.model import Model  # noqa: PLC0415
-    from selector_server.machine import usable_cpus  # noqa: PLC0415
+    """Returns for each bundle its AUC and the median seconds of an encoding."""
+    from selector_tools.reference.int8 import on_cpu  # noqa: PLC0415
     from selector_tools.reference.separation import separate  # noqa: PLC0415
 
-    models = [Model(each, Device("cpu", usable_cpus()), SIZES["cpu"]) for each in (first, second)]
+    models = [on_cpu(each) for each in (first, second)]
     texts = [row.tobytes() for row in tokens]
     aucs = [separate(model.encode(pixels, tokens, model.constant_weights()), texts, 0).auc for model in models]
     seconds: list[list[float]] = [[], []]

@@ -1,5 +1,5 @@
-"""`selector reference report`: whether a reference tells true captions from shuffled ones, and which words it does not
-know."""
+"""`selector reference report` tells whether a reference knows true captions from shuffled ones, and which words it does
+not know."""
 
 import argparse
 from pathlib import Path
@@ -52,7 +52,6 @@ def _report(flags: argparse.Namespace) -> None:
     from selector_server.sampling import Embedded  # noqa: PLC0415
     from selector_tools.embedding import embedder  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
     from selector_tools.reference import pages  # noqa: PLC0415
     from selector_tools.reference.separation import separate  # noqa: PLC0415
 
@@ -61,16 +60,12 @@ def _report(flags: argparse.Namespace) -> None:
     captions: list[str] = []
     told = True
     with embedder(flags.reference, flags.device, flags.threads) as reference:
-        with bar("embed", None if pool.size is None else min(pool.size, flags.samples)) as advance:
-            for seen in reference.run(pool, flags.pool, flags.batch):
-                parts.append((seen.embedded.image, seen.embedded.text))
-                texts += (part if isinstance(part, bytes) else part.tobytes() for part in seen.batch.texts)
-                words = _captions(reference, seen.batch)
-                told = told and words is not None
-                captions += words or []
-                advance(len(seen.batch))
-                if len(texts) >= flags.samples:
-                    break
+        for seen in reference.run(pool, flags.pool, flags.batch, most=flags.samples):
+            parts.append((seen.embedded.image, seen.embedded.text))
+            texts += (part if isinstance(part, bytes) else part.tobytes() for part in seen.batch.texts)
+            words = _captions(reference, seen.batch)
+            told = told and words is not None
+            captions += words or []
         manifest, fingerprint = reference.model.bundle.manifest, reference.model.bundle.fingerprint
         weights, skipped = reference.model.constant_weights(), reference.skipped
     image, text = (torch.cat(part)[: flags.samples] for part in zip(*parts, strict=True))
@@ -95,7 +90,7 @@ def _report(flags: argparse.Namespace) -> None:
 
 
 def _captions(reference: "Embedder", batch: "Batch") -> list[str] | None:
-    """For people: the pool's, or the tokenizer's of the tokens; None without either."""
+    """Returns captions for people: the pool's, or what the tokenizer makes of the tokens; None without either."""
     if batch.captions is not None:
         return batch.captions
     tokenizer, pad = reference.preprocessor.tokenizer, reference.preprocessor.text.pad_token

@@ -1,4 +1,4 @@
-"""`selector reference score`: what each pair of a pool costs the reference."""
+"""`selector reference score` tells what each pair of a pool costs the reference."""
 
 import argparse
 from pathlib import Path
@@ -38,19 +38,17 @@ def _score(flags: argparse.Namespace) -> None:
 
     from selector_tools.embedding import embedder  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
-    from selector_tools.progress import bar  # noqa: PLC0415
+    from selector_tools.progress import pace  # noqa: PLC0415
     from selector_tools.reference.separation import losses  # noqa: PLC0415
 
     pool, began, full = open_pool(flags.pool), perf_counter(), False
     ids, loss, cosine = [], [], []
     with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
-        with bar("score", pool.size) as advance:
-            for seen in reference.run(pool, flags.pool, flags.batch):
-                ids.append(np.asarray(seen.batch.ids))
-                loss.append(losses(seen.embedded).astype(np.float32))
-                cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
-                full = full or not seen.kept
-                advance(len(seen.batch))
+        for seen in reference.run(pool, flags.pool, flags.batch, "score"):
+            ids.append(np.asarray(seen.batch.ids))
+            loss.append(losses(seen.embedded).astype(np.float32))
+            cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
+            full = full or not seen.kept
         fingerprint, skipped = reference.model.bundle.fingerprint, reference.skipped
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     names, values, cosines = (np.concatenate(column) for column in (ids, loss, cosine))
@@ -58,6 +56,5 @@ def _score(flags: argparse.Namespace) -> None:
     shared.tell_skipped(COMMAND, skipped)
     if full:
         shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
-    count, seconds = len(names), perf_counter() - began
-    print(f"{count:,} pairs in {seconds:.1f} s ({count / seconds:,.0f} samples/s), mean loss {values.mean():.3f}")
+    print(f"{len(names):,} pairs {pace(len(names), perf_counter() - began)}, mean loss {values.mean():.3f}")
     print(f"scores: {flags.out}")

@@ -1,4 +1,4 @@
-"""How well a reference tells true captions from shuffled ones, over all pairs and for each word of the captions."""
+"""Measures how well a reference tells true captions from shuffled ones, over all pairs and for each word."""
 
 import re
 from collections import defaultdict
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import softplus
 
-from selector_server.encoding.ranks import Values, average_ranks
 from selector_server.sampling import Embedded
+from selector_tools.reference.rank_statistics import auc
 
 _WORD = re.compile(r"\w+")
 
 
 class Word(NamedTuple):
-    """`auc` among the pairs whose caption has the word, in `captions` of them."""
+    """A word that `captions` captions have; `auc` is that among their pairs."""
 
     word: str
     captions: int
@@ -35,11 +35,11 @@ class Separation:
 
     @property
     def auc(self) -> float:
-        """See `auc`."""
+        """The chance that a true caption costs less than a shuffled one; see `rank_statistics.auc`."""
         return auc(self.true, self.shuffled[self.differs])
 
     def words(self, captions: Sequence[str], min_count: int) -> list[Word]:
-        """Words of at least `min_count` captions, the best known first."""
+        """Returns the words that at least `min_count` captions have, the best known first."""
         rows = defaultdict[str, list[int]](list)
         for row, caption in enumerate(captions):
             for word in set(_WORD.findall(caption.lower())):
@@ -54,8 +54,8 @@ class Separation:
 
 
 def separate(embedded: Embedded, texts: Sequence[bytes], seed: int) -> Separation:
-    """Each image against a caption from elsewhere, drawn in one ring over all. `texts` says which captions are the
-    same: such a pair is not wrong, and does not count as shuffled."""
+    """Compares each image with its own caption and with one from elsewhere, drawn in one ring over all. `texts` says
+    which captions are the same: a pair with the same caption is not wrong, and does not count as shuffled."""
     order = np.random.default_rng(seed).permutation(len(embedded))
     giver = np.empty_like(order)
     giver[order] = np.roll(order, 1)
@@ -65,14 +65,5 @@ def separate(embedded: Embedded, texts: Sequence[bytes], seed: int) -> Separatio
 
 
 def losses(embedded: Embedded) -> NDArray[np.float64]:
-    """The sigmoid loss of each image with its own text, nats, float64 [n]."""
+    """Computes the sigmoid loss of each image with its own text, in nats, float64 [n]."""
     return softplus(-embedded.own_logits).numpy()
-
-
-def auc(low: Values, high: Values) -> float:
-    """The chance that one of `low` is below one of `high`, ties counting half. NaN where one is empty."""
-    if not len(low) or not len(high):
-        return float("nan")
-    ranks = average_ranks(np.concatenate([low, high]))
-    above = ranks[len(low) :].sum() - len(high) * (len(high) + 1) / 2
-    return float(above / (len(low) * len(high)))

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from selector_server.encoding.source import Source
 from selector_server.errors import SetupError
+from selector_tools.export.torch_model import TorchModel
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with a linear warm-up and a cosine decay to zero; matrices decay, vectors and scalars do not."""
+    """Training is by AdamW with a linear warm-up and a cosine decay to zero. Weight decay applies to matrices, not to
+    vectors and scalars."""
 
     steps: int
     batch: int
@@ -25,33 +26,33 @@ class Recipe:
     weight_decay: float = 1e-4
     seed: int = 0
     device: str = "cpu"
-    betas: tuple[float, float] = (0.9, 0.95)  # the paper's A.1
+    betas: tuple[float, float] = (0.9, 0.95)  # those of JEST, appendix A.1
     warm_up: float = 0.05
     gradient_norm: float = 1.0
 
 
 def fit(
-    source: Source,
+    model: TorchModel,
     pixels: NDArray[np.uint8],
     tokens: NDArray[np.int64],
     recipe: Recipe,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Trains source.module in place, with source.loss, on uint8 [n, H, W, C] and int64 [n, T]; `on_step` gets each
-    step's loss. Raises SetupError."""
+    """Trains `model.module` in place with `model.loss`, on pixels uint8 [n, H, W, C] and tokens int64 [n, T]. `on_step`
+    is called with the loss of each step. Raises SetupError."""
     if len(pixels) < recipe.batch:
         raise SetupError("--batch", recipe.batch, f"the pool holds {len(pixels)} readable pairs")
-    module = source.module.to(recipe.device).train()
+    module = model.module.to(recipe.device).train()
     optimizer = torch.optim.AdamW(_groups(module, recipe.weight_decay), recipe.learning_rate, betas=recipe.betas)
     rows = _rows(len(pixels), recipe.batch, recipe.seed)
-    with torch.random.fork_rng():  # dropout's draws
+    with torch.random.fork_rng():  # dropout draws from it
         torch.manual_seed(recipe.seed)
         for step in range(recipe.steps):
             at = next(rows)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, recipe)
             batch = (torch.from_numpy(part[at]).to(recipe.device) for part in (pixels, tokens))
-            loss = _loss(source, *batch)
+            loss = _loss(model, *batch)
             if not math.isfinite(value := loss.item()):
                 raise SetupError("--learning-rate", recipe.learning_rate, f"the loss at step {step + 1} is {value}")
             optimizer.zero_grad(set_to_none=True)
@@ -62,19 +63,17 @@ def fit(
     module.to("cpu").eval()
 
 
-def _loss(source: Source, pixels: Tensor, tokens: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (source.image.mean, source.image.std))
-    images = (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
-    image = normalize(source.encode_image(source.module, images), dim=1)
-    text = normalize(source.encode_text(source.module, tokens), dim=1)
-    scale, bias = _logit(source)
+def _loss(model: TorchModel, pixels: Tensor, tokens: Tensor) -> Tensor:
+    image = normalize(model.encode_image(model.module, model.normalised(pixels)), dim=1)
+    text = normalize(model.encode_text(model.module, tokens), dim=1)
+    scale, bias = _logit(model)
     logits = scale * image @ text.T + bias
     own = torch.arange(len(logits), device=logits.device)
-    return CRITERIA[source.loss](logits, own)
+    return CRITERIA[model.loss](logits, own)
 
 
 def _sigmoid(logits: Tensor, own: Tensor) -> Tensor:
-    """Summed over each image's texts, averaged over images, as in SigLIP."""
+    """Sums the loss over each image's texts and averages it over images, as SigLIP does."""
     signs = torch.ones_like(logits)
     signs[own, own] = -1.0
     return softplus(signs * logits).sum(dim=1).mean()
@@ -90,9 +89,9 @@ CRITERIA: dict[Literal["sigmoid", "softmax"], Callable[[Tensor, Tensor], Tensor]
 }
 
 
-def _logit(source: Source) -> tuple[Tensor, Tensor]:
-    logit = source.logit
-    stored = dict(source.module.named_buffers()) | dict(source.module.named_parameters(remove_duplicate=False))
+def _logit(model: TorchModel) -> tuple[Tensor, Tensor]:
+    logit = model.logit
+    stored = dict(model.module.named_buffers()) | dict(model.module.named_parameters(remove_duplicate=False))
     scale = stored[logit.scale_parameter].reshape(())
     bias = torch.zeros_like(scale) if logit.bias_parameter is None else stored[logit.bias_parameter].reshape(())
     return (scale.exp() if logit.scale_is_log else scale), bias
@@ -116,7 +115,7 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 
 def _rows(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Endless batches of different rows, in shuffled epochs; what is left of an epoch is dropped."""
+    """Yields batches of different rows without end, in shuffled epochs; what is left of an epoch is dropped."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(count)

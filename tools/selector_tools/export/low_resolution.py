@@ -1,4 +1,5 @@
-"""Two ways to look at less of an image: a smaller grid of patches (Flexi-JEST), or fewer patches of the same grid.
+"""There are two ways to look at less of an image: a smaller grid of patches (Flexi-JEST), or fewer patches of the same
+grid.
 
 A grid of another size is for trainers that train at it too: the learner's weights are mapped linearly to it, whenever
 they arrive. Dropping patches keeps every patch's size and position, and suits trainers that do not.
@@ -12,18 +13,18 @@ from torch import Tensor, nn
 
 from selector_server.encoding.bundle import Interpolation, Resize
 from selector_server.encoding.resizing import resized
-from selector_server.encoding.source import Source
 from selector_server.errors import BundleError
+from selector_tools.export.torch_model import TorchModel
 
-# Spreads kept patches evenly: the fractional parts of x * A + y * B of a grid are a rank-1 lattice (A, B from the
-# plastic number, as the golden ratio does in one dimension).
+# The kept patches are spread evenly: the fractional parts of x * A + y * B over a grid are a rank-1 lattice. A and B
+# come from the plastic number, which does in two dimensions what the golden ratio does in one.
 _LATTICE = (0.7548776662466927, 0.5698402909980532)
 
 
-def at_resolution(full: Source, low: Source, interpolation: Interpolation, antialias: bool) -> Source:
-    """`low` (the same architecture, built for another image or patch size) with the weights of `full`, and the linear
-    maps that bring them there. `low.module` is filled in place. Raises BundleError for a parameter that differs in
-    another way."""
+def at_resolution(full: TorchModel, low: TorchModel, interpolation: Interpolation, antialias: bool) -> TorchModel:
+    """Returns `low` (the same architecture, built for another image or patch size) with the weights of `full`, and
+    with the linear maps that bring them there. `low.module` is filled in place. Raises BundleError for a parameter that
+    differs in another way."""
     if full.patch is None or low.patch is None:
         raise BundleError("resolution", full.name, "its image tower has no patches; export it at its own size")
     resizes, state = {}, {}
@@ -41,9 +42,15 @@ def at_resolution(full: Source, low: Source, interpolation: Interpolation, antia
 
 
 def _resize(
-    name: str, value: Tensor, target: Tensor, full: Source, low: Source, interpolation: Interpolation, antialias: bool
+    name: str,
+    value: Tensor,
+    target: Tensor,
+    full: TorchModel,
+    low: TorchModel,
+    interpolation: Interpolation,
+    antialias: bool,
 ) -> Resize:
-    """The map from `value` to the shape of `target`."""
+    """Finds the map from `value` to the shape of `target`. Raises BundleError if there is none."""
     assert full.patch is not None
     assert low.patch is not None
     old, new = tuple(value.shape), tuple(target.shape)
@@ -67,21 +74,21 @@ def _resize(
     raise BundleError(f"parameter {name}", list(new), limit)
 
 
-def grid(source: Source) -> tuple[int, int]:
-    """Patches down and across. Raises BundleError unless they fill the image."""
-    assert source.patch is not None
-    for side, patch in zip((source.image.height, source.image.width), source.patch, strict=True):
+def grid(model: TorchModel) -> tuple[int, int]:
+    """Counts the patches down and across. Raises BundleError unless they fill the image."""
+    assert model.patch is not None
+    for side, patch in zip((model.image.height, model.image.width), model.patch, strict=True):
         if patch < 1 or side < patch or side % patch:
             raise BundleError("image size", side, f"must be a multiple of the patch size, {patch}")
-    return source.image.height // source.patch[0], source.image.width // source.patch[1]
+    return model.image.height // model.patch[0], model.image.width // model.patch[1]
 
 
-def drop_patches(source: Source, keep: float) -> Source:
-    """`source`, looking at a share `keep` of its patches, spread evenly and the same for every image; each keeps its
-    position. `source.module` gets a hook. Raises BundleError."""
-    if source.patch is None or not source.tokens_at:
+def drop_patches(model: TorchModel, keep: float) -> TorchModel:
+    """Returns `model` looking at a share `keep` of its patches, spread evenly and the same for every image; each keeps
+    its position. `model.module` gets a hook. Raises BundleError."""
+    if model.patch is None or not model.tokens_at:
         raise BundleError("keep patches", keep, "the image tower has no patches that could be dropped")
-    high, wide = grid(source)
+    high, wide = grid(model)
     count = round(keep * high * wide)
     if not 0 < keep <= 1 or count < 1:
         raise BundleError("keep patches", keep, "must leave at least one patch and at most all")
@@ -92,8 +99,8 @@ def drop_patches(source: Source, keep: float) -> Source:
         prefix = tokens.shape[1] - high * wide
         return torch.cat([tokens[:, :prefix], tokens.index_select(1, kept.to(tokens.device) + prefix)], dim=1)
 
-    source.module.get_submodule(source.tokens_at).register_forward_hook(choose)
-    return replace(source, patches_kept=count / (high * wide))
+    model.module.get_submodule(model.tokens_at).register_forward_hook(choose)
+    return replace(model, patches_kept=count / (high * wide))
 
 
 def _spread(row: int, column: int) -> float:

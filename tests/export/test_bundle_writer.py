@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from selector_tools.export.bundle_writer import export_learner, export_reference, tensor_views
 from support.model import LOGIT, TOKENS, TwoTower, embed, samples, source
 from torch import nn
 
 from selector_server.encoding.bundle import ImageInput, Resize, TextInput, load
 from selector_server.encoding.device import Device
-from selector_server.encoding.export import export_learner, export_reference, tensor_views
 from selector_server.encoding.model import Model
 from selector_server.encoding.resizing import resized, source_shape
 from selector_server.errors import BundleError

@@ -15,35 +15,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 
-import lmdb
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from selector_server.encoding.store import DATA, Store, checked
+from selector_server.encoding.lmdb_store import (
+    LmdbStore,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    Transaction,
+    snapshot,
+)
 from selector_server.errors import SetupError
+from selector_server.sampling import Embedded
 
 log = logging.getLogger(__name__)
 
-# Batches of embeddings that wait to be written; one more is dropped, and encoded again in the next epoch.
+# So many batches of embeddings may wait to be written. One more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
-_HEADER = b"h"  # + fingerprint -> JSON about the reference
-_RECORD = b"r"  # + fingerprint + id -> CRC-32, image, text
+_HEADER = b"h"  # followed by a fingerprint; the value is JSON about the reference
+_RECORD = b"r"  # followed by a fingerprint and an id; the value is a CRC-32, the image's and the text's embedding
 _CRC = struct.Struct("<I")
 
 
 def integer_key(number: int) -> bytes:
-    """The id of a sample that is called by a 64-bit integer; never that of a string."""
+    """The key of a sample that is named by a 64-bit integer; it never equals that of a string."""
     return b"i" + number.to_bytes(8, "little", signed=True)
 
 
 def string_key(text: str | bytes) -> bytes:
-    """The id of a sample that is called by a string, or by its UTF-8 bytes, at most MAX_ID_BYTES."""
+    """The key of a sample that is named by a string, or by its UTF-8 bytes, of at most MAX_ID_BYTES."""
     return b"s" + (text.encode() if isinstance(text, str) else text)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Which of B samples are known (bool [B]), and their embeddings, float16 [known, D]."""
+    """What the cache knows of B samples: `known`, bool [B], says which, and `image` and `text`, float16 [known, D],
+    are their embeddings in that order."""
 
     known: NDArray[np.bool_]
     image: NDArray[np.float16]
@@ -70,8 +79,9 @@ class Stat:
 
 
 class ReferenceCache:
-    """One reference's entries in the store at `folder`. `on_problem(reason)` is told of whatever is wrong: "corrupt",
-    "full", "busy" or "failed"."""
+    """One reference's entries in the store at `folder`; embeddings have `width` values. `on_problem(reason)` is called
+    for whatever goes wrong: the reason is "corrupt", "full", "busy" or "failed". Raises SetupError if the store cannot
+    be opened."""
 
     def __init__(
         self,
@@ -85,7 +95,7 @@ class ReferenceCache:
         self._width, self._on_problem = width, on_problem
         tag = bytes.fromhex(fingerprint)[:16]
         self._prefix = _RECORD + tag
-        self._store = Store(folder, max_bytes, lambda: on_problem("corrupt"))
+        self._store = LmdbStore(folder, max_bytes, lambda: on_problem("corrupt"))
         self._full = False
         self.problem = ""  # the last one, in words
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
@@ -93,15 +103,15 @@ class ReferenceCache:
         about = {"name": name, "fingerprint": fingerprint, "width": width}
         try:
             self._store.run(lambda transaction: transaction.put(_HEADER + tag, json.dumps(about).encode()), write=True)
-        except lmdb.Error as error:
+        except StoreFailed as error:
             raise SetupError("cache", folder, str(error)) from error
 
     def find(self, ids: Sequence[bytes]) -> Found:
-        """Looks up B ids. Unreadable entries count as unknown."""
+        """Looks up B ids. An entry that cannot be read counts as unknown."""
         size = 4 * self._width  # two vectors of float16
         rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
 
-        def look_up(transaction: lmdb.Transaction) -> None:
+        def look_up(transaction: Transaction) -> None:
             for index, key in enumerate(ids):
                 value = transaction.get(self._prefix + key)
                 if value is None:
@@ -114,39 +124,69 @@ class ReferenceCache:
 
         try:
             self._store.run(look_up)
-        except lmdb.Error as error:
-            self._problem("corrupt" if isinstance(error, lmdb.CorruptedError) else "failed", str(error))
+        except StoreFailed as error:
+            self._problem("corrupt" if isinstance(error, StoreCorrupt) else "failed", str(error))
         both = rows[known].view(np.float16)
         return Found(known, both[:, : self._width], both[:, self._width :])
 
+    def merge(
+        self,
+        ids: Sequence[bytes],
+        found: Found,
+        fresh: Embedded | None,
+        scale: float,
+        bias: float,
+        device: torch.device,
+        *,
+        wait: bool = False,
+    ) -> tuple[Embedded, bool]:
+        """Returns the embeddings of all B samples, float32 [B, D] on `device`, and whether the new ones are kept.
+
+        `ids` and `found` are those of all samples; `fresh` holds the embeddings of the unknown ones, [B - known, D] in
+        their order, and is None if there are none. Fresh ones are rounded through float16 as if they came from the
+        cache, so that the first epoch picks as the second one would. They are written by `put` if `wait` is set, else
+        by `put_soon`. `scale` and `bias` are the reference's logit scale and bias.
+        """
+        known = torch.from_numpy(found.known)
+        image, text = (torch.empty((len(ids), self._width), dtype=torch.float16, device=device) for _ in range(2))
+        image[known], text[known] = (torch.from_numpy(part).to(device) for part in (found.image, found.text))
+        kept = True
+        if fresh is not None:
+            image[~known], text[~known] = fresh.image.to(device).half(), fresh.text.to(device).half()
+            write = self.put if wait else self.put_soon
+            new = [key for key, hit in zip(ids, found.known.tolist(), strict=True) if not hit]
+            kept = write(new, image[~known].cpu().numpy(), text[~known].cpu().numpy())
+        return Embedded(image.float(), text.float(), scale, bias), kept
+
     def put(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> bool:
-        """Writes normalised embeddings [B, D]; True once they are on disk."""
+        """Writes normalised embeddings [n, D]. Returns True once they are on disk, False if they cannot be kept."""
         rows = np.concatenate([image, text], axis=1)
 
-        def write(transaction: lmdb.Transaction) -> None:
+        def write(transaction: Transaction) -> None:
             for key, row in zip(ids, rows, strict=True):
                 value = row.tobytes()
                 transaction.put(self._prefix + key, _CRC.pack(zlib.crc32(value)) + value)
 
         try:
             self._store.run(write, write=True)
-        except lmdb.MapFullError:
+        except StoreFull:
             if not self._full:
                 self._problem("full", "no more samples are kept; raise --cache-bytes")
             self._full = True
             return False
-        except lmdb.Error as error:
+        except StoreFailed as error:
             self._problem("failed", str(error))
             return False
         return True
 
-    def put_soon(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> None:
-        """The same on a thread of its own: a selection does not wait for a disk."""
+    def put_soon(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> bool:
+        """Does what `put` does on another thread, so that a selection does not wait for a disk. Returns False if the
+        embeddings are dropped at once, because the store is full or the disk too slow."""
         if self._full:
-            return
+            return False
         if not self._pending.acquire(blocking=False):
             self._problem("busy", f"{len(ids)} samples are not kept, the disk is too slow")
-            return
+            return False
 
         def write() -> None:
             try:
@@ -155,16 +195,17 @@ class ReferenceCache:
                 self._pending.release()
 
         self._writer.submit(write)
+        return True
 
     def usage(self) -> tuple[int, int]:
-        """Entries of the store, of every reference, and its bytes; zeros if it cannot be read."""
+        """The store's entries, of every reference, and its bytes; zeros if it cannot be read."""
         try:
             return self._store.usage()
-        except lmdb.Error:
+        except StoreFailed:
             return 0, 0
 
     def close(self) -> None:
-        """Writes what is waiting."""
+        """Writes what is waiting, then closes the store."""
         self._writer.shutdown()
         self._store.close()
 
@@ -175,24 +216,15 @@ class ReferenceCache:
 
 
 def stat(folder: Path) -> Stat:
-    """What the store at `folder` holds; reads every key. Raises SetupError."""
-    if not (folder / DATA).exists():
-        raise SetupError("cache", folder, f"must be a folder with a {DATA}")
+    """Tells what the store at `folder` holds; reads every key. Raises SetupError."""
     try:
-        # A map size of 0 is the one that the store was made with.
-        with lmdb.open(str(folder), map_size=0, readonly=True, readahead=False) as store:
-            checked(store, folder)
-            with store.begin() as transaction:
-                info = store.info()
-                used = (info["last_pgno"] + 1) * store.stat()["psize"]
-                return Stat(used, info["map_size"], list(_references(transaction)))
-    except (lmdb.Error, OSError) as error:
-        raise SetupError("cache", folder, str(error)) from error
+        with snapshot(folder) as store:
+            return Stat(store.used_bytes, store.max_bytes, list(_references(store.transaction)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SetupError("cache", folder, f"is a store of something else: {error!r}") from error
 
 
-def _references(transaction: lmdb.Transaction) -> Iterator[Held]:
+def _references(transaction: Transaction) -> Iterator[Held]:
     cursor = transaction.cursor()
     headers: list[tuple[bytes, bytes]] = []
     if cursor.set_range(_HEADER):

@@ -1,13 +1,16 @@
 """The reference cache: what it gives back, and what it survives."""
 
 import multiprocessing
+import threading
 
 import lmdb
 import numpy as np
 import pytest
+import torch
 
-from selector_server.encoding.cache import ReferenceCache, stat
+from selector_server.encoding.reference_cache import PENDING_WRITES, ReferenceCache, stat
 from selector_server.errors import SetupError
+from selector_server.sampling import Embedded
 
 WIDTH, FINGERPRINT, OTHER = 8, "ab" * 32, "cd" * 32
 MIB = 1 << 20
@@ -187,3 +190,63 @@ def test_two_processes_share_one_cache(tmp_path, opened):
     assert found.known.all()
     assert np.array_equal(found.image[50:100], vectors(50, seed=50)[0])
     assert not problems
+
+
+# Merging what is known with what is new
+
+
+def merged(store, ids, found, fresh, **more):
+    return store.merge(ids, found, fresh, 10.0, -5.0, torch.device("cpu"), **more)
+
+
+def embeddings(count, seed=0):
+    image, text = (torch.from_numpy(part.astype(np.float32)) for part in vectors(count, seed))
+    return Embedded.normalise(image + 1e-4, text - 1e-4, 10.0, -5.0)
+
+
+def test_a_merge_has_every_row_in_its_place_and_keeps_the_new_ones(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    image, text = vectors(3)
+    store.put(keys(3), image, text)
+    ids = [*keys(1, 50), *keys(2, 1), *keys(1, 51)]
+    fresh = embeddings(2)
+    embedded, kept = merged(store, ids, store.find(ids), fresh, wait=True)
+    assert kept
+    assert (embedded.scale, embedded.bias) == (10.0, -5.0)
+    assert embedded.image.dtype is embedded.text.dtype is torch.float32
+    for found, old, new in ((embedded.image, image, fresh.image), (embedded.text, text, fresh.text)):
+        np.testing.assert_array_equal(found[1:3], old[1:].astype(np.float32))
+        torch.testing.assert_close(found[[0, 3]], new.half().float(), rtol=0, atol=0)
+        assert not torch.equal(found[[0, 3]], new), "they would be other ones from the cache"
+    again, kept = merged(store, ids, store.find(ids), None)
+    assert kept
+    assert torch.equal(again.image, embedded.image)
+    assert torch.equal(again.text, embedded.text)
+
+
+def test_a_merge_does_not_wait_for_the_disk_unless_told(tmp_path, opened, monkeypatch):
+    store, problems = opened(tmp_path / "cache")
+    release, put = threading.Event(), store.put
+    monkeypatch.setattr(store, "put", lambda *new: release.wait(60) and put(*new))
+    for first in range(PENDING_WRITES + 1):
+        ids = keys(1, first)
+        _, kept = merged(store, ids, store.find(ids), embeddings(1, first))
+        assert kept is (first < PENDING_WRITES)
+    assert problems == ["busy"]
+    release.set()
+    store.close()
+    again, _ = opened(tmp_path / "cache")
+    assert again.find(keys(PENDING_WRITES + 1)).known.tolist() == [True] * PENDING_WRITES + [False]
+
+
+def test_a_merge_into_a_full_cache_still_has_every_row(tmp_path, opened):
+    store, problems = opened(tmp_path / "cache", max_bytes=MIB)
+    first = 0
+    while store.put(keys(2000, first), *vectors(2000)):
+        first += 2000
+    ids, fresh = keys(2000, 10**9), embeddings(2000)
+    for wait in (True, False):
+        embedded, kept = merged(store, ids, store.find(ids), fresh, wait=wait)
+        assert not kept
+        torch.testing.assert_close(embedded.image, fresh.image.half().float(), rtol=0, atol=0)
+    assert problems == ["full"]

@@ -16,10 +16,10 @@ class TwoTower(Protocol):
     """A module that can be exported without further words."""
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """float32 [B, C, H, W], normalised, to [B, D]."""
+        """Takes float32 [B, C, H, W], normalised, to [B, D]."""
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """int64 [B, T] to [B, D]."""
+        """Takes int64 [B, T] to [B, D]."""
 
 
 def _encode_image(module: nn.Module, images: Tensor) -> Tensor:
@@ -31,12 +31,13 @@ def _encode_text(module: nn.Module, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class TorchModel:
     """`module` is the trainer's model: its state_dict names what a trainer publishes. It is not changed.
 
-    `encode_image` and `encode_text` call it, as TwoTower says. `patch` is the side (h, w) of an image patch, if the
-    image tower has patches; `resizes` and `state` (the trainer's own state_dict) are set where `module` was built at
-    another resolution than the trainer's, see `low_resolution`.
+    `encode_image` and `encode_text` call it as TwoTower says. `patch` is the side (h, w) of an image patch, if the
+    image tower has patches; `tokens_at` names the submodule whose output is [B, prefix + patches, W], where patches
+    can be dropped. `resizes` and `state` (the trainer's own state_dict) are set where `module` was built at another
+    resolution than the trainer's, see `low_resolution`.
     """
 
     name: str
@@ -51,7 +52,6 @@ class Source:
     origin: str = ""
     licence: str = ""
     patch: tuple[int, int] | None = None
-    # Submodule whose output is [B, prefix + patches, W], where patches can be dropped.
     tokens_at: str = ""
     patches_kept: float = 1.0
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -60,11 +60,19 @@ class Source:
     def __post_init__(self) -> None:
         module = self.module
         while isinstance(inner := getattr(module, "_orig_mod", getattr(module, "module", None)), nn.Module):
-            module = inner  # torch.compile's and DistributedDataParallel's wrappers
+            module = inner  # torch.compile and DistributedDataParallel wrap the model
         object.__setattr__(self, "module", module)
         if not self.state:
             object.__setattr__(self, "state", module.state_dict())
 
     def frozen(self, dtype: torch.dtype) -> nn.Module:
-        """A copy of the module to trace and to run: its mode, precision and place are not the trainer's."""
+        """Returns a copy of the module to trace and to run, because its mode, precision and device are not the
+        trainer's."""
         return copy.deepcopy(self.module).to("cpu", dtype).eval().requires_grad_(False)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Turns uint8 [B, H, W, C] into what `encode_image` takes, float32 [B, C, H, W], as the bundle's image tower
+        does it."""
+        values = (self.image.mean, self.image.std)
+        mean, std = (torch.tensor(value, device=pixels.device).view(1, -1, 1, 1) for value in values)
+        return (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std

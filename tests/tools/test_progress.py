@@ -1,0 +1,37 @@
+"""What commands say while they run, and of what went wrong."""
+
+import pytest
+from selector_tools.mistakes import first_line
+from selector_tools.progress import bar, pace
+
+
+def test_a_bar_shows_how_far_it_is_and_what_is_under_way(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the captured stream for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    with bar("export", 3) as advance:
+        advance(1, "peak")
+        advance(1)
+    last = next(line for line in reversed(capsys.readouterr().err.splitlines()) if "2/3" in line)
+    assert "peak" in last, "what was under way stays"
+
+
+def test_a_bar_says_nothing_in_a_log(capsys):
+    with bar("export", None) as advance:
+        advance(1, "peak")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_pace():
+    assert pace(30_268, 2.36) == "in 2.4 s (12,825 samples/s)"
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "with_kind"),
+    [
+        (ValueError("\nbad size\nand advice"), "bad size", "ValueError: bad size"),
+        (AssertionError(), "AssertionError", "AssertionError: no message"),
+    ],
+)
+def test_first_lines(error, line, with_kind):
+    assert first_line(error) == line
+    assert first_line(error, kind=True) == with_kind
