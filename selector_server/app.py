@@ -40,10 +40,10 @@ from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
+from selector_server.weights.fetcher import News, RedisSource
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
+from selector_server.weights.versions import Store, SyncState, Version
 
 log = logging.getLogger(__name__)
 

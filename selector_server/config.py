@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selector_proto.local import is_local
-from selector_proto.redis_link import LinkError, LinkOptions, check, masked
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.redis_link import LinkError, LinkOptions, check, masked
 
 from selector_server.errors import SetupError
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from selector_proto.copiers import copiers
-from selector_proto.redis_link import LinkOptions
-from selector_proto.stores import open_store
-from selector_proto.weights import CANARY, MAX_CANARY, Keys
+from selector_proto.copying import copiers
+from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
+from selector_proto.weights.redis_link import LinkOptions
+from selector_proto.weights.redis_store import open_store
 
 from selector_client.errors import PublishError
 from selector_client.payload import Precision

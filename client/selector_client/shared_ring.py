@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from selector_proto import shared_memory as layout
-from selector_proto.copiers import copiers
+from selector_proto.copying import copiers
 
 # Requests in flight that can have a file.
 MAX_SLOTS = 8

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import redis
 from numpy.typing import NDArray
-from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
+from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
+from selector_proto.weights.redis_store import Store
 
 from selector_client.payload import Precision, WirePayload
 from selector_client.snapshot import Snapshot

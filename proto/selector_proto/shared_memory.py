@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selector_proto.copiers import copiers
+from selector_proto.copying import copiers
 
 MAGIC, LAYOUT = b"selector", 1
 # Page-aligned on every page size in use.

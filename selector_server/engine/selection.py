@@ -29,7 +29,7 @@ from selector_server.sampling import Criterion, Embedded, Needs, PairScores, Sca
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality import NATS
 from selector_server.weights.freshness import Breach, WhenStale
-from selector_server.weights.store import Store, SyncState, Version
+from selector_server.weights.versions import Store, SyncState, Version
 
 
 @dataclass(frozen=True)

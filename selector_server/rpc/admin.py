@@ -11,7 +11,7 @@ from selector_proto.v1 import selector_pb2
 from selector_server.errors import InvalidRequest, NotPossible
 from selector_server.rpc.status import SERVICE
 from selector_server.weights.history import Event, Outcome
-from selector_server.weights.store import Store
+from selector_server.weights.versions import Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 

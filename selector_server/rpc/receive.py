@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.buffers import Pool
 from selector_server.errors import InvalidRequest, LimitExceeded, TooLate
-from selector_server.memory import Pool
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.threads import in_thread
 

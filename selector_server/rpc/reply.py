@@ -11,7 +11,7 @@ from selector_server.engine.task import Result, Task
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
 from selector_server.sampling import Policy
-from selector_server.weights.store import Store, SyncState
+from selector_server.weights.versions import Store, SyncState
 
 _STATES = {
     SyncState.OFF: pb.SYNC_STATE_OFF,

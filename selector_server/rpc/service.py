@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
+from selector_server.buffers import Pool
 from selector_server.config import Config
 from selector_server.engine.admission import Admission
 from selector_server.engine.groups import Groups
@@ -17,7 +18,6 @@ from selector_server.engine.task import Result, Task
 from selector_server.engine.waiting import Waiting
 from selector_server.engine.worker import Worker
 from selector_server.errors import StaleWeights
-from selector_server.memory import Pool
 from selector_server.rpc import reply
 from selector_server.rpc.account import Account, Accounts
 from selector_server.rpc.ranks import to_member

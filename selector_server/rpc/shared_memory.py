@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from selector_proto import shared_memory as layout
-from selector_proto.copiers import copiers
+from selector_proto.copying import copiers
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.buffers import Pool
 from selector_server.errors import InvalidRequest, SetupError
-from selector_server.memory import Pool
 
 log = logging.getLogger(__name__)
 

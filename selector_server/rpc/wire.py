@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
+from selector_proto.contract import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
 from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any
 
 from selector_server.errors import StaleWeights
-from selector_server.weights.store import Version
+from selector_server.weights.versions import Version
 
 
 class WhenStale(Enum):

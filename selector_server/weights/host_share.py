@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selector_proto.plain_file import opened
+from selector_proto.files import opened
 
 from selector_server.errors import SetupError
 

@@ -16,9 +16,9 @@ from selector_proto.safetensors import TensorView
 
 from selector_server.errors import NotPossible, SelectorError
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.fetcher import Fetched, Incomplete, News, RedisSource
 from selector_server.weights.history import Outcome, printable
-from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
+from selector_server.weights.versions import Store, SyncState, Version
 
 W = TypeVar("W")
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from selector_server.engine.task import Embeddings, ModelEmbeddings, Samples, St
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss
-from selector_server.weights.store import Store, Version
+from selector_server.weights.versions import Store, Version
 
 
 class Leaves(Caller):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from selector_server.buffers import Pool
 from selector_server.engine import admission as module
 from selector_server.engine import pace as pace_module
 from selector_server.engine.admission import Admission
@@ -12,7 +13,6 @@ from selector_server.engine.memory_guard import MemoryGuard
 from selector_server.engine.pace import Pace
 from selector_server.errors import Abandoned, LimitExceeded, Overloaded, TooLate
 from selector_server.machine import MemoryBound, memory_bounds
-from selector_server.memory import Pool
 from selector_server.telemetry.metrics import Metrics
 
 MIB = 1 << 20

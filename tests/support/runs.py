@@ -10,9 +10,9 @@ from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
+from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import RedisSource
 from support.model import plan, samples
 from support.processes import eventually
 from support.wire import raw

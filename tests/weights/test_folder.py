@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher, shipping
-from selector_proto import folder_store
-from selector_proto.folder_store import FolderError, FolderStore
-from selector_proto.stores import open_store
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import Keys
+from selector_proto.weights import folder_store
+from selector_proto.weights.folder_store import FolderError, FolderStore
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.redis_store import open_store
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, spawn
 from support.wire import raw
 
 from selector_server.config import load
 from selector_server.errors import SetupError
-from selector_server.weights.source import Incomplete, RedisSource
+from selector_server.weights.fetcher import Incomplete, RedisSource
 
 KEYS = Keys("run")
 
@@ -120,9 +120,9 @@ def test_the_second_publisher_fences_off_the_first(url):
 
 def test_numbers_are_given_once_across_processes(folder):
     code = (
-        "import sys, threading; from selector_proto.folder_store import FolderStore\n"
+        "import sys, threading; from selector_proto.weights.folder_store import FolderStore\n"
         "store = FolderStore(sys.argv[1])\n"
-        "from selector_proto.weights import Keys\n"
+        "from selector_proto.weights.layout import Keys\n"
         "more = lambda: [store.next_version(Keys('run'), '1 token', 0, 60) for _ in range(50)]\n"
         "threads = [threading.Thread(target=more) for _ in range(2)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"

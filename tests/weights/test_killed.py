@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_proto.stores import open_store
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.redis_store import open_store
 from support.processes import spawn
 from support.runs import newest
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import RedisSource
 
 # Publishes version after version, and stops for good when it comes to STEP of version VERSION.
 _TRAINER = """

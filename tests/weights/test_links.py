@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import redis
 from selector_client import LinkOptions, WeightPublisher
-from selector_proto.link_url import parse
-from selector_proto.redis_link import LinkError, check, connect, masked
-from selector_proto.stores import open_store
+from selector_proto.weights.redis_link import LinkError, check, connect, masked
+from selector_proto.weights.redis_store import open_store
+from selector_proto.weights.redis_url import parse
 from support.certificates import certificates
 from support.processes import eventually, free_port
 from support.redis_servers import join, needs, tls_server, watched_pair
 
 from selector_server.config import load
 from selector_server.errors import SetupError
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import RedisSource
 
 SECRET, NEXT_SECRET = "hunter2-secret", "correct-horse"
 

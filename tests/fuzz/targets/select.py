@@ -18,12 +18,12 @@ from fuzz.models import learner, reference
 from fuzz.mutate_proto import message
 from fuzz.mutation import repaired
 from fuzz.target import Decode, Target
+from selector_server.buffers import Pool
 from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
 from selector_server.engine.preparation import Preparation
 from selector_server.engine.task import Samples
 from selector_server.errors import SelectorError
-from selector_server.memory import Pool
 from selector_server.rpc.ranks import to_member
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from selector_proto.link_url import LinkError, masked, parse
+from selector_proto.weights.redis_url import LinkError, masked, parse
 
 from fuzz.frames import each, joined, split
 from fuzz.mutate_json import tree

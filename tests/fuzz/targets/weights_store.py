@@ -9,16 +9,16 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from selector_proto.stores import RedisStore
-from selector_proto.weights import Keys, encode_manifest
+from selector_proto.weights.layout import Keys, encode_manifest
+from selector_proto.weights.redis_store import RedisStore
 
 from fuzz.files import KINDS, placed
 from fuzz.frames import each, joined, split
 from fuzz.mutation import raw
 from fuzz.target import Decode, Target
 from fuzz.targets.weights import manifest, payload
+from selector_server.weights.fetcher import Incomplete, RedisSource
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import Incomplete, RedisSource
 
 _RUN, _VERSION, _MOST = "run", 7, 1 << 20
 _KEYS = Keys(_RUN)

@@ -12,7 +12,7 @@ import numpy as np
 import redis
 import torch
 from selector_client import Canary, Selector, WeightPublisher
-from selector_proto.weights import CHUNK_BYTES
+from selector_proto.weights.layout import CHUNK_BYTES
 
 from selector_tools.bench.learners import Learner, canary
 from selector_tools.demo.services import free_port, sidecar_process

@@ -61,7 +61,7 @@ def _together(url: str, count: int, repeats: int) -> dict[str, Any]:
 
 
 def _reader(url: str, repeats: int, barrier: Barrier, sender: Connection) -> None:
-    from selector_server.weights.source import RedisSource  # noqa: PLC0415 - in the new process only
+    from selector_server.weights.fetcher import RedisSource  # noqa: PLC0415 - in the new process only
 
     source = RedisSource(url, RUN, 1 << 36)
     version = source.newest()

@@ -15,9 +15,9 @@ from urllib.parse import quote, unquote
 
 import redis
 
-from selector_proto.link_url import LinkError
-from selector_proto.plain_file import opened
-from selector_proto.weights import Keys, outranks
+from selector_proto.files import opened
+from selector_proto.weights.layout import Keys, outranks
+from selector_proto.weights.redis_url import LinkError
 
 LOCK_SECONDS = 10.0
 # Of a value that is read whole: owner, counter and pointer are much shorter.

@@ -10,11 +10,11 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 from redis.sentinel import MasterNotFoundError
 
-from selector_proto import redis_bulk
-from selector_proto.folder_store import FolderStore
-from selector_proto.link_url import LinkError, parse
-from selector_proto.redis_link import LinkOptions, check, connect, masked
-from selector_proto.weights import MOVE_POINTER, NEXT_VERSION, Keys
+from selector_proto.weights import redis_bulk
+from selector_proto.weights.folder_store import FolderStore
+from selector_proto.weights.layout import MOVE_POINTER, NEXT_VERSION, Keys
+from selector_proto.weights.redis_link import LinkOptions, check, connect, masked
+from selector_proto.weights.redis_url import LinkError, parse
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from selector_proto import certificates
-from selector_proto.link_url import Address, LinkError, masked, parse
+from selector_proto.weights.redis_url import Address, LinkError, masked, parse
 
 __all__ = ["LinkError", "LinkOptions", "check", "connect", "masked"]
 

@@ -9,11 +9,9 @@ from threading import Event
 
 import redis
 from selector_proto import safetensors
-from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
-from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import (
+from selector_proto.weights.layout import (
     DIGEST_BYTES,
     MAX_MANIFEST_BYTES,
     Keys,
@@ -22,8 +20,10 @@ from selector_proto.weights import (
     decode_manifest,
     digest,
 )
+from selector_proto.weights.redis_link import LinkOptions
+from selector_proto.weights.redis_store import open_store
 
-from selector_server.memory import Pool
+from selector_server.buffers import Pool
 from selector_server.weights.host_share import HostShare
 
 MAX_POINTER_BYTES = 19

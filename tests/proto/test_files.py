@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from selector_proto.folder_store import FolderError, FolderStore
-from selector_proto.plain_file import opened
+from selector_proto.files import opened
+from selector_proto.weights.folder_store import FolderError, FolderStore
 
 from selector_server.weights.host_share import HostShare
 
