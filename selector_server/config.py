@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from selector_proto.local import is_local
+from selector_proto.contract import is_local
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.redis_link import LinkError, LinkOptions, check, masked
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from selector_proto.copying import copiers
+from selector_proto.copying import copy_threads
 from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
 from selector_proto.weights.redis_link import LinkOptions
 from selector_proto.weights.redis_store import open_store
@@ -112,7 +112,7 @@ class WeightPublisher:
         self.last_version = 0
         self.last_error = ""
         self.fenced = False
-        self._copiers = ThreadPoolExecutor(copiers(), thread_name_prefix="weight-copier")
+        self._copiers = ThreadPoolExecutor(copy_threads(), thread_name_prefix="weight-copier")
         self._thread = threading.Thread(target=self._run, name="weight-publisher", daemon=True)
         self._thread.start()
 
