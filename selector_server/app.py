@@ -40,10 +40,10 @@ from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
-from selector_server.weights.fetcher import News, RedisSource
+from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.host_share import HostShare
 from selector_server.weights.subscriber import Subscriber
-from selector_server.weights.versions import Store, SyncState, Version
+from selector_server.weights.versions import SyncState, Version, Versions
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +68,18 @@ class App:
         self._learner = self._load("learner", device)
         self._reference = self._load("reference", device)
         self._cache = self._open_cache()
-        self._store: Store[Weights] | None = None
+        self._store: Versions[Weights] | None = None
         self._subscriber: Subscriber[Weights] | None = None
         if self._learner is not None:
-            self._store = Store(Version(0, 0, time.time(), self._learner.bundled_weights()))
+            self._store = Versions(Version(0, 0, time.time(), self._learner.bundled_weights()))
         if config.redis is not None:
             if self._learner is None or self._store is None:
                 raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
             share = None if config.weights_share is None else HostShare(config.weights_share)
-            source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link(), share)
+            fetcher = Fetcher(config.redis, config.run, config.max_weights_bytes, config.link(), share)
             poll = config.weights_poll_seconds
             news = News(config.redis, config.run, config.link())
-            self._subscriber = Subscriber(source, self._store, self._learner.bind, self.metrics, poll, news)
+            self._subscriber = Subscriber(fetcher, self._store, self._learner.bind, self.metrics, poll, news)
         tile_bytes = config.sampler_tile_bytes or None
         if config.sampler_fused and not kernel_available(device.torch):
             raise SetupError("sampler_fused", True, "needs triton and a CUDA device of capability 9.0 or newer")

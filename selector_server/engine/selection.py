@@ -29,7 +29,7 @@ from selector_server.sampling import Criterion, Embedded, Needs, PairScores, Sca
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality import NATS
 from selector_server.weights.freshness import Breach, WhenStale
-from selector_server.weights.versions import Store, SyncState, Version
+from selector_server.weights.versions import SyncState, Version, Versions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Selection:
         device: torch.device,
         learner: Model | None,
         reference: Model | None,
-        store: Store[Weights] | None,
+        store: Versions[Weights] | None,
         cache: ReferenceCache | None,
         tile_bytes: int | None,
         fused: bool,

@@ -11,7 +11,7 @@ from selector_server.engine.task import Result, Task
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
 from selector_server.sampling import Policy
-from selector_server.weights.versions import Store, SyncState
+from selector_server.weights.versions import SyncState, Versions
 
 _STATES = {
     SyncState.OFF: pb.SYNC_STATE_OFF,
@@ -49,7 +49,7 @@ def selected(task: Task, result: Result) -> pb.SelectResponse:
     )
 
 
-def weights_status(store: Store[Any] | None, source: str) -> pb.GetWeightsStatusResponse:
+def weights_status(store: Versions[Any] | None, source: str) -> pb.GetWeightsStatusResponse:
     if store is None:
         return pb.GetWeightsStatusResponse(state=pb.SYNC_STATE_OFF)
     current, status = store.current, store.status

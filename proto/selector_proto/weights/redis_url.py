@@ -1,92 +1,47 @@
-"""Where weights travel, as a URL: one Redis, its Sentinels, a Redis Cluster, or a folder that both sides see.
+"""What a URL of Redis says: one server, its Sentinels, or a Redis Cluster. Nothing here connects."""
 
-Nothing here connects, and no error tells a user or a password.
-"""
-
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlunsplit
 
 from redis.connection import parse_url
 
+from selector_proto.weights.link import HIDDEN, HOST, LinkError, masked, split
+
 FORMS = (
-    "must be redis://host:port/0, rediss://host:port/0, unix:///path, redis+sentinel://host:port,host:port/service/0, "
-    "redis+cluster://host:port,host:port (rediss+… with TLS) or file:///folder"
+    "redis://host:port/0, rediss://host:port/0, unix:///path, redis+sentinel://host:port,host:port/service/0, "
+    "redis+cluster://host:port,host:port (rediss+… with TLS)"
 )
-_SCHEME = re.compile(r"(redis|rediss)(\+sentinel|\+cluster)?|unix|file")
-# RFC 3986, appendix B. Python's own parser takes one host; newer ones none in brackets after the first.
-_URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?")
-# What may follow the question mark. redis-py takes anything there, and fails at the first command.
+SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix")
+# What may follow the question mark. redis-py would take anything there, and fail at the first command.
 _QUERY = {"db", "username", "password", "protocol", "client_name", "health_check_interval"}
 _QUERY |= {"socket_timeout", "socket_connect_timeout", "socket_keepalive"}
 _QUERY |= {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 
 
-class LinkError(ValueError):
-    """A link that cannot be: `option` is the option that is wrong, empty for the URL; secrets are left out."""
-
-    def __init__(self, value: object, limit: str, option: str = "") -> None:
-        self.value, self.limit, self.option = str(value), limit, option
-        super().__init__(f"{value}; {limit}")
-
-
 @dataclass(frozen=True)
 class Address:
-    """What a URL says."""
+    """What a URL says. `hosts` are pairs of a name and a port; `path` is that of a unix socket, empty for TCP;
+    `settings` are user, password, database and query, as redis-py names them."""
 
-    kind: Literal["single", "sentinel", "cluster", "folder"]
+    kind: Literal["single", "sentinel", "cluster"]
     tls: bool = False
     hosts: tuple[tuple[str, int], ...] = ()
     service: str = ""
-    path: str = ""  # of a unix socket, or the folder
-    settings: dict[str, Any] = field(default_factory=dict, repr=False)  # user, password, database and query
+    path: str = ""
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def parse(url: str) -> Address:
-    """What `url` says, or LinkError."""
-    parts, shown = _split(url), masked(url)
-    if parts is None:
-        raise LinkError(shown, FORMS)
-    if not _SCHEME.fullmatch(parts.scheme):
-        raise LinkError(shown, f"{FORMS}; its scheme is unknown")
-    if shown == "***" or parts.fragment:
-        raise LinkError(shown, f"{FORMS}; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D")
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or parts.query or not parts.path.startswith("/"):
-            raise LinkError(shown, "must be file:///folder, a whole path and nothing else")
-        return Address("folder", path=unquote(parts.path))
+    """What `url` says. Raises LinkError."""
+    parts, shown = split(url), masked(url)
+    if parts is None or parts.scheme not in SCHEMES or shown == HIDDEN or parts.fragment:
+        raise LinkError(shown, f"must be {FORMS}")
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or parts.path in ("", "/"):
             raise LinkError(shown, "must be unix:///path, with three slashes")
         return Address("single", path=unquote(parts.path), settings=_settings(parts, shown))
     return _servers(parts, shown)
-
-
-def masked(url: str) -> str:
-    """The URL without user, password and query; of one that cannot be parsed, nothing is shown."""
-    parts = _split(url)
-    if parts is None:
-        return "***"
-    user, at, hosts = parts.netloc.rpartition("@")
-    if "[" in user or "]" in user:
-        return "***"
-    if hosts and not all(_HOST.fullmatch(host) for host in hosts.split(",")):
-        return "***"
-    # A password with a '/', '?' or '#' in it ends the host early, and its rest stands where the path is.
-    rest = parts.path if parts.path or at else f"{parts.query}{parts.fragment}"
-    if "@" in rest and (parts.scheme not in ("unix", "file") or (parts.scheme == "unix" and hosts)):
-        return "***"
-    return f"{parts.scheme}://{hosts}{parts.path}"
-
-
-def _split(url: str) -> SplitResult | None:
-    match = _URL.fullmatch(url)
-    if match is None or not url.isprintable():
-        return None
-    scheme, *rest = (part or "" for part in match.groups())
-    return SplitResult(scheme.lower(), *rest)
 
 
 def _servers(parts: SplitResult, shown: str) -> Address:
@@ -113,14 +68,14 @@ def _servers(parts: SplitResult, shown: str) -> Address:
 
 
 def _host(text: str, default_port: int, shown: str) -> tuple[str, int]:
-    match = _HOST.fullmatch(text)
+    match = HOST.fullmatch(text)
     if match is None or not 0 < (port := int(match[2] or default_port)) < 1 << 16:
         raise LinkError(shown, "must have ports from 1 to 65535")
     return match[1].strip("[]"), port
 
 
 def _settings(parts: SplitResult, shown: str) -> dict[str, Any]:
-    """User, password and query by redis-py's own parser, which knows nothing of several hosts."""
+    """User, password and query, found by redis-py's own parser, which knows nothing of several hosts."""
     user, at, _ = parts.netloc.rpartition("@")
     plain = urlunsplit(("redis", f"{user}{at}host", "", parts.query, ""))
     try:
