@@ -80,22 +80,17 @@ def test_only_app_imports_rpc_and_only_rpc_knows_grpc():
 
 def test_only_the_transport_and_benchmarks_of_redis_itself_know_redis():
     """Whatever carries weights, others speak of it in StoreErrors."""
-    allowed = {
-        "redis_store.py",
-        "redis_bulk.py",
-        "redis_link.py",
-        "redis_url.py",
-        # These measure a bare Redis beside the transport, and ask it for its version and processor time.
-        "weights.py",
-        "weights_phases.py",
-        "weights_readers.py",
-    }
+    room = SOURCES["selector_proto"] / "weights"
+    transport = {room / f"redis_{name}.py" for name in ("store", "bulk", "link", "url")}
+    # These measure a bare Redis beside the transport, and ask it for its version and its processor time.
+    bench = SOURCES["selector_tools"] / "bench"
+    measuring = {bench / f"{name}.py" for name in ("weights", "weights_phases", "weights_readers")}
     files = [file for _, file in FILES]
-    knowing = {file.name for file in files if breaches([file], "redis")}
-    assert knowing == allowed
-    others = [file for file in files if file.parent != SOURCES["selector_proto"] / "weights"]
-    inner = [f"selector_proto.weights.redis_{name}" for name in ("bulk", "link", "scripts", "store", "url")]
-    assert not breaches(others, *inner, "selector_proto.weights.folder_store")
+    assert {file for file in files if breaches([file], "redis")} == transport | measuring
+    others = [file for file in files if file.parent != room]
+    inner = [f"selector_proto.weights.{file.stem}" for file in room.glob("*_*.py")]
+    assert "selector_proto.weights.folder_store" in inner
+    assert not breaches(others, *inner)
 
 
 def test_sampling_imports_only_torch_numpy_and_the_standard_library():

@@ -17,7 +17,8 @@ from selector_proto.v1 import selector_pb2 as pb
 
 Array = NDArray[Any]
 
-# Payload bytes in one stream message: the fastest size measured, below the 4 MiB default cap of a receiver.
+# One stream message carries so many bytes of a payload. It was the fastest size measured, and is below the 4 MiB that a
+# receiver takes by default.
 CHUNK_BYTES = 1 << 20
 # Views start at multiples of this, so that a reader can use them in place.
 ALIGNMENT = 16
@@ -40,7 +41,7 @@ BYTES = (pb.DATA_TYPE_U8,)
 
 
 class WireError(ValueError):
-    """A message from the other side is malformed: `field`, the `value` it had, and the `limit` it broke."""
+    """A message from the other side is malformed. `field` names what, `value` is what it was, `limit` what it broke."""
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         shown = str(value)
@@ -50,7 +51,7 @@ class WireError(ValueError):
 
 
 class Payload:
-    """Collects arrays for one request; keeps references, copies nothing that is contiguous already."""
+    """Collects arrays for one request. It keeps references and copies nothing that is contiguous already."""
 
     def __init__(self) -> None:
         self.nbytes = 0
@@ -89,7 +90,7 @@ class Payload:
         return tuple(self._parts)
 
     def crc32(self) -> int:
-        """CRC-32 of the whole payload."""
+        """The CRC-32 of the whole payload."""
         crc = 0
         for part in self._parts:
             crc = zlib.crc32(part, crc)

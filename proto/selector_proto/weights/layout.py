@@ -50,7 +50,7 @@ def digest(data: bytes | memoryview) -> bytes:
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be trusted; the message says what is wrong with it."""
+    """A manifest cannot be trusted; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def check(url: str, options: LinkOptions | None = None) -> Address:
 
 
 def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | RedisCluster:
-    """A client. A cluster's asks for its nodes at once and raises what redis-py raises; the others connect when first
-    used. Raises LinkError, a ValueError, for what cannot be."""
+    """A client. That of a cluster asks for its nodes at once, and raises what redis-py raises; the others connect when
+    they are first used. Raises LinkError for what cannot be."""
     options = options or LinkOptions()
     address = check(url, options)
     settings = _shared(options, address.tls) | address.settings

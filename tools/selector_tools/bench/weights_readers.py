@@ -17,8 +17,8 @@ WAIT_SECONDS = 120.0
 
 
 def measured(module: Learner, url: str, counts: list[int], repeats: int) -> list[dict[str, Any]]:
-    """For each count: medians of the seconds until all have the version, of their summed rate, and of the server's
-    processor time. The first fetch of each process warms up."""
+    """Measures each count of readers: the medians of the seconds until all have the version, of their summed rate, and
+    of the server's processor time. The first fetch of each process warms up."""
     with WeightPublisher(url, RUN) as publisher:
         publisher.publish(1, module)
         if not publisher.flush(WAIT_SECONDS):
