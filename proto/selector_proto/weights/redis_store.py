@@ -14,7 +14,6 @@ from selector_proto.weights import redis_bulk
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkError, LinkOptions, masked
 from selector_proto.weights.redis_link import check, connect
-from selector_proto.weights.redis_scripts import MOVE_POINTER, NEXT_VERSION
 from selector_proto.weights.redis_url import parse
 from selector_proto.weights.store import StoreError, StoreGarbled, StoreRefused, StoreUnavailable
 
@@ -23,8 +22,43 @@ R = TypeVar("R")
 # The time to live of so many keys is renewed in one round trip.
 _PIPELINE = 1000
 
+# A script does in one step what two publishers must not mix. KEYS are the run's owner, counter, pointer and manifest;
+# ARGV are the publisher as owner (`layout` says what that is), seconds to live, a version and a manifest. Each script
+# first sees to it that the publisher may go on, and makes it the owner.
+_OWN = """
+local function epoch(owner) return tonumber(string.match(owner, '^(%d+) ') or '0') end
+local found = redis.call('GET', KEYS[1])
+if found and found ~= ARGV[1] and epoch(found) >= epoch(ARGV[1]) then return -1 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+local function number(key)
+  local text = redis.call('GET', key) or '0'
+  if #text > 15 or not string.match(text, '^%d+$') then error(key .. ' holds no number') end
+  return tonumber(text)
+end
+"""
+# Gives the next version, above ARGV[3] and all before; -1 if another publisher owns the run.
+_NEXT_VERSION = (
+    _OWN
+    + """
+local new = math.max(number(KEYS[2]), number(KEYS[3]), tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[2], string.format('%.0f', new), 'EX', ARGV[2])
+return new
+"""
+)
+# Puts the manifest and moves the pointer, forward only; gives the version that the pointer has now, -1 as above.
+_MOVE_POINTER = (
+    _OWN
+    + """
+local now = number(KEYS[3])
+if tonumber(ARGV[3]) <= now then return now end
+redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[2])
+return tonumber(ARGV[3])
+"""
+)
 
-def open_redis(url: str, options: LinkOptions, write: bool) -> "RedisStore":  # noqa: ARG001 - what may be written is known later
+
+def open_redis(url: str, options: LinkOptions, write: bool) -> "RedisStore":  # noqa: ARG001 - Redis itself says what may be written
     """The Redis at `url`. Raises LinkError."""
     check(url, options)
     return RedisStore(url, options)
@@ -80,12 +114,12 @@ class RedisStore:
 
     def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int:
         arguments = (keys.owner, keys.counter, keys.pointer, owner, ttl, above)
-        return int(cast(int, self._do(lambda client: client.eval(NEXT_VERSION, 3, *arguments))))
+        return int(cast(int, self._do(lambda client: client.eval(_NEXT_VERSION, 3, *arguments))))
 
     def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int:
         names = (keys.owner, keys.counter, keys.pointer, keys.manifest(version))
         arguments = (*names, owner, ttl, version, manifest)
-        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 4, *arguments))))
+        now = int(cast(int, self._do(lambda client: client.eval(_MOVE_POINTER, 4, *arguments))))
         try:
             self._do(lambda client: client.publish(keys.news, version))
         except StoreError:  # this user may not be allowed to announce anything: readers look by themselves
