@@ -11,7 +11,7 @@ from selector_server.config import Config
 from selector_server.machine import keep_freed_memory
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.telemetry.metrics_server import MetricsServer
-from selector_server.weights.store import SyncState
+from selector_server.weights.versions import SyncState
 
 log = logging.getLogger(__name__)
 

@@ -41,10 +41,10 @@ from selector_server.sampling.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
+from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
+from selector_server.weights.versions import SyncState, Version, Versions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sidecar:
     memory_guard: MemoryGuard | None
     worker: Worker
     ranks: Ranks
-    versions: Store[Weights] | None
+    versions: Versions[Weights] | None
     subscriber: Subscriber[Weights] | None
     decoder: Decoder
     cache: ReferenceCache | None
@@ -78,7 +78,7 @@ def build(config: Config) -> Sidecar:
     device = Device(config.device, threads)
     learner, reference = (_model(config, role, device, metrics) for role in ("learner", "reference"))
     cache = _cache(config, reference, metrics)
-    versions = None if learner is None else Store(Version(0, 0, time.time(), learner.bundled_weights()))
+    versions = None if learner is None else Versions(Version(0, 0, time.time(), learner.bundled_weights()))
     subscriber = _subscriber(config, learner, versions, metrics)
     models = Models(device.torch, learner, reference, versions, cache, _sampler_settings(config, device))
     policies = _policies()
@@ -180,16 +180,16 @@ def _cache(config: Config, reference: Model | None, metrics: Metrics) -> Referen
 
 
 def _subscriber(
-    config: Config, learner: Model | None, versions: Store[Weights] | None, metrics: Metrics
+    config: Config, learner: Model | None, versions: Versions[Weights] | None, metrics: Metrics
 ) -> Subscriber[Weights] | None:
     if config.redis is None:
         return None
     if learner is None or versions is None:
         raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
     share = None if config.weights_share is None else HostShare(config.weights_share)
-    source = RedisSource(config.redis, config.run, config.max_weights_bytes, config.link(), share)
+    fetcher = Fetcher(config.redis, config.run, config.max_weights_bytes, config.link(), share)
     news = News(config.redis, config.run, config.link())
-    return Subscriber(source, versions, learner.bind, metrics, config.weights_poll_seconds, news)
+    return Subscriber(fetcher, versions, learner.bind, metrics, config.weights_poll_seconds, news)
 
 
 def _sampler_settings(config: Config, device: Device) -> SamplerSettings:

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from selector_proto.local import is_local
-from selector_proto.redis_link import LinkError, LinkOptions, check, masked
-from selector_proto.weights import Keys
+from selector_proto.contract import is_local
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.link import LinkError, LinkOptions, masked
+from selector_proto.weights.transports import check_link
 
 from selector_server.errors import SetupError
 
@@ -206,7 +207,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         raise SetupError("stall_exit_seconds", config.stall_exit_seconds, limit)
     try:
         if config.redis is not None:
-            check(config.redis, config.link())
+            check_link(config.redis, config.link())
     except LinkError as error:
         raise SetupError(f"redis_{error.option}" if error.option else "redis", error.value, error.limit) from error
     return config

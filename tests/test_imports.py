@@ -125,6 +125,21 @@ def test_no_modules_import_each_other_in_a_circle(package):
     assert not graph, f"these import each other, or what does: {sorted(graph)}"
 
 
+def test_only_the_transport_and_benchmarks_of_redis_itself_know_redis():
+    """Whatever carries weights, others speak of it in StoreErrors."""
+    room = SOURCES["selector_proto"] / "weights"
+    transport = {room / f"redis_{name}.py" for name in ("store", "bulk", "link", "url")}
+    # These measure a bare Redis beside the transport, and ask it for its version and its processor time.
+    bench = SOURCES["selector_tools"] / "bench"
+    measuring = {bench / f"{name}.py" for name in ("weights", "weights_phases", "weights_readers")}
+    files = [file for _, file in FILES]
+    assert {file for file in files if breaches([file], "redis")} == transport | measuring
+    others = [file for file in files if file.parent != room]
+    inner = [f"selector_proto.weights.{file.stem}" for file in room.glob("*_*.py")]
+    assert "selector_proto.weights.folder_store" in inner
+    assert not breaches(others, *inner)
+
+
 def test_sampling_imports_only_torch_numpy_and_the_standard_library():
     allowed = {"torch", "numpy", "triton", *sys.stdlib_module_names}
     files = within("sampling")

@@ -7,7 +7,7 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
     publisher.publish(step, model)
 """
 
-from selector_proto.redis_link import LinkOptions
+from selector_proto.weights.link import LinkOptions
 
 from selector_client.access import Access
 from selector_client.aio import AsyncSelector

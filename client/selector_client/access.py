@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from selector_proto import certificates
-from selector_proto.local import is_local
+from selector_proto.contract import is_local
 
 from selector_client.errors import Untrusted
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.safetensors import ITEM_BYTES, header
-from selector_proto.weights import CANARY
+from selector_proto.weights.layout import CANARY
 
 from selector_client.snapshot import Snapshot
 

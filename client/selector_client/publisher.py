@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from selector_proto.copiers import copiers
-from selector_proto.redis_link import LinkOptions
-from selector_proto.stores import open_store
-from selector_proto.weights import CANARY, MAX_CANARY, Keys
+from selector_proto.copying import copy_threads
+from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
+from selector_proto.weights.link import LinkOptions
+from selector_proto.weights.store import StoreError
+from selector_proto.weights.transports import open_store
 
 from selector_client.errors import PublishError
 from selector_client.payload import Precision
@@ -112,7 +113,7 @@ class WeightPublisher:
         self.last_version = 0
         self.last_error = ""
         self.fenced = False
-        self._copiers = ThreadPoolExecutor(copiers(), thread_name_prefix="weight-copier")
+        self._copiers = ThreadPoolExecutor(copy_threads(), thread_name_prefix="weight-copier")
         self._thread = threading.Thread(target=self._run, name="weight-publisher", daemon=True)
         self._thread.start()
 
@@ -208,7 +209,7 @@ class WeightPublisher:
                 backoff = 0.1
             except Fenced:
                 self._give_up()
-            except Exception as error:  # not only RedisError: whatever it is, training must go on
+            except Exception as error:  # not only StoreError: whatever it is, training must go on
                 self._failed(error)
                 with self._changed:
                     if snapshot is not None and self._next is None and not self._closed:
@@ -258,8 +259,8 @@ class WeightPublisher:
     def _failed(self, error: Exception) -> None:
         with self._changed:
             self.failures += 1
-        # Errors of a pipeline quote the values that were sent.
-        message = f"{type(error).__name__}: {error}"[:300]
+        named = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+        message = named[:300]  # errors of a pipeline quote the values that were sent
         if message != self.last_error:
             log.log(
                 logging.ERROR if isinstance(error, Unsafe) else logging.WARNING,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
+from selector_proto.contract import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 

@@ -12,7 +12,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from selector_proto import shared_memory as layout
-from selector_proto.copiers import copiers
+from selector_proto.copying import copy_all, copy_threads, write, write_all
+from selector_proto.files import try_lock
 
 # Requests in flight that can have a file.
 MAX_SLOTS = 8
@@ -30,7 +31,8 @@ class Slot:
         self._map: mmap.mmap | None = None  # its pages stay warm; touched under the lease only
         self.generation = secrets.randbits(63)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(self._file):
+                raise BlockingIOError(f"{self.name} is locked by another process")
             os.fchmod(self._file, 0o640)  # the sidecar may be another user of the folder's group
         except OSError:
             self.remove()
@@ -48,9 +50,9 @@ class Slot:
         self._head(layout.Header(0, 0))
         with self._alone() as alone:
             if alone:
-                layout.copy_all(self._mapped(size), parts, self._threads)
+                copy_all(self._mapped(size), parts, self._threads)
             else:
-                layout.write_all(self._file, parts, layout.PAYLOAD_OFFSET, self._threads)
+                write_all(self._file, parts, layout.PAYLOAD_OFFSET, self._threads)
         self.generation = self.generation % (2**64 - 1) + 1
         self._head(layout.Header(self.generation, size))
 
@@ -91,7 +93,7 @@ class Slot:
         os.close(self._file)
 
     def _head(self, header: layout.Header) -> None:
-        layout.write(self._file, memoryview(header.encode()), 0)
+        write(self._file, memoryview(header.encode()), 0)
 
 
 class Ring:
@@ -100,7 +102,7 @@ class Ring:
     def __init__(self, path: str) -> None:
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(copiers(), thread_name_prefix="selector-shared-memory")
+        self._threads = ThreadPoolExecutor(copy_threads(), thread_name_prefix="selector-shared-memory")
         self._free: list[Slot] = []
         self._closed, self._owner = False, os.getpid()
         self._all: set[Slot] = set()

@@ -9,11 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
-import redis
 from numpy.typing import NDArray
-from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
+from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
+from selector_proto.weights.store import Store, StoreError, StoreUnavailable
 
 from selector_client.payload import Precision, WirePayload
 from selector_client.snapshot import Snapshot
@@ -48,7 +47,7 @@ class _Version:
 
 
 class Shipper:
-    """One publisher's claim on one run. Methods raise redis.RedisError, Fenced or Unsafe; not thread-safe.
+    """One publisher's claim on one run. Methods raise StoreError, Fenced or Unsafe; not thread-safe.
 
     `keep` versions stay in Redis, and where there is room HELD more if they were the newest in the last HOLD_SECONDS;
     all keys die `ttl` seconds after the last `ship` or `refresh`.
@@ -95,7 +94,7 @@ class Shipper:
             raise
         except BaseException as error:
             self._debris.append(version)
-            if not isinstance(error, redis.ConnectionError | redis.TimeoutError):
+            if not isinstance(error, StoreUnavailable):
                 self._held = 0  # mostly for want of room
             self._tidy()
             raise
@@ -183,7 +182,7 @@ class Shipper:
                 yield version.chunks[index], chunk
 
         try:
-            self._store.set_all(chunks(), ex=self._ttl)
+            self._store.put_all(chunks(), self._ttl)
         finally:
             wait(made)  # after a failure, what is still being made must not run into the next version
         return b"".join(digests)
@@ -198,20 +197,20 @@ class Shipper:
                 if pointer == str(version.number).encode():
                     self._make_newest(version)  # only the answer was lost: readers may be on their way to it
                 else:
-                    self._store.unlink(*version.chunks)
+                    self._store.delete(*version.chunks)
                 self._debris.pop()
             while len(self._older) >= self._keep:
                 if self._older[0].until > time.monotonic() and len(self._older) < self._keep + self._held:
                     break
-                self._store.unlink(*self._keys_of(self._older[0]))
+                self._store.delete(*self._keys_of(self._older[0]))
                 self._older.popleft()
-        except (redis.RedisError, OSError):
+        except StoreError:
             log.debug("what is not needed any more stays for now", exc_info=True)
 
     def _forget_quietly(self, names: list[str]) -> None:
         try:
-            self._store.unlink(*names)
-        except (redis.RedisError, OSError):
+            self._store.delete(*names)
+        except StoreError:
             log.debug("it stays until its time to live ends", exc_info=True)
 
     def _keys_of(self, version: _Version) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from typing import Any, TypeAlias
 
 import grpc
-from selector_proto.local import is_local
+from selector_proto.contract import is_local
 from selector_proto.shared_memory import read_token
 from selector_proto.v1 import selector_pb2 as pb
 

@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A bundle of every public authority has a quarter of this.
+# A file may have so many bytes. A bundle of every public authority has a quarter of that.
 MAX_FILE_BYTES = 1 << 20
 
 
 class CertificateError(ValueError):
-    """A file that cannot be used; `option` is ca_file, certificate_file or key_file, `value` the file."""
+    """A file cannot be used. `option` is ca_file, certificate_file or key_file, `value` is the file, and `limit` says
+    what it must be."""
 
     def __init__(self, value: object, limit: str, option: str) -> None:
         self.value, self.limit, self.option = str(value), limit, option
@@ -22,7 +23,7 @@ class CertificateError(ValueError):
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM texts: whom to trust, and this side's certificate with its key. None: none was given."""
+    """PEM texts: the authorities to trust, and this side's certificate with its key. None means that none was given."""
 
     ca: bytes | None = None
     certificate: bytes | None = None
@@ -43,7 +44,7 @@ def read_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
 
 def read(ca_file: str | Path | None, certificate_file: str | Path | None, key_file: str | Path | None) -> Certificates:
-    """What the files hold now. `key_file` None: the key is in the certificate's file. Raises CertificateError."""
+    """What the files hold now. Without a `key_file`, the key is in the certificate's file. Raises CertificateError."""
     if certificate_file is None and key_file is not None:
         raise CertificateError(key_file, "needs a certificate file too", "key_file")
     ca = _read(ca_file, "ca_file")
@@ -57,7 +58,7 @@ def read(ca_file: str | Path | None, certificate_file: str | Path | None, key_fi
         key = certificate if key is None else key
         try:
             with _as_files(certificate, key) as (certificate_name, key_name):
-                # An empty password, so that an encrypted key is an error instead of a question on the terminal.
+                # With an empty password, an encrypted key is an error instead of a question on the terminal.
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_name, key_name, password="")
         except OSError as error:
             limit = f"must be a certificate with its key, not encrypted: {_why(error)}"
@@ -76,7 +77,8 @@ def _read(path: str | Path | None, option: str) -> bytes | None:
 
 @contextmanager
 def _as_files(*texts: bytes) -> Iterator[list[str]]:
-    """Names of files in memory, for `ssl` reads a key from a file only, and the one on disk may change meanwhile."""
+    """Yields names of files in memory that hold the texts: `ssl` reads a key from a file only, and the one on disk may
+    change meanwhile."""
     with ExitStack() as stack:
         names = []
         for text in texts:

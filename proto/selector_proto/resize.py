@@ -63,7 +63,7 @@ def _check(size: tuple[int, int], to: tuple[int, int], interpolation: str) -> No
 
 
 def _line(size: int, to: int, interpolation: Interpolation, antialias: bool) -> Matrix:
-    """float64 [to, size]: one line of `size` pixels resized."""
+    """The matrix, float64 [to, size], that resizes one line of `size` pixels to `to` pixels."""
     scale = size / to
     centres = (np.arange(to) + 0.5) * scale - 0.5
     if antialias:
@@ -71,7 +71,7 @@ def _line(size: int, to: int, interpolation: Interpolation, antialias: bool) -> 
         weights = _filter((np.arange(size) - centres[:, None]) / max(scale, 1.0), interpolation, -0.5)
         total: Matrix = weights.sum(axis=1, keepdims=True)
         return weights / total
-    # Four neighbours, or bilinearly two of them; what falls off the border is the pixel on it.
+    # There are four neighbours, or bilinearly two; one that falls off the border is taken to be the pixel on it.
     neighbours = np.floor(centres)[:, None] + np.arange(-1, 3)
     line = np.zeros((to, size))
     at = np.clip(neighbours, 0, size - 1).astype(np.intp)
@@ -80,7 +80,7 @@ def _line(size: int, to: int, interpolation: Interpolation, antialias: bool) -> 
 
 
 def _filter(distance: Matrix, interpolation: Interpolation, a: float) -> Matrix:
-    """Weight of a pixel at this distance: a triangle, or the cubic convolution kernel (Keys, 1981) of slope `a`."""
+    """The weight of a pixel at this distance: a triangle, or the cubic convolution kernel (Keys, 1981) of slope `a`."""
     x = np.abs(distance)
     if interpolation == "bilinear":
         return np.where(x < 1, 1 - x, 0.0)
@@ -90,7 +90,7 @@ def _filter(distance: Matrix, interpolation: Interpolation, a: float) -> Matrix:
 
 
 def _product(rows: Matrix, columns: Matrix) -> Matrix:
-    """The Kronecker product: lines of both directions resized, one after the other."""
+    """The Kronecker product, read-only: it resizes lines of both directions, one after the other."""
     matrix = np.asarray(np.kron(rows, columns), np.float64)
     matrix.setflags(write=False)
     return matrix

@@ -17,12 +17,12 @@ MAX_TENSORS = 100_000
 
 
 class LayoutError(ValueError):
-    """Bytes that are not a well-formed safetensors file; the message says what is wrong."""
+    """The bytes are no well-formed safetensors file; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class TensorView:
-    """One tensor: dtype by its safetensors name ("F32", "BF16", …), shape, and its little-endian bytes."""
+    """One tensor: its dtype by safetensors' name ("F32", "BF16", …), its shape, and its little-endian bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -82,7 +82,7 @@ def decode(file: memoryview) -> dict[str, TensorView]:
 
 
 def _offset(item: tuple[str, object]) -> tuple[int, int]:
-    """Where a header entry says it lies; malformed entries come first and are refused by `_view`."""
+    """Where a header entry says that its tensor lies. Malformed entries come first; `_view` refuses them."""
     match item[1]:
         case {"data_offsets": [int(start), int(end)]}:
             return start, end

@@ -6,19 +6,19 @@ widened to float32.
 
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selector_proto.chunks import cut
 from selector_proto.v1 import selector_pb2 as pb
 
 Array = NDArray[Any]
 
-# Payload bytes in one stream message: the fastest size measured, below the 4 MiB default cap of a receiver.
+# One stream message carries so many bytes of a payload. It was the fastest size measured, and is below the 4 MiB that a
+# receiver takes by default.
 CHUNK_BYTES = 1 << 20
 # Views start at multiples of this, so that a reader can use them in place.
 ALIGNMENT = 16
@@ -41,7 +41,7 @@ BYTES = (pb.DATA_TYPE_U8,)
 
 
 class WireError(ValueError):
-    """A message from the other side is malformed: `field`, the `value` it had, and the `limit` it broke."""
+    """A message from the other side is malformed. `field` names what, `value` is what it was, `limit` what it broke."""
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         shown = str(value)
@@ -51,7 +51,7 @@ class WireError(ValueError):
 
 
 class Payload:
-    """Collects arrays for one request; keeps references, copies nothing that is contiguous already."""
+    """Collects arrays for one request. It keeps references and copies nothing that is contiguous already."""
 
     def __init__(self) -> None:
         self.nbytes = 0
@@ -83,14 +83,14 @@ class Payload:
 
     def chunks(self) -> Iterator[bytes]:
         """The payload in pieces that each fit one message."""
-        return (bytes(piece) for piece in cut(self._parts, CHUNK_BYTES))
+        return (bytes(piece) for piece in _cut(self._parts, CHUNK_BYTES))
 
     def parts(self) -> Sequence[memoryview]:
         """The payload as views of the arrays, back to back."""
         return tuple(self._parts)
 
     def crc32(self) -> int:
-        """CRC-32 of the whole payload."""
+        """The CRC-32 of the whole payload."""
         crc = 0
         for part in self._parts:
             crc = zlib.crc32(part, crc)
@@ -102,15 +102,40 @@ class Payload:
             self.nbytes += len(part)
 
 
+def _cut(parts: Iterable[memoryview], size: int) -> Iterator[memoryview]:
+    """The concatenation of `parts` in pieces of `size` bytes, the last one shorter.
+
+    Copies only where a piece spans two parts.
+    """
+    piece: list[memoryview] = []
+    room = size
+    for part in parts:
+        start = 0
+        while start < len(part):
+            piece.append(part[start : start + room])
+            start += len(piece[-1])
+            room -= len(piece[-1])
+            if room == 0:
+                yield _joined(piece)
+                piece, room = [], size
+    if piece:
+        yield _joined(piece)
+
+
+def _joined(piece: list[memoryview]) -> memoryview:
+    return piece[0] if len(piece) == 1 else memoryview(b"".join(piece))
+
+
 def _array(array: Any) -> tuple[Array, pb.DataType.ValueType | None]:
-    """As numpy's, and its type on the wire, None if it has none. bfloat16, which numpy lacks, as its bits."""
-    torch = sys.modules.get("torch")  # a tensor of torch without importing it
+    """The array as numpy's, and its type on the wire, None if it has none. bfloat16, which numpy lacks, becomes its
+    bits."""
+    torch = sys.modules.get("torch")  # without importing it: who passes a tensor of torch has done so
     if torch is not None and isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         if array.dtype == torch.bfloat16:
             return array.contiguous().view(torch.int16).numpy().view(np.uint16), pb.DATA_TYPE_BF16
     values = np.asarray(array, order="C")
-    if values.dtype.name == "bfloat16":  # of ml_dtypes, which JAX uses
+    if values.dtype.name == "bfloat16":  # ml_dtypes has one, which JAX uses
         return values.view(np.uint16), pb.DATA_TYPE_BF16
     return values, _DATA_TYPE.get(values.dtype.newbyteorder("<"))
 

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
-from selector_proto.weights import CANARY, MAX_CANARY
+from selector_proto.weights.layout import CANARY, MAX_CANARY
 from torch import Tensor
 
+from selector_server.buffers import Pool
 from selector_server.encoding.bundle import IMAGE_TOWER, PIXELS, TEXT_TOWER, TOKENS, WEIGHTS, Bundle, Logit, Parameter
 from selector_server.encoding.device import Device
 from selector_server.encoding.resizing import resized, source_shape
 from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
-from selector_server.memory import Pool
 from selector_server.sampling import MAX_LOGIT, Embedded
 from selector_server.telemetry.encoding import EncodingMetrics
 

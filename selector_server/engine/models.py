@@ -15,7 +15,7 @@ from selector_server.engine.task import ServedWeights, Task
 from selector_server.errors import NotPossible, StaleWeights
 from selector_server.sampling import Embedded, PairScores
 from selector_server.weights.freshness import Breach, WhenStale
-from selector_server.weights.store import Store, SyncState, Version
+from selector_server.weights.versions import SyncState, Version, Versions
 
 Floats = NDArray[np.floating[Any]]
 
@@ -36,7 +36,7 @@ class Models:
         device: torch.device,
         learner: Model | None,
         reference: Model | None,
-        versions: Store[Weights] | None,
+        versions: Versions[Weights] | None,
         cache: ReferenceCache | None,
         sampler: SamplerSettings,
     ) -> None:

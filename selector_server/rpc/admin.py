@@ -11,7 +11,7 @@ from selector_proto.v1 import selector_pb2
 from selector_server.errors import InvalidRequest, NotPossible
 from selector_server.rpc.status import SERVICE
 from selector_server.weights.history import Event, Outcome
-from selector_server.weights.store import Store
+from selector_server.weights.versions import Versions
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 
@@ -26,7 +26,9 @@ class AdminService(rpc.AdminServiceServicer):
     """`store` is None without a learner: then there are no weights to ask about. `weights_status` is SelectorService's
     GetWeightsStatus, which `status` answers, for an address without that service: who may pin sees what is served."""
 
-    def __init__(self, store: Store[Any] | None, status: Callable[[], selector_pb2.GetWeightsStatusResponse]) -> None:
+    def __init__(
+        self, store: Versions[Any] | None, status: Callable[[], selector_pb2.GetWeightsStatusResponse]
+    ) -> None:
         self._store = store
 
         async def answer(_: selector_pb2.GetWeightsStatusRequest, __: Context) -> selector_pb2.GetWeightsStatusResponse:
@@ -66,7 +68,7 @@ class AdminService(rpc.AdminServiceServicer):
         version = self._weights().unpin()
         return pb.UnpinWeightsResponse(version=version.version, trainer_step=version.trainer_step)
 
-    def _weights(self) -> Store[Any]:
+    def _weights(self) -> Versions[Any]:
         if self._store is None:
             raise NotPossible("weights", "missing", "needs a learner; start the server with --learner")
         return self._store

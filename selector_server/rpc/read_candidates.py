@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from selector_proto.sizes import MAX_ID_BYTES
+from selector_proto.contract import MAX_ID_BYTES
 from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 

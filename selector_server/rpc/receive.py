@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.buffers import Pool
 from selector_server.config import Config
 from selector_server.engine.request import in_thread
 from selector_server.errors import InvalidRequest, LimitExceeded, TooLate
-from selector_server.memory import Pool
 from selector_server.rpc.shared_memory import SPARE, SharedFolder
 
 # A header names a few tensors. Larger ones would hold the event loop up, wherever they are looked at.

@@ -14,7 +14,7 @@ from selector_server.engine.request import Request
 from selector_server.engine.task import Result
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
-from selector_server.weights.store import Store, SyncState
+from selector_server.weights.versions import SyncState, Versions
 
 _STATES = {
     SyncState.OFF: pb.SYNC_STATE_OFF,
@@ -66,7 +66,7 @@ class About:
         learner: Model | None,
         reference: Model | None,
         shared: SharedFolder | None,
-        store: Store[Any] | None,
+        store: Versions[Any] | None,
     ) -> None:
         self._source = mask_url(config.redis) if config.redis else ""
         self._info, self._store = _server_info(config, policies, learner, reference, shared), store

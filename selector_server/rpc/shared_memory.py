@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from selector_proto import shared_memory as layout
-from selector_proto.copiers import copiers
+from selector_proto.copying import copy_threads, read_all
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.buffers import Pool
 from selector_server.errors import InvalidRequest, SetupError
-from selector_server.memory import Pool
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class SharedFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.token, self.pool = path.absolute(), secrets.token_hex(16), Pool(SPARE)
-        self._threads = ThreadPoolExecutor(copiers(), thread_name_prefix="shared-memory")
+        self._threads = ThreadPoolExecutor(copy_threads(), thread_name_prefix="shared-memory")
         try:
             if not path.is_dir():
                 path.mkdir(parents=True)
@@ -79,7 +79,7 @@ class SharedFolder:
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", limit)
         self._check(file, where, payload_bytes)
         view = self.pool.take(payload_bytes).data
-        if not layout.read_all(file, view, layout.PAYLOAD_OFFSET, self._threads):
+        if not read_all(file, view, layout.PAYLOAD_OFFSET, self._threads):
             raise InvalidRequest("shared_memory", f"{payload_bytes} bytes", "the file ends before")
         self._check(file, where, payload_bytes)  # It may have been written anew meanwhile.
         return view.toreadonly()

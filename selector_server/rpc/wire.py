@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from selector_proto.sizes import DEFAULT_FILTER_RATIO, sub_batch_size
+from selector_proto.contract import DEFAULT_FILTER_RATIO, sub_batch_size
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any
 
 from selector_server.errors import StaleWeights
-from selector_server.weights.store import Version
+from selector_server.weights.versions import Version
 
 
 class WhenStale(Enum):
@@ -18,8 +18,9 @@ class WhenStale(Enum):
 
 @dataclass(frozen=True)
 class Freshness:
-    """What a request accepts; None accepts any. A minimum version is kept to unless SERVE was asked for by name:
-    `below_minimum` is what happens then, `when_stale` what happens when a lag or an age is exceeded."""
+    """What a request accepts; None accepts any. `below_minimum` is what happens when the served version is below
+    `min_version`, `when_stale` what happens when a lag (in steps) or an age (in seconds) is exceeded. They differ since
+    a minimum is kept to unless SERVE was asked for by name."""
 
     min_version: int = 0
     max_lag_steps: int | None = None
@@ -29,7 +30,8 @@ class Freshness:
     below_minimum: WhenStale = WhenStale.REFUSE
 
     def breach(self, version: Version[Any] | None, scores: bool) -> "Breach | None":
-        """What `version` falls short of, None if it is new enough. Only a version that `scores` can be too old."""
+        """What `version` falls short of; None if it is new enough. A version can be too old only for a
+        request that it `scores`."""
         served = 0 if version is None else version.version
         if self.min_version > served:
             shown = "no weights are served" if version is None else f"version {served} is served"
@@ -50,7 +52,7 @@ class Freshness:
 
 @dataclass(frozen=True)
 class Breach:
-    """One of the request's bounds, what is served instead, and what to do about it."""
+    """One of the request's bounds that is not kept, what is served instead, and what to do about it."""
 
     field: str
     value: float
@@ -58,6 +60,7 @@ class Breach:
     action: WhenStale
 
     def error(self, reason: str, waited: float | None = None) -> StaleWeights:
-        """`reason` says why nothing newer is served, as far as that is known."""
+        """The error that refuses the request. `reason` says why nothing newer is served, as far as that is known;
+        `waited` is in seconds."""
         parts = [self.served, reason, "" if waited is None else f"waited {waited:.2f} s"]
         return StaleWeights(self.field, self.value, "; ".join(part for part in parts if part))

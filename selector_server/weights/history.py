@@ -11,7 +11,7 @@ MAX_REASON = 500
 
 
 def printable(reason: str) -> str:
-    """One short line that harms no terminal, no log and no reply."""
+    """The reason as one short line that harms no terminal, no log and no reply."""
     cut = reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
@@ -26,7 +26,8 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """`trainer_step` is None if the version's manifest could not be read. `at` in Unix seconds, of the last time."""
+    """What happened to a version, `times` in a row. `trainer_step` is None if the version's manifest could not be read;
+    `at` is the moment of the last time, in Unix seconds."""
 
     version: int
     trainer_step: int | None
@@ -51,4 +52,5 @@ class History:
             self._events.append(event)
 
     def events(self) -> list[Event]:
+        """The events, oldest first."""
         return list(self._events)

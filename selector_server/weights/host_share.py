@@ -1,35 +1,32 @@
-"""One fetch for all sidecars of a host: the first one puts a version's payload into a folder, where the others read it.
+"""The sidecars of a host fetch a version once: the first one puts its payload into a folder, where the others read it.
 
 Redis hands out about 1 GB/s in all, however many read. The folder should be in memory (/dev/shm/…). What is read from
 it is verified like what comes from Redis, so that whoever can write there can harm nobody.
 """
 
-import fcntl
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from selector_proto.plain_file import opened
+from selector_proto import files
 
 from selector_server.errors import SetupError
 
 log = logging.getLogger(__name__)
 
 _SUFFIX, _LOCK = ".weights", ".lock"
-# Payloads that stay: the newest, and the one that slower sidecars may still be about to read.
+# Two payloads stay: the newest, and the one that slower sidecars may still be about to read.
 _KEPT = 2
 # Linux reads less than 2 GiB at once, and does not say so.
 _PIECE_BYTES = 1 << 30
-# How long another sidecar of the host may take to fetch a version.
+# Another sidecar of the host may take so long to fetch a version. Then it is taken to hang, and not waited for.
 LOCK_SECONDS = 60.0
 
 
 class HostShare:
-    """Payloads by digest in `folder`, which is made if it is not there. Raises SetupError."""
+    """Payloads by their digest in `folder`, which is made if it is not there. Raises SetupError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,7 +41,7 @@ class HostShare:
         otherwise `fetch` puts it there, for this sidecar and for the others of the host, which wait meanwhile."""
         file = self._folder / (digest.hex() + _SUFFIX)
         try:
-            with self._locked(digest.hex()):
+            with files.locked(file.with_suffix(_LOCK), LOCK_SECONDS):  # who did not get it fetches too
                 if _read(file, payload):
                     return True
                 fetch()
@@ -59,13 +56,9 @@ class HostShare:
         (self._folder / (digest.hex() + _SUFFIX)).unlink(missing_ok=True)
 
     def _put(self, file: Path, payload: memoryview) -> None:
-        handle, name = tempfile.mkstemp(".part", dir=self._folder)
         try:
-            with open(handle, "wb") as stream:
-                stream.write(payload)
-            os.replace(name, file)
+            files.replace(file, payload, 0o600)
         except OSError as error:
-            Path(name).unlink(missing_ok=True)
             log.warning("weights are not shared on this host: %s", error)
             return
         by_age = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda other: other.stat().st_mtime, reverse=True)
@@ -73,33 +66,12 @@ class HostShare:
             old.unlink(missing_ok=True)
             old.with_suffix(_LOCK).unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Alone among the host's sidecars; the lock ends with its holder."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(self._folder / (name + _LOCK), flags, 0o600)
-        try:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while not _taken(lock) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            yield  # without the lock if its holder hangs: then both fetch
-        finally:
-            os.close(lock)
-
-
-def _taken(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
 
 def _read(file: Path, payload: memoryview) -> bool:
-    """Whether the file is there and exactly fills `payload`. Read, not mapped: a mapped file that shrinks kills its
-    reader."""
+    """Whether the file is there and exactly fills `payload`. It is read, not mapped: a mapped file that shrinks kills
+    its reader."""
     try:
-        with opened(file) as stream:
+        with files.opened(file) as stream:
             if os.fstat(stream.fileno()).st_size != len(payload):
                 return False
             end = 0

@@ -1,7 +1,7 @@
-"""Keeps the store at the newest version that can be trusted.
+"""Keeps the served version at the newest one that can be trusted.
 
-One thread: look at the pointer; if it moved, fetch, verify, bind, swap. Whatever fails, the version that is served
-stays, and the status says why.
+One thread looks at the pointer; if that moved, it fetches, verifies, binds and swaps. Whatever fails, the version that
+is served stays, and the status says why.
 """
 
 import logging
@@ -11,48 +11,52 @@ from contextlib import AbstractContextManager, contextmanager
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-import redis
 from selector_proto.safetensors import TensorView
+from selector_proto.weights.store import StoreError
 
 from selector_server.errors import NotPossible, SelectorError
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.fetcher import Fetched, Fetcher, Incomplete, News
 from selector_server.weights.history import Outcome, printable
-from selector_server.weights.source import Fetched, Incomplete, News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
+from selector_server.weights.versions import SyncState, Version, Versions
 
 W = TypeVar("W")
 log = logging.getLogger(__name__)
 
-# Pause after the source failed: doubled each time, up to this.
+# The pause after the store failed is doubled each time, up to this.
 MAX_BACKOFF_SECONDS = 5.0
-# The same while the newest version cannot be read whole: each try may fetch all of it. News end the pause.
+# So is the pause while the newest version cannot be read whole, since each try may fetch all of it. News end the pause.
 MAX_INCOMPLETE_SECONDS = 60.0
 
 
 class Subscriber(Generic[W]):
-    """`bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the
-    last check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases. What
-    else it raises is counted as a refusal too, and tried again, later and later."""
+    """Follows one run in a thread of its own, from `start` to `stop`.
+
+    `bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the last
+    check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases. What else it
+    raises is counted as a refusal too, and tried again, later and later.
+    """
 
     def __init__(
         self,
-        source: RedisSource,
-        store: Store[W],
+        fetcher: Fetcher,
+        versions: Versions[W],
         bind: Callable[[Mapping[str, TensorView], Callable[[str], AbstractContextManager[None]]], W],
         metrics: Metrics,
         poll_seconds: float,
         news: News,
     ) -> None:
-        self._source, self._store, self._bind, self._metrics = source, store, bind, metrics
+        self._fetcher, self._versions, self._bind, self._metrics = fetcher, versions, bind, metrics
         self._poll_seconds, self._news = poll_seconds, news
         self._stop = Event()
         self._refused = 0
-        # Manifests of the versions served and refused, by number: a source restarted empty counts from one again.
+        # Manifests of the versions served and refused, by number: a store that restarted empty counts from one again.
         self._known: dict[int, bytes] = {}
         self._thread = Thread(target=self._run, name="weights", daemon=True)
-        store.report(SyncState.WAITING)
+        versions.report(SyncState.WAITING)
 
     def start(self) -> None:
+        """Begins to follow the run."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,7 +64,7 @@ class Subscriber(Generic[W]):
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=10)
-        self._source.close()
+        self._fetcher.close()
         self._news.close()
 
     def _run(self) -> None:
@@ -70,9 +74,9 @@ class Subscriber(Generic[W]):
                 settled = self.poll()
                 self._metrics.weights_connected.set(1)
                 pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
-            except redis.RedisError as error:
+            except StoreError as error:
                 self._metrics.weights_connected.set(0)
-                self._report(SyncState.DISCONNECTED, None, f"{type(error).__name__}: {error}")
+                self._report(SyncState.DISCONNECTED, None, str(error))
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
             except Exception as error:  # a bug must not silently freeze the weights: say it and go on
                 log.exception("weights: unexpected failure")
@@ -85,34 +89,34 @@ class Subscriber(Generic[W]):
                 self._stop.wait(pause)
 
     def poll(self) -> bool:
-        """One look at the source, and the swap if a newer version is whole and sound. False: try again later."""
+        """Looks at the store once, and swaps if a newer version is whole and sound. False asks for another try."""
         newest, text, step = 0, b"", None
         try:
-            newest = self._source.newest()
+            newest = self._fetcher.newest()
             self._metrics.weights_newest.set(newest)
-            if self._store.pinned is not None:
-                self._store.report(SyncState.PINNED, newest)
+            if self._versions.pinned is not None:
+                self._versions.report(SyncState.PINNED, newest)
                 return True
-            if newest == 0 or self._knows(newest, text := self._source.manifest(newest)):
+            if newest == 0 or self._knows(newest, text := self._fetcher.manifest(newest)):
                 self._settle(newest)
                 return True
             with self._timed("fetch"):
-                fetched = self._source.fetch(newest, text)
+                fetched = self._fetcher.fetch(newest, text)
             step = fetched.manifest.trainer_step
             self._must_be_later(fetched)
             if self._swap(fetched):
                 self._refused, self._known = 0, {newest: text}
         except Incomplete as error:
-            # Chunks of an old version may just have been dropped for a newer one: look again.
+            # Chunks of an old version may just have been dropped for a newer one, so it is worth another look.
             self._metrics.sync.labels("incomplete").inc()
             if newest:  # else the pointer itself is damaged
-                self._store.record(Outcome.INCOMPLETE, newest, None, str(error))
+                self._versions.record(Outcome.INCOMPLETE, newest, None, str(error))
             self._report(SyncState.REJECTED, newest, str(error))
             return False
         except SelectorError as error:
             # The same bytes will be refused again: wait for the next version.
             self._refused = newest
-            self._known = {v: t for v, t in self._known.items() if v == self._store.latest.version} | {newest: text}
+            self._known = {v: t for v, t in self._known.items() if v == self._versions.latest.version} | {newest: text}
             self._refuse(newest, step, error)
         except Exception as error:  # no memory to bind it just now, or a bug: perhaps not the next time
             if step is None:
@@ -128,32 +132,32 @@ class Subscriber(Generic[W]):
 
     def _refuse(self, version: int, step: int | None, reason: object) -> None:
         self._metrics.sync.labels("refused").inc()
-        self._store.record(Outcome.REFUSED, version, step, str(reason))
+        self._versions.record(Outcome.REFUSED, version, step, str(reason))
         self._report(SyncState.REJECTED, version, f"version {version}: {reason}", rejected=True)
 
     def _must_be_later(self, fetched: Fetched) -> None:
-        """A number that is not higher is news all the same if it was published later: the source was emptied. So is a
-        higher number of a lower step: the trainer went back to a checkpoint. Raises NotPossible."""
-        manifest, served = fetched.manifest, self._store.latest
+        """A number that is not higher is news all the same if it was published later: the store was emptied. So is a
+        higher number of a lower step: the trainer went back to a checkpoint. Raises NotPossible for anything else."""
+        manifest, served = fetched.manifest, self._versions.latest
         if manifest.version <= served.version and manifest.published_at <= served.published_at:
             limit = f"must be after that of version {served.version}, which is served: {served.published_at}"
             raise NotPossible("published_at", manifest.published_at, limit)
 
     def _settle(self, newest: int) -> None:
-        """Nothing new: clears what an earlier failure reported, unless the newest version was refused."""
+        """There is nothing new: clears what an earlier failure reported, unless the newest version was refused."""
         if newest == 0:
-            self._store.report(SyncState.WAITING, newest)
+            self._versions.report(SyncState.WAITING, newest)
         elif newest != self._refused:
-            self._store.report(SyncState.CURRENT, newest)
-        elif self._store.status.state is not SyncState.REJECTED:
-            self._store.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
+            self._versions.report(SyncState.CURRENT, newest)
+        elif self._versions.status.state is not SyncState.REJECTED:
+            self._versions.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
 
     def _swap(self, fetched: Fetched) -> bool:
         manifest = fetched.manifest
         weights = self._bind(fetched.tensors, self._timed)
         version = Version(manifest.version, manifest.trainer_step, manifest.published_at, weights)
         with self._timed("swap"):
-            if not self._store.swap(version):
+            if not self._versions.swap(version):
                 return False
         self._metrics.sync.labels("served").inc()
         self._metrics.sync_bytes.inc(manifest.payload_bytes)
@@ -162,7 +166,7 @@ class Subscriber(Generic[W]):
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        """Phases that fail count: a slow fetch that ends in nothing is one to see."""
+        """Times a phase. Phases that fail count too: a slow fetch that ends in nothing is one to see."""
         started = time.perf_counter()
         try:
             yield
@@ -171,6 +175,6 @@ class Subscriber(Generic[W]):
 
     def _report(self, state: SyncState, newest: int | None, error: str, rejected: bool = False) -> None:
         error = printable(error)
-        if error != self._store.status.last_error:
-            log.warning("weights: %s; version %d goes on serving", error, self._store.current.version)
-        self._store.report(state, newest, error, rejected)
+        if error != self._versions.status.last_error:
+            log.warning("weights: %s; version %d goes on serving", error, self._versions.current.version)
+        self._versions.report(state, newest, error, rejected)

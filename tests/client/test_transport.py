@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from selector_client import RemoteError, Selector
+from selector_client import RemoteError, Selector, shared_ring
 from selector_client.shared_ring import MAX_SLOTS, Ring
 from selector_proto import shared_memory as layout
 from selector_proto.shared_memory import is_name
@@ -150,7 +150,7 @@ def test_who_truncates_a_file_that_is_being_written_waits(tmp_path, monkeypatch)
     slot = ring.take()
     size = 8 << 20
     slot.write([memoryview(bytes(size))], size)
-    path, copy_all, sizes = tmp_path / slot.name, layout.copy_all, []
+    path, copy_all, sizes = tmp_path / slot.name, shared_ring.copy_all, []
 
     def copy(room, parts, threads):
         script = "import os, sys; os.truncate(sys.argv[1], 0)"
@@ -163,7 +163,7 @@ def test_who_truncates_a_file_that_is_being_written_waits(tmp_path, monkeypatch)
         truncating.append(process)
 
     truncating = []
-    monkeypatch.setattr(layout, "copy_all", copy)
+    monkeypatch.setattr(shared_ring, "copy_all", copy)
     slot.write([memoryview(bytes(size))], size)
     assert truncating[0].wait(10) == 0
     assert sizes == [layout.PAYLOAD_OFFSET + size], "it waited"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from selector_proto.sizes import sub_batch_size
+from selector_proto.contract import sub_batch_size
 from selector_proto.tensors import ALIGNMENT, BYTES, CHUNK_BYTES, FLOATS, INTEGERS, Payload, WireError, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import FORMAT, Keys, ManifestError, chunk_count, decode_manifest, digest, encode_manifest
+from selector_proto.weights.layout import (
+    FORMAT,
+    Keys,
+    ManifestError,
+    chunk_count,
+    decode_manifest,
+    digest,
+    encode_manifest,
+)
 
 KEYS = Keys("run")
 

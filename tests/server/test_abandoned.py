@@ -25,7 +25,7 @@ from selector_server.engine.task import Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss
-from selector_server.weights.store import Store, Version
+from selector_server.weights.versions import Version, Versions
 
 
 class Leaves(Request):
@@ -75,7 +75,7 @@ def models(bundles):
         Model(bundle.load(path, role), device, 2)
         for path, role in ((bundles.learner_path, "learner"), (bundles.reference_path, "reference"))
     )
-    store = Store(Version(0, 0, time.time(), learner.bundled_weights()))
+    store = Versions(Version(0, 0, time.time(), learner.bundled_weights()))
     return learner, reference, store
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from selector_server.buffers import Pool
 from selector_server.engine import admission as module
 from selector_server.engine import scorer as scorer_module
 from selector_server.engine.admission import Admission, MemoryGuard
@@ -11,7 +12,6 @@ from selector_server.engine.request import STAGES, Request, StageSeconds
 from selector_server.engine.scorer import Pace
 from selector_server.errors import Abandoned, LimitExceeded, Overloaded, TooLate
 from selector_server.machine import MemoryBound, memory_bounds
-from selector_server.memory import Pool
 from selector_server.telemetry.metrics import Metrics
 
 MIB = 1 << 20

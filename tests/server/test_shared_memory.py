@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selector_client.shared_ring import Ring
 from selector_proto import shared_memory as layout
+from selector_proto.copying import read_all
 from selector_proto.v1 import selector_pb2 as pb
 from support.wire import some_losses
 
@@ -103,13 +104,9 @@ def test_a_file_that_changes_while_it_is_read(folder, slot, what, monkeypatch):
             os.truncate(folder.path / slot.name, layout.PAYLOAD_OFFSET + 10)
         else:
             slot.write([memoryview(DATA[::-1])], len(DATA))
-        return layout.read_all(file, room, offset, threads)
+        return read_all(file, room, offset, threads)
 
-    class Changing:
-        def __getattr__(self, name):
-            return read if name == "read_all" else getattr(layout, name)
-
-    monkeypatch.setattr(shared_memory, "layout", Changing())
+    monkeypatch.setattr(shared_memory, "read_all", read)
     text = refused(folder, before)
     assert ("the file ends before" if what == "truncated" else "must stay until") in text
 

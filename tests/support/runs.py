@@ -10,9 +10,9 @@ from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
-from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
+from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import Fetcher
 from support.model import plan, samples
 from support.processes import eventually
 from support.wire import raw
@@ -76,21 +76,21 @@ class Run:
 
 def fetch(url, run, version):
     """A whole version, read as a sidecar reads it."""
-    source = RedisSource(url, run, 1 << 30)
+    fetcher = Fetcher(url, run, 1 << 30)
     try:
-        return source.fetch(version, source.manifest(version))
+        return fetcher.fetch(version, fetcher.manifest(version))
     finally:
-        source.close()
+        fetcher.close()
 
 
 def newest(url, run):
     """The newest whole version."""
-    source = RedisSource(url, run, 1 << 30)
+    fetcher = Fetcher(url, run, 1 << 30)
     try:
-        version = source.newest()
-        return source.fetch(version, source.manifest(version))
+        version = fetcher.newest()
+        return fetcher.fetch(version, fetcher.manifest(version))
     finally:
-        source.close()
+        fetcher.close()
 
 
 def chunk_key(client, keys, version, index) -> str:

@@ -8,7 +8,7 @@ import pytest
 import redis
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
 from selector_tools import cli
 from support.model import TwoTower
 from support.processes import eventually, free_port

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import FORMAT
+from selector_proto.weights.layout import FORMAT
 from support.model import TwoTower, as_published
 from support.processes import eventually
 from support.runs import BY_HAND, IDS, PIXELS, views

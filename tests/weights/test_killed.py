@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_proto.stores import open_store
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.transports import open_store
 from support.processes import spawn
 from support.runs import newest
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import Fetcher
 
 # Publishes version after version, and stops for good when it comes to STEP of version VERSION.
 _TRAINER = """
@@ -43,25 +43,25 @@ def around(name):
     setattr(store, name, stopping)
 
 
-def counted(items, *, ex):
+def counted(items, ttl):
     def some():
         for index, item in enumerate(items):
             at(f"chunk {index}")
             yield item
 
-    send(some(), ex=ex)
+    send(some(), ttl)
 
 
-send, store.set_all = store.set_all, counted
-for name in ("next_version", "set_all", "move_pointer", "unlink"):
+send, store.put_all = store.put_all, counted
+for name in ("next_version", "put_all", "move_pointer", "delete"):
     around(name)
 for number in range(1, 5):
     publisher.publish(number, {"w": np.full(2_000_000, number, np.float32)})
     publisher.flush()
 """
-STEPS = ["before next_version", "after next_version", "chunk 0", "chunk 1", "chunk 7", "after set_all"]
+STEPS = ["before next_version", "after next_version", "chunk 0", "chunk 1", "chunk 7", "after put_all"]
 STEPS += ["before move_pointer", "after move_pointer"]
-SWEEPING = ["before unlink", "after unlink"]
+SWEEPING = ["before delete", "after delete"]
 
 
 @pytest.mark.parametrize("kind", ["redis", "folder"])
@@ -80,9 +80,9 @@ def test_a_publisher_that_is_killed_leaves_a_whole_version_or_none(kind, redis_u
         assert whole.manifest.version == whole.manifest.trainer_step == shown
         assert (np.frombuffer(whole.tensors["w"].data, np.float32) == shown).all()
     else:
-        source = RedisSource(url, run_name, 1 << 30)
-        assert source.newest() == 0
-        source.close()
+        fetcher = Fetcher(url, run_name, 1 << 30)
+        assert fetcher.newest() == 0
+        fetcher.close()
     with WeightPublisher(url, run_name) as successor:
         assert successor.publish(99, {"w": np.float32(0)})
         assert successor.flush()

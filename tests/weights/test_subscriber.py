@@ -9,10 +9,10 @@ from support.processes import eventually
 
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights import subscriber
+from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.history import Outcome
-from selector_server.weights.source import News, RedisSource
-from selector_server.weights.store import Store, SyncState, Version
 from selector_server.weights.subscriber import Subscriber
+from selector_server.weights.versions import SyncState, Version, Versions
 
 
 class Learner:
@@ -31,18 +31,18 @@ class Learner:
 @pytest.fixture
 def following(redis_url, run_name):
     learner, metrics = Learner(), Metrics()
-    store = Store(Version(0, 0, 0.0, b""))
-    source, news = RedisSource(redis_url, run_name, 1 << 30), News(redis_url, run_name)
-    one = Subscriber(source, store, learner.bind, metrics, 0.05, news)
+    versions = Versions(Version(0, 0, 0.0, b""))
+    fetcher, news = Fetcher(redis_url, run_name, 1 << 30), News(redis_url, run_name)
+    one = Subscriber(fetcher, versions, learner.bind, metrics, 0.05, news)
     one.start()
-    yield learner, store, metrics
+    yield learner, versions, metrics
     one.stop()
 
 
 def test_what_cannot_be_bound_is_counted_told_and_tried_again_later_and_later(
     following, redis_url, run_name, monkeypatch
 ):
-    learner, store, metrics = following
+    learner, versions, metrics = following
     monkeypatch.setattr(subscriber, "MAX_BACKOFF_SECONDS", 0.05)
     with WeightPublisher(redis_url, run_name) as publisher:
         publisher.publish(7, {"w": np.float32(1)})
@@ -51,14 +51,14 @@ def test_what_cannot_be_bound_is_counted_told_and_tried_again_later_and_later(
         time.sleep(2)
         tries = learner.asked
         assert 2 <= tries <= 8, "the whole of it is fetched each time"
-        assert store.status.state is SyncState.REJECTED
-        assert store.status.last_error == "version 1: RuntimeError: out of memory"
+        assert versions.status.state is SyncState.REJECTED
+        assert versions.status.last_error == "version 1: RuntimeError: out of memory"
         assert metrics.sync.labels("refused")._value.get() == tries
-        last = store.history()[-1]
+        last = versions.history()[-1]
         assert (last.version, last.trainer_step, last.outcome, last.times) == (1, 7, Outcome.REFUSED, tries)
         learner.memory = True
-        eventually(lambda: store.current.version == 1)
+        eventually(lambda: versions.current.version == 1)
         publisher.publish(8, {"w": np.float32(2)})
         assert publisher.flush()
-        eventually(lambda: store.current.version == 2)
-    assert store.current.weights == np.float32(2).tobytes()
+        eventually(lambda: versions.current.version == 2)
+    assert versions.current.weights == np.float32(2).tobytes()

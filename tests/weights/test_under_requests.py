@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_proto.weights import Keys
+from selector_proto.weights.layout import Keys
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, free_port, spawn
 from support.wire import raw
@@ -115,10 +115,10 @@ from selector_client import WeightPublisher
 
 publisher = WeightPublisher(sys.argv[1], sys.argv[2])
 store = publisher._shipper._store
-send = store.set_all
+send = store.put_all
 
 
-def half(items, *, ex):
+def half(items, ttl):
     def some():
         for index, item in enumerate(items):
             if index == 4 and publisher.published:
@@ -126,10 +126,10 @@ def half(items, *, ex):
                 sys.stdin.read()
             yield item
 
-    send(some(), ex=ex)
+    send(some(), ttl)
 
 
-store.set_all = half
+store.put_all = half
 for step in (31, 32):
     publisher.publish(step, dict(np.load(sys.argv[3])))
     publisher.flush()

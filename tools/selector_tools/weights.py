@@ -65,7 +65,7 @@ def run_unpin(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, ask: Ask) -> int:
-    """Prints the answer; 1 and one line if there is none."""
+    """Prints the answer and returns 0; without an answer, prints one line that says why and returns 1."""
     where = f"selector weights {arguments.action}: "
     try:
         access = access_of(arguments)
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace, ask: Ask) -> int:
         print(f"{where}{said}", file=sys.stderr)
         return 1
     if arguments.json:
-        # Zeros too: version 0 is one.
+        # Zeros are shown too: version 0 is one.
         print(
             json_format.MessageToJson(
                 answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

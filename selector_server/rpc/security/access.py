@@ -6,7 +6,7 @@ from threading import Event, Thread
 
 import grpc
 from selector_proto import certificates
-from selector_proto.local import is_local
+from selector_proto.contract import is_local
 
 from selector_server.config import Config
 from selector_server.errors import SetupError

@@ -18,13 +18,13 @@ from fuzz.models import learner, reference
 from fuzz.mutate_proto import message
 from fuzz.mutation import repaired
 from fuzz.target import Decode, Target
+from selector_server.buffers import Pool
 from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.candidates.samples import PreparedSamples, Samples
 from selector_server.engine.request import Request
 from selector_server.errors import SelectorError
-from selector_server.memory import Pool
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from selector_proto.link_url import LinkError, masked, parse
+from selector_proto.weights.link import LinkError, masked
+from selector_proto.weights.redis_url import SCHEMES, parse
+from selector_proto.weights.transports import check_link
 
 from fuzz.frames import each, joined, split
 from fuzz.mutate_json import tree
@@ -36,10 +38,13 @@ def links(_: Path) -> Iterator[Decode]:
         url = data.decode(errors="surrogateescape")
         assert not (_secret_in(url) and _SECRET in masked(url)), "a password is shown"
         try:
-            address = parse(url)
+            check_link(url)
+            address = parse(url) if url.partition(":")[0].lower() in SCHEMES else None
         except LinkError as error:
             assert not (_secret_in(url) and _SECRET in f"{error}{error.value}{error.limit}"), "a password is told"
             raise
+        if address is None:
+            return "folder"
         assert all(0 < port < 1 << 16 for _, port in address.hosts)
         assert _SECRET not in repr(address) or not _secret_in(url), "a password is in the repr"
         return address.kind

@@ -11,7 +11,15 @@ from random import Random
 from selector_proto import safetensors
 from selector_proto.safetensors import ITEM_BYTES, TensorView
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import FORMAT, Keys, ManifestError, chunk_count, decode_manifest, digest, encode_manifest
+from selector_proto.weights.layout import (
+    FORMAT,
+    Keys,
+    ManifestError,
+    chunk_count,
+    decode_manifest,
+    digest,
+    encode_manifest,
+)
 
 from fuzz.mutate_json import tree
 from fuzz.mutation import either, raw, repaired

@@ -9,16 +9,17 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from selector_proto.stores import RedisStore
-from selector_proto.weights import Keys, encode_manifest
+from selector_proto.weights.layout import Keys, encode_manifest
+from selector_proto.weights.redis_store import RedisStore
+from selector_proto.weights.store import StoreError
 
 from fuzz.files import KINDS, placed
 from fuzz.frames import each, joined, split
 from fuzz.mutation import raw
 from fuzz.target import Decode, Target
 from fuzz.targets.weights import manifest, payload
+from selector_server.weights.fetcher import Fetcher, Incomplete
 from selector_server.weights.host_share import HostShare
-from selector_server.weights.source import Incomplete, RedisSource
 
 _RUN, _VERSION, _MOST = "run", 7, 1 << 20
 _KEYS = Keys(_RUN)
@@ -28,19 +29,19 @@ _KEYS = Keys(_RUN)
 def folders(folder: Path) -> Iterator[Decode]:
     store, share = folder / "store", folder / "share"
     store.mkdir()
-    source = RedisSource(f"file://{store}", _RUN, _MOST, share=HostShare(share))
-    plain = RedisSource(f"file://{store}", _RUN, _MOST)
+    fetcher = Fetcher(f"file://{store}", _RUN, _MOST, share=HostShare(share))
+    plain = Fetcher(f"file://{store}", _RUN, _MOST)
     names = [_KEYS.pointer, _KEYS.manifest(_VERSION), *(_KEYS.chunk(_VERSION, "p", i) for i in range(2))]
-    files = [source._store._file(name) for name in names]
+    files = [fetcher._store._file(name) for name in names]
     shared = share / (manifest(payload()).payload_blake3.hex() + ".weights")
 
     def decode(data: bytes) -> str:
         parts = split(data, 5)
         for file, part in zip([*files, shared], parts, strict=False):
             placed(file, part)
-        version = source.newest()
-        text = source.manifest(version)
-        for one in (source, plain):
+        version = fetcher.newest()
+        text = fetcher.manifest(version)
+        for one in (fetcher, plain):
             fetched = one.fetch(version, text)
             assert sum(len(view.data) for view in fetched.tensors.values()) <= fetched.manifest.payload_bytes
             again = b"".join(bytes(view.data) for view in fetched.tensors.values())
@@ -48,7 +49,7 @@ def folders(folder: Path) -> Iterator[Decode]:
         return ""
 
     yield decode
-    for one in (source, plain):
+    for one in (fetcher, plain):
         one.close()
 
 
@@ -88,8 +89,8 @@ def servers(folder: Path) -> Iterator[Decode]:
                     continue  # it has heard enough
 
     threading.Thread(target=serve, daemon=True).start()
-    source = RedisSource(f"unix://{path}", _RUN, _MOST)
-    store = source._store
+    fetcher = Fetcher(f"unix://{path}", _RUN, _MOST)
+    store = fetcher._store
     assert isinstance(store, RedisStore)
     pool = _pool(store)
     rooms = [memoryview(bytearray(8)), memoryview(bytearray(100))]
@@ -101,19 +102,19 @@ def servers(folder: Path) -> Iterator[Decode]:
         try:
             match kind % 4:
                 case 0:
-                    return f"newest {source.newest() > 0}"
+                    return f"newest {fetcher.newest() > 0}"
                 case 1:
-                    return f"manifest {bool(source.manifest(1))}"
+                    return f"manifest {bool(fetcher.manifest(1))}"
                 case 2:
                     return f"value {store.get('a') is not None}"
-            lengths = list(store.fill(["a", "b"], rooms))
+            lengths = list(store.read_into(["a", "b"], rooms))
             assert all(length <= len(room) for length, room in zip(lengths, rooms, strict=False)) or len(lengths) < 3
             return f"fill {len(lengths)}"
         finally:
             pool.disconnect()
 
     yield decode
-    source.close()
+    fetcher.close()
 
 
 def _pool(store: RedisStore) -> redis.ConnectionPool:
@@ -175,7 +176,7 @@ TARGETS = (
         folders,
         folder_seeds,
         each([raw(b"\x037")]),
-        (Incomplete, redis.RedisError),
+        (Incomplete, StoreError),
         share=0.5,
     ),
     Target(
@@ -184,7 +185,7 @@ TARGETS = (
         servers,
         server_seeds,
         raw(*_WORDS),
-        (Incomplete, redis.RedisError),
+        (Incomplete, StoreError),
         share=0.4,
     ),
 )

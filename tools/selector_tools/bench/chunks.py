@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from selector_proto.sizes import sub_batch_size
+from selector_proto.contract import sub_batch_size
 
 from selector_tools.mistakes import any_mistake
 

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from selector_proto.sizes import sub_batch_size
+from selector_proto.contract import sub_batch_size
 
 from selector_tools.mistakes import any_mistake
 

@@ -101,7 +101,7 @@ def _table(result: dict[str, Any]) -> str:
 def _problem(setting: Setting) -> tuple["PairScores", "Plan"]:
     """All candidates, whose texts are their images with noise, and the draw; the same at every call."""
     import torch  # noqa: PLC0415 - heavy
-    from selector_proto.sizes import sub_batch_size  # noqa: PLC0415
+    from selector_proto.contract import sub_batch_size  # noqa: PLC0415
 
     from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes  # noqa: PLC0415
 

@@ -19,7 +19,7 @@ from selector_client.shared_ring import Ring
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_server.memory import Pool
+from selector_server.buffers import Pool
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SPARE, SharedFolder
 

@@ -12,20 +12,22 @@ import numpy as np
 import redis
 import torch
 from selector_client import Canary, Selector, WeightPublisher
-from selector_proto.weights import CHUNK_BYTES
+from selector_proto.weights.layout import CHUNK_BYTES
 
 from selector_tools.bench.learners import Learner, canary
 from selector_tools.demo.services import free_port, sidecar_process
 
-POLL_SECONDS = 0.02  # more often, asking would take a part of the core that is measured
-WARM_UP = 3  # versions after which all buffers, of the publisher and of the sidecar, have been used once
+# Asking more often would take a part of the core that is measured.
+POLL_SECONDS = 0.02
+# After so many versions, all buffers of publisher and sidecar have been used once.
+WARM_UP = 3
 TRAINER_REPEATS = 20
 CANARY_SAMPLES = 16
 PHASES = ("snapshot", "ship", "notice", "fetch", "bind")
 
 
 class Served:
-    """A sidecar that follows a run, and how it gets on."""
+    """A sidecar that follows a run; tells how it gets on."""
 
     def __init__(self, address: str, pid: int, metrics_port: int, selector: Selector) -> None:
         self.address, self.pid, self.selector = address, pid, selector
@@ -44,7 +46,7 @@ class Served:
         raise RuntimeError(f"the sidecar did not serve version {version} within {seconds} s: {status.last_error}")
 
     def phase_seconds(self) -> dict[str, float]:
-        """Seconds that fetching and binding took since the start, by the sidecar's own metrics."""
+        """The seconds that fetching and binding took since the start, by the sidecar's own metrics."""
         with urllib.request.urlopen(self._metrics, timeout=10) as page:  # noqa: S310 - our own server
             lines = page.read().decode().splitlines()
         name = 'selector_weights_sync_duration_seconds_sum{phase="'
@@ -56,7 +58,7 @@ class Served:
 
 @contextmanager
 def served(log: Path, url: str, run: str, *flags: str) -> Iterator[Served]:
-    """`selector serve` in a process of its own, following `run`."""
+    """Runs `selector serve` in a process of its own, which follows `run`."""
     port = free_port()
     more = ("--redis", url, "--run", run, "--metrics-listen", f"127.0.0.1:{port}")
     with sidecar_process(log, *more, *flags) as (address, pid), Selector(address, timeout=60.0) as selector:
@@ -64,7 +66,7 @@ def served(log: Path, url: str, run: str, *flags: str) -> Iterator[Served]:
 
 
 def publish_to_serving(module: Learner, bundle: Path, url: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """One version after the other, each with and without a canary, and the bare loop in turn with them."""
+    """Publishes one version after the other, in turn without a canary and with one, and runs the bare loop between."""
     samples, client = canary(module, CANARY_SAMPLES), redis.Redis.from_url(url)
     plain: list[dict[str, float]] = []
     checked: list[dict[str, float]] = []
@@ -96,8 +98,8 @@ def publish_to_serving(module: Learner, bundle: Path, url: str, folder: Path, re
 
 
 def _one(module: Learner, publisher: WeightPublisher, sidecar: Served, checked: Canary | None) -> dict[str, float]:
-    """Publishes; seconds of each phase. `notice` is what no other phase takes: it is small, or below zero where the
-    sidecar starts while the publisher still drops an old version."""
+    """Publishes, and returns the seconds of each phase. `notice` is what no other phase takes: it is small, or below
+    zero where the sidecar starts while the publisher still drops an old version."""
     before, version = sidecar.phase_seconds(), publisher.last_version
     started = time.perf_counter()
     publisher.publish(version, module, checked)
@@ -123,7 +125,7 @@ def _random(size: int) -> memoryview:
 
 
 def _raw(client: Any, payload: memoryview) -> float:
-    """Seconds of a bare loop: SET every chunk, GET every chunk, one connection, nothing else."""
+    """The seconds of a bare loop over one connection, which SETs every chunk and then GETs every chunk."""
     pieces = [payload[start : start + CHUNK_BYTES] for start in range(0, len(payload), CHUNK_BYTES)]
     started = time.perf_counter()
     for index, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""Several sidecars' sources that fetch one version at once."""
+"""Several sidecars fetch one version at once: how long it takes until all have it."""
 
 import multiprocessing
 import time
@@ -17,8 +17,8 @@ WAIT_SECONDS = 120.0
 
 
 def measured(module: Learner, url: str, counts: list[int], repeats: int) -> list[dict[str, Any]]:
-    """For each count: medians of the seconds until all have the version, of their summed rate, and of the server's
-    processor time. The first fetch of each process warms up."""
+    """Measures each count of readers: the medians of the seconds until all have the version, of their summed rate, and
+    of the server's processor time. The first fetch of each process warms up."""
     with WeightPublisher(url, RUN) as publisher:
         publisher.publish(1, module)
         if not publisher.flush(WAIT_SECONDS):
@@ -61,15 +61,15 @@ def _together(url: str, count: int, repeats: int) -> dict[str, Any]:
 
 
 def _reader(url: str, repeats: int, barrier: Barrier, sender: Connection) -> None:
-    from selector_server.weights.source import RedisSource  # noqa: PLC0415 - in the new process only
+    from selector_server.weights.fetcher import Fetcher  # noqa: PLC0415 - in the new process only
 
-    source = RedisSource(url, RUN, 1 << 36)
-    version = source.newest()
+    fetcher = Fetcher(url, RUN, 1 << 36)
+    version = fetcher.newest()
     for _ in range(1 + repeats):
         barrier.wait(WAIT_SECONDS)
-        fetched = source.fetch(version, source.manifest(version))
+        fetched = fetcher.fetch(version, fetcher.manifest(version))
         sender.send((time.perf_counter(), fetched.manifest.payload_bytes))
-    source.close()
+    fetcher.close()
 
 
 def _processor_seconds(client: Any) -> float:

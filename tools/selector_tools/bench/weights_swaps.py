@@ -23,17 +23,17 @@ from selector_tools.bench.weights_phases import Served, served
 from selector_tools.export.bundle_writer import export_learner, export_reference
 
 CANDIDATES = 128
-SWAP_SECONDS = 1.0  # between versions: trainers publish every few steps
-BLOCKS = 4  # of requests without swaps, and as many with, in turns
-LIGHT_LOAD_SECONDS = 0.1  # between requests of the soak
-SETTLED_AFTER = 50  # swaps of the soak
+SWAP_SECONDS = 1.0  # from one version to the next, as of a trainer that publishes every few steps
+BLOCKS = 4  # blocks of requests without swaps, and as many with them, take turns
+LIGHT_LOAD_SECONDS = 0.1  # the pause between two requests of the soak
+SETTLED_AFTER = 50  # after so many swaps of the soak, memory should not grow any more
 WAIT_SECONDS = 60.0
 _FLAGS = ("--threads", "1", "--max-pending-requests", "1000", "--log-level", "warning")
 _IDENTIFY_SECONDS = 2.0
 
 
 def bundles(folder: Path, parameters: float) -> tuple[str, ...]:
-    """Flags of a sidecar with a small learner and reference."""
+    """Exports a small learner and reference, and returns the flags of a sidecar with them."""
     _, source = learner(parameters)
     export_learner(source, folder / "learner")
     export_reference(source, folder / "reference")
@@ -41,8 +41,8 @@ def bundles(folder: Path, parameters: float) -> tuple[str, ...]:
 
 
 def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: float, requests: int) -> dict[str, Any]:
-    """p99 of requests in an open loop at half of capacity, evenly spaced, while versions come one after the other,
-    over the same without. Requests are timed from when they were due."""
+    """The p99 of requests while versions come one after the other, over the p99 without them. The requests are an open
+    loop at half of capacity, evenly spaced, and are timed from when they were due."""
     samples = _samples()
     with (
         served(folder / "swaps.log", url, "swaps", *flags, *_FLAGS) as sidecar,
@@ -85,8 +85,8 @@ def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: flo
 
 
 def _pin(sidecar: Served) -> dict[str, Any]:
-    """The sidecar's threads on one core, those that take over weights on the other with everything else; the latter
-    are found by what works while versions come and no request does."""
+    """Pins the sidecar's threads to one core, and those that take over weights to the other with everything else. The
+    latter are found by what works while versions come and no request does."""
     found = pinning.cores()
     if found is None:
         return {"cores": None}
@@ -108,7 +108,7 @@ def _settled(sidecar: Served) -> None:
 
 
 def _open_loop(selector: Selector, samples: dict[str, Any], interval: float, count: int) -> list[tuple[float, float]]:
-    """Seconds of each request since it was due, and those that it spent inside the sidecar."""
+    """The seconds of each request since it was due, and those that it spent inside the sidecar."""
 
     def one(due: float) -> tuple[float, float]:
         stages = selector.select(**samples).stage_seconds
@@ -166,7 +166,7 @@ def _trainer(url: str, run: str, parameters: float, swapping: Event, stop: Event
 
 
 def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swaps: int) -> dict[str, Any]:
-    """Resident memory of the sidecar after the first swaps and after all, under a request now and then."""
+    """Measures the sidecar's resident memory after the first swaps and after all, under a request now and then."""
     module, _ = learner(parameters)
     settled, samples, resident = min(SETTLED_AFTER, swaps // 2), _samples(), []
     with (
@@ -196,7 +196,7 @@ def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swap
 
 @contextmanager
 def _light_load(selector: Selector, samples: dict[str, Any]) -> Iterator[list[float]]:
-    """Requests one at a time, with pauses; yields their seconds so far."""
+    """Sends requests one at a time, with pauses; yields their seconds so far."""
     stop, seconds = ThreadEvent(), list[float]()
 
     def work() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from selector_proto.sizes import MAX_ID_BYTES
+from selector_proto.contract import MAX_ID_BYTES
 
 from selector_server.errors import SetupError
 from selector_tools.pools.pool import Batch

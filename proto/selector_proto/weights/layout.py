@@ -1,8 +1,13 @@
-"""Weights in Redis: names of keys, the manifest's JSON, and the scripts that own a run.
+"""What is stored of a run's weights: the names of keys, the manifest's JSON, and who owns a run.
 
-One publication is: chunks under keys that no other version of any publisher uses, then manifest and pointer at once.
+A publication puts chunks under keys that no other version of any publisher uses, and then manifest and pointer at once.
 A reader goes the other way, so it finds a whole version or none. All keys of a run share one hash tag, hence one slot
 of a Redis Cluster. The state machine is drawn in docs/weight-sync.md.
+
+A publisher owns its run from its start until another one starts; what a former owner still tries comes to nothing. An
+owner is an epoch and a token, `EPOCH TOKEN`. The later owner has the higher epoch, also when the store forgot it or
+knows only a former one again (restarted from an old file, failed over). So a publisher that finds a lower epoch than
+its own, or no owner, goes on; only a higher epoch, or another owner of the same epoch, fences it off.
 """
 
 import math
@@ -17,71 +22,35 @@ from selector_proto.v1 import weights_pb2 as pb
 FORMAT = 4
 # Chunks of 1 to 2 MB are 3 to 5 times faster than 64 MB ones and stall Redis 7 ms instead of 272.
 CHUNK_BYTES = 1 << 20
-# 32 bytes a chunk, in base64: 64 GiB of weights.
+# There are 32 bytes a chunk, in base64: enough for 64 GiB of weights.
 MAX_MANIFEST_BYTES = 4 << 20
 DIGEST_BYTES = 32
-# Tensors of these names in a payload are no parameters: samples, and the embeddings that the trainer computed of them.
+# Tensors in a payload whose names begin with this are no parameters. They are the canary: samples, and the embeddings
+# that the trainer computed of them.
 CANARY = "__canary__/"
 MAX_CANARY = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-# A publisher owns its run from its start until another one starts; what a former owner still tries comes to nothing.
-# An owner is an epoch and a token, `EPOCH TOKEN`: the later one has the higher epoch, also when Redis forgot it, or
-# knows only a former one again (restarted from an old file, failed over). So whoever finds a lower one, or none, goes
-# on; only a higher one, or another one of the same epoch, fences it off.
-# KEYS: owner, counter, pointer, manifest. ARGV: the publisher as owner, seconds to live, a version, a manifest.
-_OWN = """
-local function epoch(owner) return tonumber(string.match(owner, '^(%d+) ') or '0') end
-local found = redis.call('GET', KEYS[1])
-if found and found ~= ARGV[1] and epoch(found) >= epoch(ARGV[1]) then return -1 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-local function number(key)
-  local text = redis.call('GET', key) or '0'
-  if #text > 15 or not string.match(text, '^%d+$') then error(key .. ' holds no number') end
-  return tonumber(text)
-end
-"""
-# The next version, above ARGV[3] and all before; -1 if another publisher owns the run.
-NEXT_VERSION = (
-    _OWN
-    + """
-local new = math.max(number(KEYS[2]), number(KEYS[3]), tonumber(ARGV[3])) + 1
-redis.call('SET', KEYS[2], string.format('%.0f', new), 'EX', ARGV[2])
-return new
-"""
-)
-# Puts the manifest and moves the pointer, forward only; returns the version that it points to, -1 as above.
-MOVE_POINTER = (
-    _OWN
-    + """
-local now = number(KEYS[3])
-if tonumber(ARGV[3]) <= now then return now end
-redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[2])
-redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[2])
-return tonumber(ARGV[3])
-"""
-)
-
 
 def epoch_of(owner: bytes | None) -> int:
-    """Epoch of what the owner's key holds, 0 for none."""
+    """The epoch of what the owner's key holds, 0 for none."""
     found = re.match(rb"(\d+) ", owner or b"")
     return int(found[1]) if found else 0
 
 
 def outranks(owner: bytes | None, mine: str) -> bool:
-    """Whether what the owner's key holds fences off `mine`; the scripts' first lines, for stores without scripts."""
+    """Whether what the owner's key holds fences off `mine`. The scripts for Redis begin with the same rule."""
     return owner != mine.encode() and owner is not None and epoch_of(owner) >= epoch_of(mine.encode())
 
 
 def digest(data: bytes | memoryview) -> bytes:
-    """What tells data from any other: BLAKE3, a third of SHA-256's time where processors know SHA-256, and a tenth
-    where not."""
+    """The BLAKE3 digest, 32 bytes. It takes a third of SHA-256's time where processors have instructions for SHA-256,
+    and a tenth where they do not."""
     return blake3(data).digest()
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be trusted; the message says what is wrong with it."""
+    """A manifest cannot be trusted; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +65,31 @@ class Keys:
 
     @property
     def counter(self) -> str:
-        """Last version number that was given out."""
+        """Holds the last version number that was given out."""
         return f"selector:{{{self.run}}}:weights:counter"
 
     @property
     def owner(self) -> str:
-        """Epoch and token of the publisher that may publish."""
+        """Holds epoch and token of the publisher that may publish."""
         return f"selector:{{{self.run}}}:weights:owner"
 
     @property
     def news(self) -> str:
-        """Channel on which a new version is announced; a hint, for announcements get lost."""
+        """The channel on which a new version is announced. That is a hint only, for announcements get lost."""
         return f"selector:{{{self.run}}}:weights:news"
 
     @property
     def pointer(self) -> str:
-        """Newest whole version."""
+        """Holds the number of the newest whole version."""
         return f"selector:{{{self.run}}}:weights:latest"
 
     def manifest(self, version: int) -> str:
+        """Holds the manifest of a version, as JSON."""
         return f"selector:{{{self.run}}}:weights:{version}:manifest"
 
     def chunk(self, version: int, publisher: str, index: int) -> str:
-        """The publisher is part of it: one that was fenced off may still write, and a Redis that went back in time
-        gives a number a second time."""
+        """Holds one chunk. The publisher's token is part of the key, since a publisher that was fenced off may still
+        write, and a Redis that went back in time gives a version number a second time."""
         return f"selector:{{{self.run}}}:weights:{version}:chunk:{publisher}:{index}"
 
     def version_of(self, key: str) -> int | None:
@@ -129,7 +99,7 @@ class Keys:
 
 
 def chunk_count(manifest: pb.WeightsManifest) -> int:
-    """Number of chunks: all but the last hold `chunk_bytes`."""
+    """The number of chunks, of which all but the last hold `chunk_bytes`."""
     return -(-manifest.payload_bytes // manifest.chunk_bytes)
 
 
@@ -139,7 +109,7 @@ def encode_manifest(manifest: pb.WeightsManifest) -> bytes:
 
 
 def decode_manifest(text: bytes, keys: Keys, version: int, max_payload_bytes: int) -> pb.WeightsManifest:
-    """The manifest of `version`, every number checked. Raises ManifestError."""
+    """The manifest of `version`, with every number checked. Raises ManifestError."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"manifest has {len(text)} bytes; at most {MAX_MANIFEST_BYTES}")
     try:

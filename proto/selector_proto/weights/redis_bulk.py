@@ -1,8 +1,8 @@
-"""Many large values to and from Redis over one connection, each command sent before the one before it is answered, and
-values received where they are wanted.
+"""Many large values travel to and from Redis over one connection: each command is sent before the one before it is
+answered, and values are received where they are wanted.
 
-redis-py makes two fresh copies of each value and waits for each answer: three times as slow. It still does everything
-else: connections, TLS, passwords, timeouts.
+redis-py would make two fresh copies of each value and wait for each answer, which is three times as slow. It still does
+everything else: connections, TLS, passwords, timeouts. So errors are redis-py's too; `redis_store` maps them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 import redis
 
-# Commands sent ahead of their answers: enough that neither side waits for the other.
+# So many commands are sent ahead of their answers: enough that neither side waits for the other.
 _AHEAD = 4
-_LINE_BYTES = 512  # of an answer's first line; errors are cut there
+_LINE_BYTES = 512  # an answer's first line may be so long; errors are cut there
 
 
 def write(client: redis.Redis, items: Iterable[tuple[str, memoryview]], ttl: int) -> None:
@@ -47,15 +47,15 @@ def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) 
                 return
 
 
-def read_part(client: redis.Redis, key: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` of a value, both included, or as many of them as there are. redis-py would keep whatever
-    length the server says. Raises as `read` does."""
-    room = memoryview(bytearray(end - start + 1))
+def read_start(client: redis.Redis, key: str, count: int) -> bytes:
+    """The first `count` bytes of a value, or as many of them as there are. redis-py would keep whatever length the
+    server says. Raises as `read` does."""
+    room = memoryview(bytearray(count))
     with _connection(client) as connection:
-        _send(connection, "GETRANGE", key, start, end)
+        _send(connection, "GETRANGE", key, 0, count - 1)
         length = _Answers(connection).next(room)
-        if length > len(room):
-            raise redis.InvalidResponse(f"Redis answered {length} bytes; at most {len(room)} were asked for")
+        if length > count:
+            raise redis.InvalidResponse(f"Redis answered {length} bytes; at most {count} were asked for")
         return bytes(room[:length])
 
 
@@ -65,15 +65,15 @@ def _send(connection: Any, *command: object) -> None:
 
 
 class _Answers:
-    """Replies of a connection, read without a parser: strings, nulls and errors."""
+    """The replies of a connection, read without a parser: strings, nulls and errors."""
 
     def __init__(self, connection: Any) -> None:
         self._sock, self._error = connection._sock, connection._parser.parse_error
         self._line = bytearray(_LINE_BYTES)
-        self._held = b""  # what came with a line
+        self._held = b""  # bytes that came with a line and are behind it
 
     def next(self, room: memoryview) -> int:
-        """The next answer's length; the value is in `room` if it fits."""
+        """Reads the next answer and returns its length; the value is in `room` if it fits."""
         kind, text = self._first_line()
         if kind == b"_" or (kind, text) == (b"$", b"-1"):
             return 0
@@ -113,7 +113,7 @@ class _Answers:
 
 @contextmanager
 def _connection(client: redis.Redis) -> Iterator[Any]:
-    """One of the client's connections, whose answers were all read when it goes back; after an error they may not have
+    """One of the client's connections. When it goes back, all its answers were read; after an error they may not have
     been, and it is closed."""
     pool = client.connection_pool
     connection: Any = pool.get_connection()

@@ -1,7 +1,7 @@
-"""Host memory for sets of weights, used again when nobody uses it any more.
+"""Large buffers of host memory that are used again: for versions of the weights, and for payloads of requests.
 
-Memory fresh from the system costs more than everything else in taking over a version: each page is filled with zeros
-at its first touch, and other threads of the process wait meanwhile.
+Memory fresh from the system costs more than everything else in taking over a version or receiving a request: each page
+is filled with zeros at its first touch, and other threads of the process wait meanwhile.
 """
 
 import ctypes
@@ -13,29 +13,31 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-_ALIGNED = 64  # bytes: what ONNX Runtime's and torch's kernels like
+_ALIGNED = 64  # bytes, as kernels of ONNX Runtime and torch like it
 _STEP = _ALIGNED // 4
 
 
 class Pool:
-    """Hands out blocks. At most `spare` blocks that are not in use are kept; safe to use from several threads."""
+    """Hands out blocks of memory and takes them back when nobody holds them any more. At most `spare` blocks that are
+    not in use are kept. Several threads may use it."""
 
     def __init__(self, spare: int = 1) -> None:
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=spare)
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """`size` bytes of no certain content, aligned. They are the caller's as long as the array, a view of it or a
-        tensor made of one of them exists."""
+        """An aligned uint8 array [size] of no certain content. It is the caller's as long as the array, a view of it or
+        a tensor made of one of them exists."""
         if (block := self._spare(size)) is None:
             block = np.empty(size + size // 64 + _ALIGNED, np.uint8)  # the next one may be a little larger
-        # Whatever uses the block holds on to this object, and nothing else does: when it goes, the block is free.
+        # Whatever uses the block holds on to the lease, and nothing else does: when it goes, the block is free.
         lease = (ctypes.c_uint8 * len(block)).from_buffer(block.data)
         weakref.finalize(lease, self._free.append, block).atexit = False
         start = -block.ctypes.data % _ALIGNED
         return np.frombuffer(memoryview(lease), np.uint8)[start : start + size]
 
     def floats(self, counts: Mapping[str, int]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """One block, and an aligned part of it for each so many values. What lies between the parts is zero."""
+        """One float32 block, and by name an aligned part of it with so many values as `counts` says. What lies between
+        the parts is zero."""
         starts = dict(zip(counts, accumulate(map(_aligned, counts.values()), initial=0), strict=False))
         block = self.take(4 * sum(map(_aligned, counts.values()))).view(np.float32)
         for name, count in counts.items():
@@ -54,10 +56,10 @@ class Pool:
             block = self._free.pop()
         except IndexError:
             return None
-        # One of another model's size is let go.
+        # A block of another model's size is let go.
         return block if size + _ALIGNED <= len(block) <= 2 * size + (1 << 20) else None
 
 
 def _aligned(count: int) -> int:
-    """float32 values up to where the next part may begin."""
+    """The number of float32 values up to where the next part may begin."""
     return -(-count // _STEP) * _STEP

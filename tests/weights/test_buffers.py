@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selector_server.memory import Pool
+from selector_server.buffers import Pool
 
 
 def test_a_block_is_used_again_when_nobody_holds_any_of_it():

@@ -1,4 +1,4 @@
-"""Fetches whole, verified versions of a run's weights from Redis or a folder."""
+"""Fetches whole, verified versions of a run's weights from where the trainer publishes them, and hears of new ones."""
 
 import time
 from collections import deque
@@ -7,13 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 
-import redis
 from selector_proto import safetensors
-from selector_proto.redis_link import LinkOptions
 from selector_proto.safetensors import TensorView
-from selector_proto.stores import open_store
 from selector_proto.v1 import weights_pb2 as pb
-from selector_proto.weights import (
+from selector_proto.weights.layout import (
     DIGEST_BYTES,
     MAX_MANIFEST_BYTES,
     Keys,
@@ -22,15 +19,18 @@ from selector_proto.weights import (
     decode_manifest,
     digest,
 )
+from selector_proto.weights.link import LinkOptions
+from selector_proto.weights.store import StoreError, StoreRefused
+from selector_proto.weights.transports import open_store
 
-from selector_server.memory import Pool
+from selector_server.buffers import Pool
 from selector_server.weights.host_share import HostShare
 
 MAX_POINTER_BYTES = 19
-# How long a stop may go unnoticed.
+# A stop goes unnoticed for at most so long.
 TICK_SECONDS = 0.2
 _HASHERS = 2
-# Chunks that may still be hashed when later ones have come: a broken one ends the fetch soon.
+# So many chunks may wait to be hashed while later ones come: a broken one should end the fetch soon.
 _BEHIND = 8
 
 
@@ -40,14 +40,17 @@ class Incomplete(Exception):
 
 @dataclass(frozen=True)
 class Fetched:
-    """A verified version: its manifest and its tensors, views into one buffer that this object's user owns."""
+    """A verified version: its manifest, and its tensors, which are views into one buffer. The buffer is used again when
+    nobody holds any of them."""
 
     manifest: pb.WeightsManifest
     tensors: dict[str, TensorView]
 
 
-class RedisSource:
-    """Reads one run. Methods raise redis.RedisError when the server or folder cannot be reached."""
+class Fetcher:
+    """Reads one run at a URL, with the certificates and the password's file of `link`. A payload may have at most
+    `max_bytes`; with a `share`, the sidecars of a host fetch it once. Methods raise StoreError when the store cannot be
+    reached, or answers nonsense."""
 
     def __init__(
         self, url: str, run: str, max_bytes: int, link: LinkOptions | None = None, share: HostShare | None = None
@@ -55,11 +58,11 @@ class RedisSource:
         self.keys = Keys(run)
         self._max_bytes, self._share = max_bytes, share
         self._store = open_store(url, link)
-        self._memory = Pool()
+        self._buffers = Pool()
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weights-hash")
 
     def newest(self) -> int:
-        """Newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
+        """The newest published version, 0 before the first. Raises Incomplete if the pointer is not a version."""
         text = self._read(self.keys.pointer, MAX_POINTER_BYTES)
         if not text:
             return 0
@@ -68,7 +71,8 @@ class RedisSource:
         return int(text)
 
     def manifest(self, version: int) -> bytes:
-        """Text of a version's manifest, empty if there is none: it tells two versions of one number apart."""
+        """The text of a version's manifest, empty if there is none. It tells two versions of one number apart. Raises
+        Incomplete if it is too long."""
         text = self._read(self.keys.manifest(version), MAX_MANIFEST_BYTES + 1)
         if len(text) > MAX_MANIFEST_BYTES:
             raise Incomplete(f"manifest of version {version} is too long; at most {MAX_MANIFEST_BYTES} bytes")
@@ -85,8 +89,8 @@ class RedisSource:
             raise Incomplete(f"version {version}: {error}") from error
 
     def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
-        """The payload, from another sidecar of this host if it has it already."""
-        payload = self._memory.take(manifest.payload_bytes).data
+        """The payload, which comes from another sidecar of this host if that has it already."""
+        payload = self._buffers.take(manifest.payload_bytes).data
         if self._share is None:
             self._receive(manifest, payload)
             return payload
@@ -102,37 +106,40 @@ class RedisSource:
         return payload
 
     def _receive(self, manifest: pb.WeightsManifest, payload: memoryview) -> None:
-        """All chunks, each hashed while the next ones travel."""
+        """Reads all chunks; each is hashed while the next ones travel."""
         size = manifest.chunk_bytes
         count = chunk_count(manifest)
         keys = [self.keys.chunk(manifest.version, manifest.publisher, index) for index in range(count)]
         rooms = [payload[index * size : (index + 1) * size] for index in range(count)]
         verified: deque[Future[None]] = deque()
         try:
-            for index, length in enumerate(self._store.fill(keys, rooms)):
+            for index, length in enumerate(self._store.read_into(keys, rooms)):
                 if length != len(rooms[index]):
                     raise _of_wrong_size(manifest, index, length)
                 verified.append(self._hashers.submit(_verify, manifest, index, rooms[index]))
                 if len(verified) > _BEHIND:
                     verified.popleft().result()
-        except redis.ResponseError as error:
+        except StoreRefused as error:
             raise Incomplete(f"version {manifest.version}: {error}") from error
         for one in verified:
             one.result()
 
     def _read(self, key: str, most: int) -> bytes:
-        """The first `most` bytes of a key, empty if there is none. Raises Incomplete if it is no string."""
+        """The first `most` bytes of a value, empty if there is none. Raises Incomplete if the store refuses it, as it
+        does where something else has the key."""
         try:
-            return self._store.getrange(key, 0, most - 1)
-        except redis.ResponseError as error:
+            return self._store.first_bytes(key, most)
+        except StoreRefused as error:
             raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:
+        """Ends the threads that hash, and the store's connections."""
         self._hashers.shutdown()
         self._store.close()
 
 
 def _verify(manifest: pb.WeightsManifest, index: int, chunk: memoryview) -> None:
+    """Raises Incomplete unless the chunk has the digest that its manifest says."""
     wanted = manifest.chunk_blake3[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
     if digest(chunk) != wanted:
         raise Incomplete(f"version {manifest.version}: BLAKE3 of chunk {index} does not match its manifest")
@@ -144,7 +151,7 @@ def _of_wrong_size(manifest: pb.WeightsManifest, index: int, length: int) -> Inc
 
 
 class News:
-    """Waits for the announcement of a new version. Announcements get lost, so that nobody may rely on one."""
+    """Waits for the announcement of a new version. Announcements get lost, so nobody may rely on one."""
 
     def __init__(self, url: str, run: str, link: LinkOptions | None = None) -> None:
         self._store, self._channel = open_store(url, link), Keys(run).news
@@ -159,12 +166,13 @@ class News:
             while not stop.is_set() and (left := until - time.monotonic()) > 0:
                 if self._heard(min(left, TICK_SECONDS)):
                     return
-        except redis.ResponseError:  # nor where it is not allowed
+        except StoreRefused:  # it is not allowed to listen: asking again would not help either
             self._heard = stop.wait
-        except (redis.RedisError, OSError):
+        except StoreError:
             self._heard = None
             stop.wait(seconds)
 
     def close(self) -> None:
-        self._heard = None  # its connection ends with it
+        """Hangs up."""
+        self._heard = None  # the connection that listens ends with this
         self._store.close()

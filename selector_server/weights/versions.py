@@ -1,4 +1,5 @@
-"""Which version of the weights is served. A version is whole and immutable; swapping is one assignment."""
+"""The versions of the weights that are in memory, and which of them is served. A version is whole and immutable;
+swapping is one assignment."""
 
 import logging
 import time
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class SyncState(Enum):
-    """How the served version relates to the source's newest."""
+    """How the served version relates to the newest one that was published."""
 
     OFF = "off"
     WAITING = "waiting"
@@ -27,7 +28,7 @@ class SyncState(Enum):
 
 @dataclass(frozen=True)
 class Version(Generic[W]):
-    """One set of weights, bound and ready. Version 0 came with the bundle. `published_at` in Unix seconds."""
+    """One set of weights, bound and ready. Version 0 came with the bundle. `published_at` is in Unix seconds."""
 
     version: int
     trainer_step: int
@@ -35,6 +36,7 @@ class Version(Generic[W]):
     weights: W
 
     def age_seconds(self) -> float:
+        """Seconds since it was published, by this host's clock."""
         return max(0.0, time.time() - self.published_at)
 
 
@@ -49,8 +51,9 @@ class Status:
     rejections: int = 0
 
 
-class Store(Generic[W]):
-    """The served version and the status of its source. A request takes `current` once and keeps that version.
+class Versions(Generic[W]):
+    """The served version, those that can be pinned, and how following the run goes. A request takes `current` once and
+    keeps that version.
 
     In memory, and so ready to be pinned, are the bundle's weights, the `latest` version that was taken and the one
     before it; older ones are freed when their last request lets go of them. `current` is the latest or the pinned.
@@ -61,7 +64,7 @@ class Store(Generic[W]):
         self.status = Status()
         self.pinned: int | None = None
         self._bundled = self._previous = bundled
-        self._unpinned = self.status  # what to go back to
+        self._unpinned = self.status  # to go back to
         self._history = History()
         self._lock = Lock()
         self._add(bundled, "the bundle's own weights")
@@ -97,7 +100,8 @@ class Store(Generic[W]):
             return self._history.events()
 
     def pinnable(self) -> dict[int, Version[W]]:
-        """Versions in memory, by number. After a source restarted empty, the later of two that share a number."""
+        """The versions in memory, by number. Two may share a number after the store restarted empty; then it is the
+        later one."""
         return {v.version: v for v in (self._bundled, self._previous, self.latest)}
 
     def pin(self, version: int) -> Version[W]:

@@ -3,8 +3,9 @@
 import os
 
 import pytest
-from selector_proto.folder_store import FolderError, FolderStore
-from selector_proto.plain_file import opened
+from selector_proto.files import opened
+from selector_proto.weights.folder_store import FolderStore
+from selector_proto.weights.store import StoreUnavailable
 
 from selector_server.weights.host_share import HostShare
 
@@ -46,10 +47,10 @@ def test_anything_else_is_refused(tmp_path, kind):
     store = FolderStore(tmp_path)
     for ask in (
         lambda: store.get("key"),
-        lambda: store.getrange("key", 0, 9),
-        lambda: list(store.fill(["key"], [memoryview(bytearray(9))])),
+        lambda: store.first_bytes("key", 9),
+        lambda: list(store.read_into(["key"], [memoryview(bytearray(9))])),
     ):
-        with pytest.raises(FolderError):
+        with pytest.raises(StoreUnavailable):
             ask()
 
 

@@ -1,92 +1,102 @@
-"""Where weights are kept: Redis or a folder, by URL, behind the few methods that publisher and source need."""
+"""Weights in Redis: one server, Sentinels or a cluster. The only place where redis-py's errors are seen."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException
 from redis.sentinel import MasterNotFoundError
 
-from selector_proto import redis_bulk
-from selector_proto.folder_store import FolderStore
-from selector_proto.link_url import LinkError, parse
-from selector_proto.redis_link import LinkOptions, check, connect, masked
-from selector_proto.weights import MOVE_POINTER, NEXT_VERSION, Keys
+from selector_proto.weights import redis_bulk
+from selector_proto.weights.layout import Keys
+from selector_proto.weights.link import LinkError, LinkOptions, masked
+from selector_proto.weights.redis_link import check, connect
+from selector_proto.weights.redis_url import parse
+from selector_proto.weights.store import StoreError, StoreGarbled, StoreRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
-# Keys whose time to live is renewed in one round trip.
+# The time to live of so many keys is renewed in one round trip.
 _PIPELINE = 1000
 
+# A script does in one step what two publishers must not mix. KEYS are the run's owner, counter, pointer and manifest;
+# ARGV are the publisher as owner (`layout` says what that is), seconds to live, a version and a manifest. Each script
+# first sees to it that the publisher may go on, and makes it the owner.
+_OWN = """
+local function epoch(owner) return tonumber(string.match(owner, '^(%d+) ') or '0') end
+local found = redis.call('GET', KEYS[1])
+if found and found ~= ARGV[1] and epoch(found) >= epoch(ARGV[1]) then return -1 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+local function number(key)
+  local text = redis.call('GET', key) or '0'
+  if #text > 15 or not string.match(text, '^%d+$') then error(key .. ' holds no number') end
+  return tonumber(text)
+end
+"""
+# Gives the next version, above ARGV[3] and all before; -1 if another publisher owns the run.
+_NEXT_VERSION = (
+    _OWN
+    + """
+local new = math.max(number(KEYS[2]), number(KEYS[3]), tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[2], string.format('%.0f', new), 'EX', ARGV[2])
+return new
+"""
+)
+# Puts the manifest and moves the pointer, forward only; gives the version that the pointer has now, -1 as above.
+_MOVE_POINTER = (
+    _OWN
+    + """
+local now = number(KEYS[3])
+if tonumber(ARGV[3]) <= now then return now end
+redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[2])
+return tonumber(ARGV[3])
+"""
+)
 
-class Store(Protocol):
-    """Values by key, as in Redis. Methods raise redis.RedisError when the store cannot be reached."""
 
-    def get(self, key: str) -> bytes | None: ...
-    def getrange(self, key: str, start: int, end: int) -> bytes: ...
-    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None: ...
-    def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]: ...
-    def unlink(self, *keys: str) -> int: ...
-    def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int: ...
-    def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int: ...
-    def renew(self, names: Sequence[str], ttl: int) -> bool: ...
-    def left_behind(self, keys: Keys) -> dict[int, list[str]]: ...
-    def danger(self) -> str: ...
-    def listen(self, channel: str) -> "Callable[[float], bool] | None": ...
-    def close(self) -> None: ...
-
-
-def open_store(url: str, options: LinkOptions | None = None, *, write: bool = False) -> Store:
-    """The store at `url`; a folder must exist, and be writable if `write`. Connects to nothing yet. Raises LinkError, a
-    ValueError, for what cannot be."""
-    address = check(url, options)
-    if address.kind == "folder":
-        return FolderStore(address.path, write=write)
+def open_redis(url: str, options: LinkOptions, write: bool) -> "RedisStore":  # noqa: ARG001 - Redis itself says what may be written
+    """The Redis at `url`. Raises LinkError."""
+    check(url, options)
     return RedisStore(url, options)
 
 
 class RedisStore:
-    """Redis, connected when first used: a cluster's client would otherwise fail where training starts."""
+    """A `Store` in Redis. It connects when it is first used: a cluster's client would otherwise fail where training
+    starts."""
 
     def __init__(self, url: str, options: LinkOptions | None = None) -> None:
         self._url, self._options = url, options
         self._client: redis.Redis | RedisCluster | None = None
 
     def get(self, key: str) -> bytes | None:
-        """The value, None if there is none."""
         return cast("bytes | None", self._do(lambda client: client.get(key)))
 
-    def getrange(self, key: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end`, both included, or as many of them as there are."""
-
+    def first_bytes(self, key: str, count: int) -> bytes:
         def read(client: redis.Redis | RedisCluster) -> bytes:
             if isinstance(client, redis.Redis):
-                return redis_bulk.read_part(client, key, start, end)
-            value = client.getrange(key, start, end)
+                return redis_bulk.read_start(client, key, count)
+            value = client.getrange(key, 0, count - 1)
             if not isinstance(value, bytes):
                 raise redis.InvalidResponse(f"Redis answered {str(value)[:40]} instead of bytes")
             return value
 
         return self._do(read)
 
-    def set_all(self, items: Iterable[tuple[str, memoryview]], *, ex: int) -> None:
-        """Replaces many large values, one after the other; Redis forgets them after `ex` seconds."""
-
+    def put_all(self, items: Iterable[tuple[str, memoryview]], ttl: int) -> None:
         def write(client: redis.Redis | RedisCluster) -> None:
             if isinstance(client, redis.Redis):
-                redis_bulk.write(client, items, ex)
+                redis_bulk.write(client, items, ttl)
                 return
             for key, value in items:
-                client.set(key, value, ex=ex)
+                client.set(key, value, ex=ttl)
 
         self._do(write)
 
-    def fill(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
-        """Puts the value of each key at the start of its room and yields its length, 0 if there is none. It ends after
-        the first that does not fit, of which it yields a length greater than the room's."""
+    def read_into(self, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:
         with self._connected() as client:
             if isinstance(client, redis.Redis):
                 yield from redis_bulk.read(client, keys, rooms)
@@ -99,26 +109,24 @@ class RedisStore:
                 if not fits:
                     return
 
+    def delete(self, *keys: str) -> int:
+        return self._do(lambda client: client.unlink(*keys))
+
     def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int:
-        """The next version, higher than `above` and than all before; -1 if another publisher owns the run. Otherwise
-        `owner` (epoch and token) owns it from now on."""
         arguments = (keys.owner, keys.counter, keys.pointer, owner, ttl, above)
-        return int(cast(int, self._do(lambda client: client.eval(NEXT_VERSION, 3, *arguments))))
+        return int(cast(int, self._do(lambda client: client.eval(_NEXT_VERSION, 3, *arguments))))
 
     def move_pointer(self, keys: Keys, owner: str, version: int, manifest: bytes, ttl: int) -> int:
-        """Puts the manifest, moves the pointer to it, forward only, and announces it; returns the version that it
-        points to, -1 as above."""
         names = (keys.owner, keys.counter, keys.pointer, keys.manifest(version))
         arguments = (*names, owner, ttl, version, manifest)
-        now = int(cast(int, self._do(lambda client: client.eval(MOVE_POINTER, 4, *arguments))))
+        now = int(cast(int, self._do(lambda client: client.eval(_MOVE_POINTER, 4, *arguments))))
         try:
             self._do(lambda client: client.publish(keys.news, version))
-        except redis.RedisError:  # perhaps not allowed to announce anything: readers look by themselves
+        except StoreError:  # this user may not be allowed to announce anything: readers look by themselves
             log.debug("no announcement of version %d", version, exc_info=True)
         return now
 
     def renew(self, names: Sequence[str], ttl: int) -> bool:
-        """Lets keys live for `ttl` seconds from now; False if any of them is gone."""
         alive = True
         for start in range(0, len(names), _PIPELINE):
             part = names[start : start + _PIPELINE]
@@ -126,14 +134,13 @@ class RedisStore:
         return alive
 
     def left_behind(self, keys: Keys) -> dict[int, list[str]]:  # noqa: ARG002 - it would be a scan of everybody's keys
-        """Nothing that would stay: whatever a dead publisher left dies by itself."""
+        """Nothing would stay: whatever a dead publisher left dies by itself."""
         return {}
 
     def danger(self) -> str:
-        """Why this Redis may throw away chunks that are in use, or an empty text."""
         try:
             memory = self._do(_memory)
-        except redis.ResponseError as error:  # not allowed to ask
+        except StoreRefused as error:  # this user may not be allowed to ask
             log.warning("cannot tell whether Redis evicts keys: %s", error)
             return ""
         policy, most = memory.get("maxmemory_policy", "noeviction"), memory.get("maxmemory", 0)
@@ -141,8 +148,7 @@ class RedisStore:
             return f"maxmemory-policy is {policy}; must be noeviction, or live chunks vanish without an error"
         return ""
 
-    def listen(self, channel: str) -> "Callable[[float], bool] | None":
-        """Waits at most so many seconds for an announcement; whether one came. None where nothing can be heard."""
+    def listen(self, channel: str) -> Callable[[float], bool] | None:
         if parse(self._url).kind == "cluster":  # asked before connecting: its client asks all nodes at once
             return None
         with self._connected() as client:
@@ -156,12 +162,7 @@ class RedisStore:
 
         return wait
 
-    def unlink(self, *keys: str) -> int:
-        """Forgets the keys; returns how many of them there were."""
-        return self._do(lambda client: client.unlink(*keys))
-
     def close(self) -> None:
-        """Ends the connections; the next use makes new ones."""
         if self._client is not None:
             self._client.close()
 
@@ -171,21 +172,31 @@ class RedisStore:
 
     @contextmanager
     def _connected(self) -> Iterator[redis.Redis | RedisCluster]:
+        """The client. Whatever goes wrong while it is used is raised as a StoreError."""
         try:
             if self._client is None:
                 self._client = connect(self._url, self._options)
             yield self._client
+        except StoreError:
+            raise
         except MasterNotFoundError as error:  # its text has every setting of every Sentinel
             message = f"no Sentinel names a master: each is down, refuses us, or knows none at {masked(self._url)}"
-            raise redis.ConnectionError(message) from error
-        except (RedisClusterException, LinkError) as error:  # no RedisErrors: no node answers, a file is gone since
-            raise redis.ConnectionError(str(error)) from error
-        except (redis.RedisError, OSError):
-            raise
+            raise StoreUnavailable(message) from error
+        except (RedisClusterException, LinkError) as error:  # no node answers, or a file is gone since the start
+            raise StoreUnavailable(str(error)) from error
+        except redis.ResponseError as error:
+            raise StoreRefused(_told(error)) from error
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:  # errors of TLS are OSErrors
+            raise StoreUnavailable(_told(error)) from error
+        except redis.RedisError as error:
+            raise StoreGarbled(_told(error)) from error
         except Exception as error:  # redis-py's parser believes what it reads, and fails in many ways over nonsense
-            raise redis.InvalidResponse(
-                f"Redis answered nonsense: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
+            raise StoreGarbled(f"Redis answered nonsense: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _told(error: Exception) -> str:
+    """redis-py says much by the names of its errors."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _expire(client: Any, names: Sequence[str], ttl: int) -> bool:

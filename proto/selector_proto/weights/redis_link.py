@@ -4,7 +4,6 @@ The password comes from a file that is read for every new connection, so a rotat
 certificates. Nothing here logs, and no error or repr tells a password.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,14 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from selector_proto import certificates
-from selector_proto.link_url import Address, LinkError, masked, parse
-
-__all__ = ["LinkError", "LinkOptions", "check", "connect", "masked"]
+from selector_proto.weights.link import HIDDEN, LinkError, LinkOptions, masked
+from selector_proto.weights.redis_url import Address, parse
 
 MAX_PASSWORD_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class LinkOptions:
-    """What a URL should not say. Files are PEM, and the password's is text; a key file must not be encrypted."""
-
-    ca_file: str | Path | None = None  # who may sign the server's certificate; None: whom this host trusts
-    certificate_file: str | Path | None = None
-    key_file: str | Path | None = None  # None: it is in the certificate's file
-    username: str | None = None
-    password_file: str | Path | None = None
-    sentinel_password_file: str | Path | None = None  # of the Sentinels themselves
-    timeout_seconds: float = 5.0  # for a connection, and for each command
-
-
 class PasswordFile(CredentialProvider):
-    """Reads the password anew for each connection."""
+    """Gives redis-py the password of a file, which is read anew for each connection."""
 
     def __init__(self, path: str | Path, username: str | None = None, option: str = "password_file") -> None:
         self._path, self._username, self._option = Path(path), username, option
@@ -57,7 +42,7 @@ class PasswordFile(CredentialProvider):
             raise LinkError(self._path, "must be UTF-8 text", self._option) from None  # the cause holds the password
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """What redis-py sends with AUTH."""
+        """What redis-py sends with AUTH. Raises redis.AuthenticationError."""
         try:
             password = self.read()
         except LinkError as error:
@@ -66,25 +51,18 @@ class PasswordFile(CredentialProvider):
 
 
 def check(url: str, options: LinkOptions | None = None) -> Address:
-    """What the URL says, if it and the options can be; connects to nothing. Raises LinkError."""
+    """What the URL says, if it and the options can be. Connects to nothing. Raises LinkError."""
     options = options or LinkOptions()
     address, shown = parse(url), masked(url)
-    if address.kind == "folder" and not Path(address.path).is_dir():
-        raise LinkError(shown, "must be a folder that exists")
     for name in ("ca_file", "certificate_file", "key_file"):
         if getattr(options, name) is not None and not address.tls:
             raise LinkError(getattr(options, name), f"needs rediss://, not {shown}", name)
-    for name in ("username", "password_file"):
-        if getattr(options, name) is not None and address.kind == "folder":
-            raise LinkError("***" if name == "username" else options.password_file, "a folder takes none", name)
     if options.username is not None and "username" in address.settings:
-        raise LinkError("***", "the URL has a user too; give one of them", "username")
+        raise LinkError(HIDDEN, "the URL has a user too; give one of them", "username")
     if options.password_file is not None and "password" in address.settings:
         raise LinkError(options.password_file, "the URL has a password too; give one of them", "password_file")
     if options.sentinel_password_file is not None and address.kind != "sentinel":
         raise LinkError(options.sentinel_password_file, f"{shown} has no Sentinels", "sentinel_password_file")
-    if not 0 < options.timeout_seconds <= 3600:
-        raise LinkError(options.timeout_seconds, "must be above 0 and at most 3600", "timeout_seconds")
     for name in ("password_file", "sentinel_password_file"):
         if (file := getattr(options, name)) is not None:
             PasswordFile(file, option=name).read()
@@ -94,15 +72,13 @@ def check(url: str, options: LinkOptions | None = None) -> Address:
 
 
 def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | RedisCluster:
-    """A client. A cluster's asks for its nodes at once and raises what redis-py raises; the others connect when first
-    used. Raises LinkError, a ValueError, for what cannot be."""
+    """A client. That of a cluster asks for its nodes at once, and raises what redis-py raises; the others connect when
+    they are first used. Raises LinkError for what cannot be."""
     options = options or LinkOptions()
     address = check(url, options)
-    if address.kind == "folder":
-        raise LinkError(masked(url), "is a folder, no Redis")
     settings = _shared(options, address.tls) | address.settings
     settings |= _credentials(options, settings.pop("username", None), settings.pop("password", None))
-    # Few and short: who uses this waits and tries again by itself, and says so.
+    # Few and short retries will do: who uses this waits and tries again by itself, and says so.
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
@@ -113,7 +89,8 @@ def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | Redis
             return redis.Redis(unix_socket_path=address.path, **settings)
         host, port = address.hosts[0]
         return redis.Redis(host, port, **settings)
-    asked = _shared(options, address.tls) | {"retry": Retry(NoBackoff(), 0)}  # a dead one is not waited for: the next
+    # A dead Sentinel is not waited for: the next one is asked.
+    asked = _shared(options, address.tls) | {"retry": Retry(NoBackoff(), 0)}
     if options.sentinel_password_file is not None:
         asked |= {"credential_provider": PasswordFile(options.sentinel_password_file)}
     master = Sentinel(address.hosts, sentinel_kwargs=asked).master_for(address.service, **settings)  # type: ignore[no-untyped-call]
@@ -122,7 +99,7 @@ def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | Redis
 
 
 def _shared(options: LinkOptions, tls: bool) -> dict[str, Any]:
-    """What Sentinels and servers are reached with."""
+    """redis-py's settings that Sentinels and servers have in common."""
     settings: dict[str, Any] = {
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.timeout_seconds,
@@ -141,13 +118,13 @@ def _credentials(options: LinkOptions, url_username: str | None, url_password: s
         return {"credential_provider": PasswordFile(options.password_file, username)}
     if username is None and url_password is None:
         return {}
-    # As a provider too: some versions of redis-py show a pool's passwords, and none shows a provider's.
+    # They go into a provider: some versions of redis-py show a pool's passwords, and none shows a provider's.
     provider = UsernamePasswordCredentialProvider(username, url_password)
     return {"credential_provider": provider}
 
 
 def _check_certificates(options: LinkOptions) -> None:
-    """redis-py reads the files itself, at each connection."""
+    """Raises LinkError for files that cannot be used. redis-py reads them itself, at each connection."""
     try:
         certificates.read(options.ca_file, options.certificate_file, options.key_file)
     except certificates.CertificateError as error:

@@ -1,0 +1,25 @@
+"""What trainer and sidecar must agree on beside the messages: how many are picked, how long ids are, what is local."""
+
+import math
+import re
+
+DEFAULT_FILTER_RATIO = 0.8
+# The longest sample id that is a string, in bytes: a key of the reference cache holds it beside the reference's
+# fingerprint.
+MAX_ID_BYTES = 240
+
+_LOCAL = re.compile(r"(unix:.*|((dns|ipv4):(///)?)?(localhost|127\.\d+\.\d+\.\d+)(:\d+)?|(ipv6:)?\[::1\](:\d+)?)")
+
+
+def sub_batch_size(candidates: int, filter_ratio: float) -> int:
+    """The number of picks, b = floor(B (1 - f) + 1e-6), of B candidates at the filter ratio f.
+
+    The guard keeps B (1 - f) from falling just below a whole number: computed naively, as in the paper's
+    pseudo-code, f = 0.8 gives 2047 instead of 2048 picks a chunk.
+    """
+    return math.floor(candidates * (1 - filter_ratio) + 1e-6)
+
+
+def is_local(address: str) -> bool:
+    """Whether only this host's processes reach a gRPC address: it is loopback or a unix socket."""
+    return _LOCAL.fullmatch(address) is not None
