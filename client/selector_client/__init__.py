@@ -9,14 +9,14 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.redis_link import LinkOptions
 
-from selector_client.access import Access
-from selector_client.aio import AsyncSelector
 from selector_client.errors import Denied, PublishError, RemoteError, SelectorClientError, Unreachable, Untrusted
-from selector_client.loader import SelectingLoader
-from selector_client.publisher import Canary, WeightPublisher
-from selector_client.request import ModelEmbeddings, Settings
-from selector_client.selection import Selection, Statistics
-from selector_client.selector import Selector
+from selector_client.loading.loader import SelectingLoader
+from selector_client.publishing.publisher import Canary, WeightPublisher
+from selector_client.selecting.async_selector import AsyncSelector
+from selector_client.selecting.candidates import ModelEmbeddings, Settings
+from selector_client.selecting.credentials import Access
+from selector_client.selecting.selection import Selection, Statistics
+from selector_client.selecting.selector import Selector
 
 __all__ = [
     "Access",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from selector_client import SelectingLoader, Selection
-from selector_client.request import TooFew
+from selector_client.selecting.candidates import TooFew
 
 SIZE, BATCH = 60, 12
 

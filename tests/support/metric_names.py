@@ -4,9 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import selector_client.metrics as client
-from selector_client.breaker import Breaker
-from selector_client.loader import Progress
-from selector_client.selection import Statistics
+from selector_client.loading.loader import Progress
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.selection import Statistics
 
 from selector_server.telemetry.metrics import Metrics
 

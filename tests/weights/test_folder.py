@@ -10,7 +10,8 @@ from fnmatch import fnmatch
 import numpy as np
 import pytest
 import redis
-from selector_client import WeightPublisher, shipping
+from selector_client import WeightPublisher
+from selector_client.publishing import shipping
 from selector_proto import folder_store
 from selector_proto.folder_store import FolderError, FolderStore
 from selector_proto.stores import open_store

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_client.shipping import Fenced, Shipper
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.shipping import Fenced, Shipper
+from selector_client.publishing.snapshot import Snapshot
 from selector_proto.stores import RedisStore, open_store
 from selector_proto.weights import Keys
 from support.processes import eventually, free_port

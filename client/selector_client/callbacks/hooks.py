@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from selector_client.loader import SelectingLoader
-from selector_client.publisher import WeightPublisher
-from selector_client.selector import Selector
+from selector_client.loading.loader import SelectingLoader
+from selector_client.publishing.publisher import WeightPublisher
+from selector_client.selecting.selector import Selector
 
 log = logging.getLogger(__name__)
 

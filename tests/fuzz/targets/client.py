@@ -13,16 +13,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from selector_client.breaker import Breaker
-from selector_client.channel import error_of
-from selector_client.core import Core
-from selector_client.dataset import SuperBatches
 from selector_client.errors import SelectorClientError
-from selector_client.loader import SelectingLoader
-from selector_client.request import Candidates
-from selector_client.selection import Selection
-from selector_client.state import process_name
-from selector_client.transport import Transport
+from selector_client.loading.dataset import SuperBatches
+from selector_client.loading.loader import SelectingLoader
+from selector_client.loading.loader_state import process_name
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.channel import error_of
+from selector_client.selecting.selection import Selection
+from selector_client.selecting.session import Core
+from selector_client.selecting.transport import Transport
 from selector_proto.v1 import selector_pb2 as pb
 
 from fuzz.frames import each, joined, split

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_client.state import whole
+from selector_client.loading.loader_state import whole
 
 
 class SuperBatches:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from selector_client.selection import Selection
+from selector_client.selecting.selection import Selection
 
 
 @dataclass

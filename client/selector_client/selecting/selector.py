@@ -11,13 +11,13 @@ import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client import tracing
-from selector_client.channel import error_of, open_channel, service
-from selector_client.core import CONNECT_PAUSE_SECONDS, Ask, Core
 from selector_client.errors import SelectorClientError, Unreachable
-from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
-from selector_client.selection import Selection, Statistics
-from selector_client.transport import Metadata, Transport
+from selector_client.selecting import tracing
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
+from selector_client.selecting.channel import error_of, open_channel, service
+from selector_client.selecting.selection import Selection, Statistics
+from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, Ask, Core
+from selector_client.selecting.transport import Metadata, Transport
 
 
 class Selector:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client.access import ACCESS_FIELDS, Access
-from selector_client.breaker import Breaker
-from selector_client.channel import healthy
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
-from selector_client.request import Candidates, Settings
-from selector_client.selection import Selection, Statistics
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.candidates import Candidates, Settings
+from selector_client.selecting.channel import healthy
+from selector_client.selecting.credentials import ACCESS_FIELDS, Access
+from selector_client.selecting.selection import Selection, Statistics
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from selector_proto.stores import open_store
 from selector_proto.weights import CANARY, MAX_CANARY, Keys
 
 from selector_client.errors import PublishError
-from selector_client.payload import Precision
-from selector_client.shipping import Fenced, Shipper, Unsafe
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.shipping import Fenced, Shipper, Unsafe
+from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing.wire_payload import Precision
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_client.selection import Selection
-from selector_client.source import Place
+from selector_client.loading.resumable import Place
+from selector_client.selecting.selection import Selection
 
 _MOST = 2**63 - 1
 

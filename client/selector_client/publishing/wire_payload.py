@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from selector_proto.safetensors import ITEM_BYTES, header
 from selector_proto.weights import CANARY
 
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.snapshot import Snapshot
 
 Precision = Literal["bf16", "fp16", "fp32"]
 

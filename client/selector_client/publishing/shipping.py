@@ -15,8 +15,8 @@ from selector_proto.stores import Store
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
 
-from selector_client.payload import Precision, WirePayload
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing.wire_payload import Precision, WirePayload
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from itertools import chain
 from statistics import median
 from typing import Any, Literal
 
-from selector_client.ahead import ahead
-from selector_client.dataset import SuperBatches, Taken, collate, with_ids
-from selector_client.forms import default_take, default_view
-from selector_client.progress import Progress
-from selector_client.request import TooFew
-from selector_client.selection import Selection
-from selector_client.source import Place, Source
-from selector_client.state import Picked, State, process_name
+from selector_client.loading.batch_layout import default_take, default_view
+from selector_client.loading.dataset import SuperBatches, Taken, collate, with_ids
+from selector_client.loading.loader_progress import Progress
+from selector_client.loading.loader_state import Picked, State, process_name
+from selector_client.loading.prefetch import ahead
+from selector_client.loading.resumable import Place, Source
+from selector_client.selecting.candidates import TooFew
+from selector_client.selecting.selection import Selection
 
 # The deadline of a selection is this many steps for each that it may be ahead, and never less than a second: what is
 # late by so much is lost to the trainer.

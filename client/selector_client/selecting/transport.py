@@ -12,8 +12,8 @@ from selector_proto.shared_memory import read_token
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import RemoteError
-from selector_client.request import Candidates
-from selector_client.shared_ring import Ring, Slot
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.shared_ring import Ring, Slot
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selector
-from selector_client.dataset import SuperBatches
-from selector_client.request import TooFew
+from selector_client.loading.dataset import SuperBatches
+from selector_client.selecting.candidates import TooFew
 from support.loaders import BATCH, SIZE, Chooser, over, rest, saved
 from support.processes import eventually
 

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_client.access import Access
 from selector_client.errors import Denied, RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.selecting.credentials import Access
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
