@@ -1,15 +1,14 @@
 """A pool through a reference, batch by batch, with a cache or without: what `cache fill` and `reference` share."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from selector_client.loading.prefetch import prefetched
 from torch import Tensor
 
 from selector_server.encoding import bundle as bundles
@@ -23,8 +22,6 @@ from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
 from selector_tools.pools.pool import Batch, Pool
 from selector_tools.pools.reading import MAX_DECODED_BYTES, MAX_IMAGE_PIXELS, Inputs, Skipped, read_batch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,8 @@ class Embedder:
     def run(self, pool: Pool, place: str, size: int) -> Iterator[Seen]:
         """All pairs of `pool`, which came from `place`, `size` at a time; the next ones are read meanwhile. Raises
         SelectorError."""
-        for prepared in _ahead(self._prepare(batch) for batch in pool.batches(size)):
+        prepared_batches = (self._prepare(batch) for batch in pool.batches(size))
+        for prepared in prefetched(prepared_batches, 1, "pool-reader"):
             if len(prepared.batch):
                 yield self._embed(prepared)
         self.skipped.check(place)
@@ -121,13 +119,3 @@ def _merged(known: Tensor, part: NDArray[np.float16]) -> Tensor:
     rows = torch.empty((len(known), part.shape[1]), dtype=torch.float16)
     rows[known] = torch.from_numpy(part)
     return rows
-
-
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; the next one is made on a thread while one is used."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as executor:
-        job = executor.submit(next, iterator, None)
-        while (item := job.result()) is not None:
-            job = executor.submit(next, iterator, None)
-            yield item

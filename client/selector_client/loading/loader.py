@@ -1,87 +1,42 @@
-"""Feeds a trainer with sub-batches, choosing the next one while the trainer works on the present one."""
+"""Feeds a trainer with sub-batches, and selects the next one while the trainer works on the present one."""
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from statistics import median
 from typing import Any, Literal
 
-from selector_client.loading.batch_layout import default_take, default_view
-from selector_client.loading.dataset import SuperBatches, Taken, collate, with_ids
+from selector_client.loading.batch_layout import collate, default_take, default_view
+from selector_client.loading.dataset import SampleReader, SuperBatches, with_ids
+from selector_client.loading.iteration import Item, Iteration
 from selector_client.loading.loader_progress import Progress
-from selector_client.loading.loader_state import Picked, State, process_name
-from selector_client.loading.prefetch import ahead
-from selector_client.loading.resumable import Place, Source
-from selector_client.selecting.candidates import TooFew
+from selector_client.loading.loader_state import LoaderState, Picked, process_name
+from selector_client.loading.picker import Picker
+from selector_client.loading.prefetch import prefetched
+from selector_client.loading.resumable import Position, ResumableStream
 from selector_client.selecting.selection import Selection
 
-# The deadline of a selection is this many steps for each that it may be ahead, and never less than a second: what is
-# late by so much is lost to the trainer.
-DEADLINE_STEPS = 5.0
-MIN_DEADLINE_SECONDS = 1.0
-# Steps that the median of their times is taken of.
-OBSERVED_STEPS = 20
-ENOUGH_STEPS = 10
-
-
-@dataclass
-class _Item:
-    """A sub-batch, and the place from which the next one follows."""
-
-    super_batch: Any
-    picked: Picked
-    candidates: int
-    place: Place
-
-
-class _Iteration:
-    """From `place` on: what is out with the trainer, what was made and not yet yielded, and picks kept from before."""
-
-    def __init__(self, place: Place, count: int, kept: Iterable[Picked] = (), *, begun: bool = True) -> None:
-        self.place, self.count, self.begun = place, count, begun
-        self.out: deque[_Item] = deque()
-        self.made: deque[_Item] = deque()
-        self.kept = deque(kept)
-        self.batches: Generator[tuple[_Item, Any], None, None] | None = None  # until they are at an end
-
-    def end(self) -> None:
-        """Its threads end, after what they are doing."""
-        if self.batches is not None:
-            self.batches.close()
-        self.batches = None
-
-    def pending(self) -> list[Picked]:
-        """All picks that follow `place`, in order."""
-        return [*(item.picked for item in (*self.out, *self.made)), *self.kept]
-
-    def used(self) -> None:
-        """The trainer is done with the sub-batch that is out for longest."""
-        if self.out:
-            item = self.out.popleft()
-            self.place, self.count = item.place, item.picked.count
+_THREADS = "selecting-loader"
 
 
 class SelectingLoader:
     """Iterates over `super_batches` and yields, of each, the sub-batch that the sidecar picked, in the same form.
 
-    `view(super_batch)` gives the arguments of `Selector.select` (default: keys "images" and "texts" of a mapping, and
-    "ids" if it has them, or the first two of a tuple or list); `take(super_batch, indices)` gives the sub-batch
-    (default: indexes every array, tensor and list in it). `prefetch` is how many selections may be ready or under way
-    ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1, one after the other;
-    at 0, while the trainer waits. `first_step` is the trainer step of the first sub-batch.
-    `deadline` seconds bound each selection; by default they follow the trainer's own step time, within the selector's
-    timeout, which counts for ranks that select as one. A super-batch of which fewer can be picked than of those before
-    (the last of an epoch) is dropped, unless `last="keep"`.
+    `view(super_batch)` gives the arguments of `Selector.select` (by default the keys "images" and "texts" of a mapping,
+    and "ids" if it has them, or the first two entries of a tuple or list). `take(super_batch, indices)` gives the
+    sub-batch (by default it indexes every array, tensor and list in it). `prefetch` is how many selections may be ready
+    or under way ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1 they
+    come one after the other; at 0 they are made while the trainer waits. `first_step` is the trainer step of the first
+    sub-batch. `deadline` seconds bound each selection. By default they follow the trainer's own step time, within the
+    selector's timeout, which alone counts for ranks that select as one. A super-batch of which fewer can be picked than
+    of those before (the last of an epoch) is dropped, unless `last="keep"`.
 
-    `last` is the Selection behind the sub-batch yielded last (`last.fallback` says why it is uniform), `progress`
+    `last` is the Selection behind the sub-batch yielded last (`last.fallback` says why it is uniform), and `progress`
     counts. `state_dict()` and `load_state_dict()` resume exactly: picks that were received and not yet yielded are
-    yielded after it, without asking again; ranks that select as one ask again, all of them. `super_batches` with those
-    two methods are resumed by them, others by drawing and leaving out what was yielded before.
+    yielded afterwards without asking again, but ranks that select as one ask again, all of them. `super_batches` with
+    those two methods are resumed by them, others by drawing and leaving out what was yielded before.
     """
 
     def __init__(
@@ -102,21 +57,21 @@ class SelectingLoader:
             raise ValueError(f"deadline is {deadline}; must be positive")
         if last not in ("drop", "keep"):
             raise ValueError(f"last is {last!r}; must be 'drop' or 'keep'")
-        self._source, self._selector = Source(super_batches), selector
-        self._view, self._take = view or default_view, take or default_take
-        self._prefetch, self._first_step, self._deadline, self._keep = prefetch, first_step, deadline, last == "keep"
+        self._stream, self._take = ResumableStream(super_batches), take or default_take
+        self._picker = Picker(
+            selector, view or default_view, prefetch=prefetch, deadline=deadline, keep_short=last == "keep"
+        )
+        self._prefetch, self._first_step = prefetch, first_step
         self.last: Selection | None = None
         self.progress = Progress()
-        self._steps: deque[float] = deque(maxlen=OBSERVED_STEPS)
-        self._picks: int | None = None
-        self._told = False  # when a sub-batch was used
+        self._told = False  # whether the trainer says when it has used a sub-batch
         self._lock = threading.Lock()
-        self._iteration = _Iteration(Place(), self._count, begun=False)
+        self._iteration = Iteration(Position(), self._picker.count, begun=False)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             now = self._iteration
-            resting = _Iteration(now.place, now.count, self._ahead(now), begun=False)
+            resting = Iteration(now.position, now.count, self._ahead(now), begun=False)
         return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_iteration": resting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,40 +92,42 @@ class SelectingLoader:
         shuffle: bool = True,
         **options: Any,
     ) -> "SelectingLoader":
-        """Over a map-style dataset (`len(dataset)`, `dataset[i]`): draws B indices, shows the sidecar
-        `view(indices)`, low-resolution images and texts in the form of `Selector.select`'s arguments, and calls
-        `dataset[i]`, in `workers` threads, for the picks only. Indices are the samples' ids unless the view has ids."""
+        """Makes a loader over a map-style dataset (`len(dataset)`, `dataset[i]`). It draws B indices, shows the sidecar
+        `view(indices)`, which is low-resolution images and texts in the form of `Selector.select`'s arguments, and
+        calls `dataset[i]`, in `workers` threads, for the picks only. Indices are the samples' ids unless the view has
+        ids."""
         super_batches = SuperBatches(len(dataset), super_batch_size, seed=seed, shuffle=shuffle)
-        take = Taken(dataset, collate, workers)
+        take = SampleReader(dataset, collate, workers)
         return cls(super_batches, selector, view=partial(with_ids, view), take=take, **options)
 
     @property
     def wait_seconds(self) -> float:
-        """How long the trainer waited so far."""
+        """How many seconds the trainer waited so far."""
         return self.progress.wait_seconds
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._stream)
 
     def __iter__(self) -> Iterator[Any]:
         iteration, batches = self._begin()
         found = self._next(iteration, batches)
-        if found is None and self._joint:  # nothing was left of the iteration before
+        if found is None and self._picker.joint:  # nothing was left of the iteration before
             iteration, batches = self._begin()
             found = self._next(iteration, batches)
         try:
             while found is not None:
                 started = time.perf_counter()
                 yield found[0]
-                self._steps.append(time.perf_counter() - started)
-                self.progress.step_seconds += self._steps[-1]
+                seconds = time.perf_counter() - started
+                self._picker.took(seconds)
+                self.progress.step_seconds += seconds
                 found = self._next(iteration, batches)
         finally:
-            if not self._joint:
+            if not self._picker.joint:
                 iteration.end()
 
-    def _next(self, iteration: _Iteration, batches: Iterator[tuple[_Item, Any]]) -> tuple[Any] | None:
-        """The next sub-batch, if there is one."""
+    def _next(self, iteration: Iteration, batches: Iterator[tuple[Item, Any]]) -> tuple[Any] | None:
+        """Returns the next sub-batch, if there is one."""
         started = time.perf_counter()
         found = next(batches, None)
         self.progress.wait_seconds += time.perf_counter() - started
@@ -179,7 +136,7 @@ class SelectingLoader:
             return None
         item, batch = found
         with self._lock:
-            iteration.out.append(iteration.made.popleft())
+            item.given = True
             if not self._told:
                 iteration.used()
         self.last = item.picked.selection
@@ -187,148 +144,98 @@ class SelectingLoader:
         return (batch,)
 
     def tell_used(self) -> None:
-        """From now on `used` is called for every sub-batch. For trainers that fetch the next one before they train on
-        the present one: a state then begins after the last one that was used, not after the last one yielded."""
+        """Announces that `used` is called for every sub-batch from now on. Trainers need it that fetch the next
+        sub-batch before they train on the present one: a state then begins after the last one that was used, and not
+        after the last one yielded."""
         self._told = True
 
     def used(self) -> None:
-        """The trainer is done with the sub-batch that was yielded first of those it is not done with."""
+        """Says that the trainer is done with the sub-batch that was yielded first of those it was not done with."""
         with self._lock:
             self._iteration.used()
 
     def close(self) -> None:
-        """Ends its threads, which is of use for ranks that select as one: theirs outlive an iteration that is left, for
-        the next one goes on with what they have asked for."""
+        """Ends the loader's threads. Ranks that select as one need it: their threads outlive an iteration that is left,
+        for the next one goes on with what they have asked for."""
         with self._lock:
             iteration = self._iteration
         iteration.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and texts: what was yielded, and the picks that were made ahead."""
+        """Returns what was yielded, and the picks that were made ahead, as plain numbers, lists and texts."""
         with self._lock:
-            now = self._iteration
-            seed = None if self._core is None else self._core.seed
-            steps = self.progress.steps - len(now.out)
-            return State(steps, now.place, self._picks, seed, now.count, self._ahead(now)).to_dict()
+            now, picker = self._iteration, self._picker
+            steps = self.progress.steps - len(now.given)
+            return LoaderState(steps, now.position, picker.picks, picker.seed, now.count, self._ahead(now)).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on from there. To be called before it begins. Raises ValueError, and changes nothing
-        then, if it cannot be the state of such a loader. Of a state that another rank saved, seed and picks are that
-        rank's own: its place counts, and the next super-batches are asked for anew."""
-        loaded = State.from_dict(state)
-        self._source.go_to(loaded.place)
+        """Makes the next iteration, which must not have begun, go on from there. Raises ValueError, and changes nothing
+        then, if it cannot be the state of such a loader. If another rank saved the state, its seed and its picks are
+        that rank's own: only the position counts, and the next super-batches are asked for anew."""
+        loaded = LoaderState.from_dict(state)
+        self._stream.go_to(loaded.position)
         own = loaded.process == process_name()
-        kept = loaded.ahead if own and not self._joint else []
-        self.progress.steps, self._picks = loaded.steps, loaded.picks
-        if self._core is not None:
-            self._core.count = kept[-1].count if kept else loaded.count
-            if own and loaded.seed is not None:
-                self._core.seed = loaded.seed
+        kept = loaded.ahead if own and not self._picker.joint else []
+        self.progress.steps, self._picker.picks = loaded.steps, loaded.picks
+        self._picker.resume(kept[-1].count if kept else loaded.count, loaded.seed if own else None)
         self.close()
         with self._lock:
-            self._iteration = _Iteration(loaded.place, loaded.count, kept, begun=False)
+            self._iteration = Iteration(loaded.position, loaded.count, kept, begun=False)
 
-    def _begin(self) -> tuple[_Iteration, Iterator[tuple[_Item, Any]]]:
-        """After an iteration that was left, super-batches that can go back to what was not yielded do so, and its picks
-        stay; others begin as they like. Ranks that select as one go on with that iteration: what its threads have asked
-        for, other ranks' threads have asked for too."""
+    def _begin(self) -> tuple[Iteration, Iterator[tuple[Item, Any]]]:
+        """Begins an iteration. If one was left before, super-batches that can go back to what was not yielded do so,
+        and its picks stay; others begin as they like. Ranks that select as one go on with the iteration that was left,
+        for what its threads have asked for, the threads of other ranks have asked for too."""
         with self._lock:
             before = self._iteration
-            self.progress.steps -= len(before.out)
-            if self._joint and before.batches is not None:
-                return before, self._again(before, before.batches)
-            place, kept = before.place, self._ahead(before)
-            if before.begun and place.state is None:
-                place, kept = Place(), []
-            here = self._source.here() if place == Place() else place
-            iteration = self._iteration = _Iteration(here, self._count, kept)
+            given = before.given
+            self.progress.steps -= len(given)
+            if self._picker.joint and before.batches is not None:
+                for item in given:
+                    item.given = False
+                return before, chain(self._taken(item for item in given), before.batches)
+            position, kept = before.position, self._ahead(before)
+            if before.begun and position.state is None:
+                position, kept = Position(), []
+            here = self._stream.here() if position == Position() else position
+            iteration = self._iteration = Iteration(here, self._picker.count, kept)
         # From two on, a thread of its own selects while another one takes the picks of the selection before.
-        selected = ahead(self._selected(iteration, place), max(0, self._prefetch - 1))
-        iteration.batches = ahead(self._taken(selected), min(1, self._prefetch))
+        selected = prefetched(self._selected(iteration, position), max(0, self._prefetch - 1), _THREADS)
+        iteration.batches = prefetched(self._taken(selected), min(1, self._prefetch), _THREADS)
         return iteration, iteration.batches
 
-    def _again(self, iteration: _Iteration, rest: Iterator[tuple[_Item, Any]]) -> Iterator[tuple[_Item, Any]]:
-        """What was out with the trainer and not used, then the rest."""
-        again = list(iteration.out)
-        iteration.made.extendleft(reversed(again))
-        iteration.out.clear()
-        return chain(self._taken(item for item in again), rest)
+    def _ahead(self, iteration: Iteration) -> list[Picked]:
+        """Returns the picks that a state keeps. Ranks that select as one keep none: each rank is ahead as far as its
+        threads are, and what all must ask alike begins where their trainers are."""
+        return [] if self._picker.joint else iteration.pending()
 
-    def _ahead(self, iteration: _Iteration) -> list[Picked]:
-        """Each rank is ahead as far as its threads are: what all must ask alike begins where their trainers are."""
-        return [] if self._joint else iteration.pending()
-
-    def _end(self, iteration: _Iteration) -> None:
-        """What follows the last sub-batch is a new beginning."""
+    def _end(self, iteration: Iteration) -> None:
+        """Ends an iteration whose last sub-batch was given: what follows is a new beginning."""
         with self._lock:
             iteration.end()
-            if self._iteration is not iteration:
-                return
-            here = self._source.here()
-            if iteration.out:
-                last = iteration.out[-1]
-                last.place, last.picked = here, replace(last.picked, count=self._count)
-            else:
-                iteration.place, iteration.count = here, self._count
+            if self._iteration is iteration:
+                iteration.finish(self._stream.here(), self._picker.count)
 
-    def _taken(self, selected: Generator[_Item, None, None]) -> Generator[tuple[_Item, Any], None, None]:
+    def _taken(self, selected: Generator[Item, None, None]) -> Generator[tuple[Item, Any], None, None]:
+        """Yields each item with its sub-batch."""
         with closing(selected):
             for item in selected:
                 yield item, self._take(item.super_batch, item.picked.selection.indices)
 
-    def _selected(self, iteration: _Iteration, start: Place) -> Generator[_Item, None, None]:
+    def _selected(self, iteration: Iteration, start: Position) -> Generator[Item, None, None]:
+        """Draws super-batches and yields them with their picks, which are asked for unless the iteration has kept
+        them."""
         step = self._first_step + self.progress.steps  # goes on over epochs
-        for super_batch, place in self._source.after(start):
-            kept, candidates = bool(iteration.kept), 0
-            if kept:
-                picked = iteration.kept[0]
-            elif (asked := self._ask(super_batch, step)) is not None:
-                selection, candidates = asked
-                picked = Picked(selection, self._count)
-            else:
-                self.progress.dropped += 1
-                continue
-            step += 1
-            item = _Item(super_batch, picked, candidates, place)
+        for super_batch, after in self._stream.after(start):
             with self._lock:
-                if kept:
-                    iteration.kept.popleft()
-                iteration.made.append(item)
+                item = iteration.drawn(super_batch, after)
+            if item is None:
+                if (asked := self._picker.pick(super_batch, step)) is None:
+                    self.progress.dropped += 1
+                    continue
+                selection, candidates = asked
+                item = Item(Picked(selection, self._picker.count), super_batch, after, candidates)
+                with self._lock:
+                    iteration.items.append(item)
+            step += 1
             yield item
-
-    def _ask(self, super_batch: Any, step: int) -> tuple[Selection, int] | None:
-        """The selection and the number of candidates, None if it is too short."""
-        arguments = dict(self._view(super_batch))
-        if (timeout := self._timeout()) is not None:
-            arguments["timeout"] = timeout
-        try:
-            selection = self._selector.select(**arguments, step=step)
-        except TooFew:
-            if self._picks is None:
-                raise
-            return None
-        if len(selection.indices) < (self._picks or 0) and not self._keep:
-            return None
-        self._picks = max(self._picks or 0, len(selection.indices))
-        return selection, len(arguments.get("images", ()))
-
-    def _timeout(self) -> float | None:
-        if self._deadline is not None or self._joint or len(self._steps) < ENOUGH_STEPS:
-            return self._deadline
-        most = float("inf") if self._core is None else self._core.timeout
-        observed = DEADLINE_STEPS * (1 + self._prefetch) * median(self._steps)
-        return None if observed >= most else min(most, max(MIN_DEADLINE_SECONDS, observed))
-
-    @property
-    def _core(self) -> Any:
-        return getattr(self._selector, "core", None)
-
-    @property
-    def _count(self) -> int:
-        """Selections of the selector; with its seed, it decides the noise of the next one."""
-        return 0 if self._core is None else self._core.count
-
-    @property
-    def _joint(self) -> bool:
-        """Whether ranks select as one."""
-        return self._core is not None and self._core.settings.world_size > 1
