@@ -26,12 +26,12 @@ class Access:
     """
 
     tls: bool | None = None
-    ca_file: str | Path | None = None  # has who may sign the sidecar's certificate; None trusts the public ones
-    certificate_file: str | Path | None = None  # is this side's, where the sidecar wants one
-    key_file: str | Path | None = None  # None says that the key is in the certificate's file
-    server_name: str | None = None  # stands in the sidecar's certificate, if it is not the address's name
+    ca_file: str | Path | None = None  # lists who may sign the sidecar's certificate; None: public authorities
+    certificate_file: str | Path | None = None  # identifies this side, where the sidecar wants that
+    key_file: str | Path | None = None  # may be left out if the certificate's file holds the key too
+    server_name: str | None = None  # is the name in the sidecar's certificate, if the address has another one
     token_file: str | Path | None = None
-    plaintext_token: bool | None = None  # permits to send the token without TLS, where something else encrypts
+    plaintext_token: bool | None = None  # lets the token travel without TLS, where something else encrypts
 
     @classmethod
     def of(cls, address: str, **given: Any) -> "Access":
