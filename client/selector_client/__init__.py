@@ -1,4 +1,4 @@
-"""The trainer's side: pick sub-batches, feed the trainer with them, publish its weights.
+"""The trainer's side: it picks sub-batches, feeds the trainer with them, and publishes the trainer's weights.
 
 selector = Selector("localhost:50051", run="my-run")
 publisher = WeightPublisher("redis://localhost:6379", run="my-run", every=10)
@@ -9,14 +9,15 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.weights.link import LinkOptions
 
-from selector_client.access import Access
-from selector_client.aio import AsyncSelector
 from selector_client.errors import Denied, PublishError, RemoteError, SelectorClientError, Unreachable, Untrusted
-from selector_client.loader import SelectingLoader
-from selector_client.publisher import Canary, WeightPublisher
-from selector_client.request import ModelEmbeddings, Settings
-from selector_client.selection import Selection, Statistics
-from selector_client.selector import Selector
+from selector_client.loading.loader import SelectingLoader
+from selector_client.publishing.publisher import Canary, WeightPublisher
+from selector_client.selecting.async_selector import AsyncSelector
+from selector_client.selecting.candidates import ModelEmbeddings
+from selector_client.selecting.credentials import Access
+from selector_client.selecting.selection import Selection, Statistics
+from selector_client.selecting.selector import Selector
+from selector_client.selecting.settings import Settings
 
 __all__ = [
     "Access",

@@ -1,9 +1,9 @@
-"""What this package raises. A trainer sees these only if it asks to: by default a failed selection becomes a
-uniform one, counted and flagged.
+"""What this package raises. A trainer sees these errors only if it asks to: by default a failed selection becomes a
+uniform one, which is counted and flagged.
 
 SelectorClientError
-├── Unreachable     no answer in time: server absent, dead, hung or too slow
-│   └── Untrusted   no connection, for its certificate, ours or a file of them is not right; the message says which
+├── Unreachable     no answer came in time: the server is absent, dead, hung or too slow
+│   └── Untrusted   there is no connection, because a certificate or a file of one is wrong; the message says which
 ├── RemoteError     the server refused the request; its message names field, value and limit
 │   └── Denied      the token is missing, unknown there, or for other calls (unauthenticated, permission_denied)
 └── PublishError    weights could not be gathered or, if that is to raise, copied or published
@@ -11,8 +11,9 @@ SelectorClientError
 
 
 class SelectorClientError(Exception):
-    """`reason` is a short word for counters, the gRPC status name in lower case. `retry_seconds`: the sidecar says
-    that the same request may succeed after that time; None if it says nothing, infinite if it never will."""
+    """Is the root of all errors of this package. `reason` is a short word for counters, mostly the name of the gRPC
+    status in lower case. `retry_seconds` is the time after which, as the sidecar says, the same request may succeed. It
+    is None if the sidecar says nothing, and infinite if the request never will."""
 
     def __init__(self, reason: str, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -20,11 +21,12 @@ class SelectorClientError(Exception):
 
 
 class Unreachable(SelectorClientError):
-    """No answer in time."""
+    """No answer came in time."""
 
 
 class Untrusted(Unreachable):
-    """A certificate or a token's file is not right: not signed by whom we trust, expired, of another name."""
+    """A certificate or a token's file is wrong: not signed by an authority that is trusted, expired, or of another
+    name."""
 
 
 class RemoteError(SelectorClientError):
@@ -32,7 +34,7 @@ class RemoteError(SelectorClientError):
 
 
 class Denied(RemoteError):
-    """The sidecar does not take the token, or wants one."""
+    """The sidecar wants a token, or another one than it was sent."""
 
 
 class PublishError(SelectorClientError):

@@ -20,7 +20,8 @@ Encoder = Callable[[Tensor], Tensor]
 
 
 def at_size(encode_image: Encoder, size: int | tuple[int, int]) -> Encoder:
-    """`encode_image` of images [n, C, H, W] made smaller: each pixel of the result is the mean of those it covers."""
+    """Returns `encode_image` for images [n, C, H, W] that are made smaller first, so that each pixel of the result is
+    the mean of those it covers."""
 
     def encode(images: Tensor) -> Tensor:
         return encode_image(interpolate(images, size, mode="area"))
@@ -39,7 +40,7 @@ class MixedResolution:
     """
 
     def __init__(self, encode_full: Encoder, encode_low: Encoder, *, share: float = 0.5, seed: int = 0) -> None:
-        """`share` of each sub-batch, rounded to whole examples, is at low resolution. Raises ValueError."""
+        """Embeds `share` of each sub-batch, rounded to whole examples, at low resolution. Raises ValueError."""
         if not 0 <= share <= 1:
             raise ValueError(f"share is {share}; must lie between 0 and 1")
         if seed < 0:
@@ -48,17 +49,18 @@ class MixedResolution:
         self._share, self._seed = share, seed
 
     def low_picks(self, picks: int) -> int:
-        """How many of `picks` examples are at low resolution."""
+        """Returns how many of `picks` examples are at low resolution."""
         return round(self._share * picks)
 
     def parts(self, picks: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows at full and at low resolution of the step's sub-batch: together 0 to picks - 1."""
+        """Returns which rows of the step's sub-batch are at full and which at low resolution; together they are 0 to
+        picks - 1."""
         rows = np.random.default_rng([self._seed, step]).permutation(picks)
         low = self.low_picks(picks)
         return rows[low:], rows[:low]
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """Images [b, C, H, W] to embeddings [b, D], row i that of image i, differentiable."""
+        """Embeds images [b, C, H, W]. Returns differentiable embeddings [b, D], of which row i is that of image i."""
         embedded: list[Tensor] = []
         order: list[Any] = []
         encoders = (self._encode_full, self._encode_low)

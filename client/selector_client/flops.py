@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Towers:
-    """FLOPs of one forward pass of one example, or any unit that all three share. Texts have no low resolution: the
-    text tower counts in full always. The paper's own figures are those of `Towers(image=1, low_image=0.28, text=0)`,
-    its A = 0.28 being the whole pair's."""
+    """The FLOPs of one forward pass of one example, or any unit that all three share. Texts have no low resolution, so
+    the text tower always counts in full. The paper's own figures are those of
+    `Towers(image=1, low_image=0.28, text=0)`, because its A = 0.28 is the whole pair's."""
 
     image: float
     low_image: float
@@ -28,18 +28,19 @@ class Towers:
 
     @property
     def full(self) -> float:
-        """F: one pair."""
+        """F, the cost of one pair."""
         return self.image + self.text
 
     @property
     def low(self) -> float:
-        """A F: one pair, its image at low resolution."""
+        """A F, the cost of one pair with its image at low resolution."""
         return self.low_image + self.text
 
 
 @dataclass(frozen=True)
 class Flops:
-    """What steps cost, by what for; `baseline` is what training on as many examples, picked uniformly, costs."""
+    """What steps cost, by purpose. `baseline` is what training on as many examples costs if they are picked
+    uniformly."""
 
     train: float = 0.0
     learner: float = 0.0
@@ -48,12 +49,12 @@ class Flops:
 
     @property
     def spent(self) -> float:
-        """All of it."""
+        """The cost of everything together."""
         return self.train + self.learner + self.reference
 
     @property
     def relative(self) -> float:
-        """`spent` in units of `baseline`; 0 before the first step."""
+        """`spent` in units of `baseline`, which is 0 before the first step."""
         return self.spent / self.baseline if self.baseline else 0.0
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -67,9 +68,9 @@ class Flops:
 
 @dataclass
 class FlopMeter:
-    """Adds up the FLOPs of a training. `low_scoring`: candidates are scored at low resolution, by learner and
-    reference alike. `reuse`: the trainer scores by itself at full resolution and keeps the picks' activations for the
-    gradient, which no separate process can give it."""
+    """Adds up the FLOPs of a training. `low_scoring` says that candidates are scored at low resolution, by learner and
+    reference alike. `reuse` says that the trainer scores by itself at full resolution and keeps the picks' activations
+    for the gradient, which no separate process can give it."""
 
     towers: Towers
     low_scoring: bool = True
@@ -82,8 +83,8 @@ class FlopMeter:
 
     def add(self, candidates: int, picks: int, *, low_picks: int = 0, uncached: int = 0) -> Flops:
         """Counts one step: `candidates` scored by the learner, `uncached` of them by the reference too, and `picks`
-        trained on, `low_picks` of them at low resolution. A step without selection has 0 candidates. Returns that
-        step's. Raises ValueError for counts that do not fit."""
+        trained on, `low_picks` of them at low resolution. A step without selection has 0 candidates. Returns the
+        cost of that step. Raises ValueError for counts that do not fit."""
         if not 0 <= low_picks <= picks or not 0 <= uncached <= candidates:
             raise ValueError(f"{low_picks} of {picks} picks low, {uncached} of {candidates} candidates uncached")
         score = self.towers.low if self.low_scoring else self.towers.full

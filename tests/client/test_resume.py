@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from selector_client import SelectingLoader, Selection, Selector
-from selector_client.dataset import SuperBatches, collate
+from selector_client.loading.batch_layout import collate
+from selector_client.loading.dataset import SuperBatches
 from support.model import samples
 from support.processes import eventually
 from torch.utils.data import DataLoader, IterableDataset

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from selector_client import SelectingLoader
-from selector_client.dataset import SuperBatches
-from selector_client.selection import Statistics
+from selector_client.loading.dataset import SuperBatches
+from selector_client.selecting.selection import Statistics
 from selector_tools.export.torchvision import make_importable
 from support.loaders import BATCH, SIZE, Chooser, over, rest
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from selector_client import RemoteError, Selector, shared_ring
-from selector_client.shared_ring import MAX_SLOTS, Ring
+from selector_client import RemoteError, Selector
+from selector_client.selecting import shared_ring
+from selector_client.selecting.shared_ring import MAX_SLOTS, Ring
 from selector_proto import shared_memory as layout
 from selector_proto.shared_memory import is_name
 from support.processes import eventually, spawn

@@ -50,7 +50,13 @@ MUTANTS = [
         "weights",
         "safetensors",
     ),
-    ("selector_client.selection", " or indices.max(initial=-1) >= candidates", "", "client", "select-response"),
+    (
+        "selector_client.selecting.selection",
+        " or indices.max(initial=-1) >= candidates",
+        "",
+        "client",
+        "select-response",
+    ),
 ]
 MUTATE = """
 import importlib, sys

@@ -126,7 +126,7 @@ def test_an_async_client_never_sees_a_status_that_grpc_lost(full):
 
     async def reasons():
         async with AsyncSelector(full.address, policy="independent", on_error="raise", timeout=30) as selector:
-            selector.core.retry = lambda ask, error: None
+            selector._session.retry = lambda pending, error: None
 
             async def one():
                 with pytest.raises(RemoteError) as caught:

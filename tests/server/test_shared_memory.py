@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from selector_client.shared_ring import Ring
+from selector_client.selecting.shared_ring import Ring
 from selector_proto import shared_memory as layout
 from selector_proto.copying import read_all
 from selector_proto.v1 import selector_pb2 as pb

@@ -4,9 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import selector_client.metrics as client
-from selector_client.breaker import Breaker
-from selector_client.loader import Progress
-from selector_client.selection import Statistics
+from selector_client.loading.loader_progress import Progress
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.selection import Statistics
 
 from selector_server.telemetry.metrics import Metrics
 
@@ -30,9 +30,8 @@ def of_server() -> list[Row]:
 
 
 def of_client() -> list[Row]:
-    core = SimpleNamespace(breaker=Breaker(lambda: True))
     sources = (
-        client._Selector(SimpleNamespace(statistics=Statistics(), core=core)),
+        client._Selector(SimpleNamespace(statistics=Statistics(), breaker=Breaker(lambda: True))),
         client._Loader(SimpleNamespace(progress=Progress(lag_steps=1))),
         client._Publisher(SimpleNamespace(published=0, superseded=0, failures=0, last_version=0)),
     )

@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 
 import numpy as np
 import pytest
-from selector_client import WeightPublisher, shipping
+from selector_client import WeightPublisher
+from selector_client.publishing import shipping
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights import folder_store
 from selector_proto.weights.folder_store import FolderStore

@@ -17,7 +17,8 @@ from selector_server.weights.fetcher import Fetcher
 _TRAINER = """
 import sys
 import numpy as np
-from selector_client import WeightPublisher, shipping
+from selector_client import WeightPublisher
+from selector_client.publishing import shipping
 
 url, run, version, step = sys.argv[1:]
 shipping.HOLD_SECONDS = 0  # so that the third version sweeps the first

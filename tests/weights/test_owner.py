@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
-from selector_client.shipping import Fenced, Shipper
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.shipping import Fenced, Shipper
+from selector_client.publishing.snapshot import Snapshot
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.redis_store import RedisStore
 from selector_proto.weights.store import StoreUnavailable

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import redis
 import torch
-from selector_client import Canary, PublishError, WeightPublisher, shipping
+from selector_client import Canary, PublishError, WeightPublisher
+from selector_client.publishing import shipping
 from selector_proto.weights.layout import CHUNK_BYTES, Keys
 from support.processes import eventually, free_port
 from support.runs import chunk_key, fetch

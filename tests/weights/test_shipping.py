@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import redis
-from selector_client import shipping
-from selector_client.shipping import Fenced, Shipper
-from selector_client.snapshot import Snapshot
+from selector_client.publishing import shipping
+from selector_client.publishing.shipping import Fenced, Shipper
+from selector_client.publishing.snapshot import Snapshot
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.store import StoreRefused, StoreUnavailable
 from selector_proto.weights.transports import open_store

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from selector_client.ahead import ahead
+from selector_client.loading.prefetch import prefetched
 
 from selector_server.encoding import bundle as bundles
 from selector_server.encoding.decoder import Decoder
@@ -58,7 +58,7 @@ class Embedder:
         stops after the batch that completes `most` pairs, if that is given. A bar called `what` shows how far it is.
         Raises SelectorError."""
         total, done = pool.size if most is None or pool.size is None else min(pool.size, most), 0
-        read = closing(ahead((self._prepare(batch) for batch in pool.batches(size)), 1))
+        read = closing(prefetched((self._prepare(batch) for batch in pool.batches(size)), 1, "pool-reader"))
         with bar(what, total) as advance, read as batches:
             for prepared in batches:
                 if len(prepared.batch):

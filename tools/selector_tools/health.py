@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from selector_client import Access, Untrusted
-from selector_client.channel import open_channel
+from selector_client.selecting.channel import open_channel
 
 from selector_tools.access import access_flags, add_flags
 from selector_tools.mistakes import any_mistake, seconds

@@ -1,24 +1,25 @@
-"""What every trainer does beside its steps: publish the weights, tell how selection goes, and close at the end."""
+"""Does what every trainer does beside its steps: it publishes the weights, logs how selection goes, and closes at the
+end."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from selector_client.loader import SelectingLoader
-from selector_client.publisher import WeightPublisher
-from selector_client.selector import Selector
+from selector_client.loading.loader import SelectingLoader
+from selector_client.publishing.publisher import WeightPublisher
+from selector_client.selecting.selector import Selector
 
 log = logging.getLogger(__name__)
 
 
 def log_line(step: int, metrics: Mapping[str, float]) -> None:
-    """Metrics as one line of the log."""
+    """Logs metrics in one line."""
     log.info("step %d: %s", step, ", ".join(f"{name} {value:g}" for name, value in metrics.items()))
 
 
 class TrainingHooks:
-    """For a training loop of your own: `after_step` after each optimizer step, `close` at the end.
+    """Hooks for a training loop of your own, which calls `after_step` after each optimizer step and `close` at the end.
 
     hooks = TrainingHooks(selector, loader, publisher, log=lambda step, metrics: tracker.log(metrics, step))
     for step, batch in enumerate(loader):
@@ -26,8 +27,8 @@ class TrainingHooks:
         hooks.after_step(step + 1, model)
     hooks.close()
 
-    Nothing here raises into the loop: what fails is logged with its trace once a kind, and counted as
-    `selector/errors`. Every rank of a sharded model must call `after_step`; rank 0 publishes.
+    Nothing here raises into the loop. What fails is counted as `selector/errors`, and logged with its trace once for
+    each kind of failure. Every rank of a sharded model must call `after_step`; rank 0 publishes.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class TrainingHooks:
         log: Callable[[int, Mapping[str, float]], object] = log_line,
         log_every: int = 50,
     ) -> None:
-        """`weights(model)` is what is published: a module, or a mapping from the bundle's names to tensors. How often
-        is the publisher's `every`. `log(step, metrics)` is called each `log_every` steps, 0 for never. Raises
-        ValueError."""
+        """`weights(model)` is what is published: a module, or a mapping from the bundle's names to tensors. The
+        publisher's `every` says how often. `log(step, metrics)` is called each `log_every` steps, and never if that is
+        0. Raises ValueError."""
         if log_every < 0:
             raise ValueError(f"log_every is {log_every}; must not be negative")
         self.loader = loader
@@ -51,7 +52,7 @@ class TrainingHooks:
         self._errors: dict[str, int] = {}
 
     def after_step(self, step: int, model: Any) -> None:
-        """`step` optimizer steps made these weights of `model`."""
+        """Publishes and logs, after `step` optimizer steps have made these weights of `model`."""
         if self._publisher is not None:
             with self.guarded("publishing weights"):
                 self._publisher.publish(step, self._weights(model))
@@ -60,8 +61,8 @@ class TrainingHooks:
                 self._log(step, self.metrics())
 
     def metrics(self) -> dict[str, float]:
-        """Counts and seconds since the start, and of the latest selection its objective (nats per example) and how
-        old the weights were that scored it, each if known."""
+        """Returns counts and seconds since the start, and of the latest selection its objective (nats per example) and
+        how old the weights were that scored it. What is not known is left out."""
         statistics = self._selector.statistics
         values: dict[str, float | None] = {
             "selector/requests": statistics.requests,
@@ -93,10 +94,10 @@ class TrainingHooks:
 
     @contextmanager
     def guarded(self, doing: str) -> Iterator[None]:
-        """What goes wrong within is logged and counted, not raised."""
+        """Logs and counts what goes wrong within the block, and does not raise it."""
         try:
             yield
-        except Exception as error:  # training must go on
+        except Exception as error:  # whatever it is, training must go on
             kind = f"{doing}: {type(error).__name__}"
             if kind not in self._errors:
                 log.exception("%s failed; training goes on", doing)

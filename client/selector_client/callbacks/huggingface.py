@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from selector_client.callbacks.hooks import TrainingHooks
 
-# Where the Trainer's state, which it keeps in its checkpoints, has the loader's.
+# The Trainer keeps its own state in its checkpoints, and under this name the loader's within it.
 _STATE = "SelectingLoader"
 
 
@@ -29,13 +29,14 @@ class SelectorCallback(TrainerCallback):
         self._hooks = TrainingHooks(*args, log_every=0, **settings)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
-        """The hook of transformers."""
+        """Tells the Trainer not to leave out sub-batches after a checkpoint."""
         if self._hooks.loader is not None:
             args.ignore_data_skip = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
-        """The hook of transformers: `state` is the checkpoint's, if there is one. Raises ValueError if the Trainer
-        means to leave out sub-batches (the callback came after its making), or the state is another loader's."""
+        """Loads the loader's state from `state`, which is the checkpoint's if there is one. Raises ValueError if the
+        Trainer means to leave out sub-batches (because the callback was added after the Trainer was made), or if the
+        state is another loader's."""
         if self._hooks.loader is None or state.global_step == 0:
             return
         if not args.ignore_data_skip:
@@ -44,16 +45,16 @@ class SelectorCallback(TrainerCallback):
             self._hooks.loader.load_state_dict(saved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:  # noqa: ARG002
-        """The hook of transformers: one optimizer step was made."""
+        """Publishes, and keeps the loader's state, after an optimizer step."""
         self._hooks.after_step(state.global_step, model)
         if self._hooks.loader is not None:
             with self._hooks.guarded("keeping the loader's state"):
                 saved = self._hooks.loader.state_dict()
-                json.dumps(saved)  # what cannot be saved must not be in the checkpoint's way
+                json.dumps(saved)  # a state that cannot be saved must not prevent the checkpoint
                 state.stateful_callbacks[_STATE] = saved
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:  # noqa: ARG002
-        """The hook of transformers: `logs` were appended to the history, and go to the callbacks that follow."""
+        """Adds the metrics to `logs`, which go to the callbacks that follow, and to the history."""
         with self._hooks.guarded("logging"):
             metrics = self._hooks.metrics()
             if logs is not None:
@@ -62,5 +63,5 @@ class SelectorCallback(TrainerCallback):
                 state.log_history[-1].update(metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
-        """The hook of transformers."""
+        """Closes publisher, loader and selector."""
         self._hooks.close()

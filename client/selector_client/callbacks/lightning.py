@@ -9,7 +9,7 @@ try:
 except ImportError:
     try:
         from pytorch_lightning import Callback
-    except ImportError:  # whoever calls the same methods
+    except ImportError:  # the class then serves whoever calls the same methods
         Callback = object
 
 
@@ -28,27 +28,27 @@ class SelectorCallback(Callback):  # type: ignore[misc]
         self._hooks = TrainingHooks(*args, log_every=0, **settings)
         self._step = 0
         if (loader := self._hooks.loader) is not None:
-            # Of a loader without a length Lightning fetches one sub-batch ahead, to see whether it is the last.
+            # From a loader without a length Lightning fetches one sub-batch ahead, to see whether it is the last.
             loader.tell_used()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-        """The hook of Lightning."""
+        """Notes where the training begins."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """The hook of Lightning."""
+        """Publishes after an optimizer step, and logs the metrics."""
         if self._hooks.loader is not None:
             self._hooks.loader.used()
-        if trainer.global_step != self._step:  # else the gradient is still being accumulated
+        if trainer.global_step != self._step:  # otherwise the gradient is still being accumulated
             self._step = trainer.global_step
             self._hooks.after_step(trainer.global_step, pl_module)
         with self._hooks.guarded("logging"):
             pl_module.log_dict(self._hooks.metrics())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-        """The hook of Lightning."""
+        """Closes publisher, loader and selector."""
         self._hooks.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-        """The hook of Lightning."""
+        """Closes publisher, loader and selector."""
         self._hooks.close()

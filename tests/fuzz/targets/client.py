@@ -13,16 +13,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from selector_client.breaker import Breaker
-from selector_client.channel import error_of
-from selector_client.core import Core
-from selector_client.dataset import SuperBatches
 from selector_client.errors import SelectorClientError
-from selector_client.loader import SelectingLoader
-from selector_client.request import Candidates
-from selector_client.selection import Selection
-from selector_client.state import process_name
-from selector_client.transport import Transport
+from selector_client.loading.dataset import SuperBatches
+from selector_client.loading.loader import SelectingLoader
+from selector_client.loading.loader_state import process_name
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.channel import error_of
+from selector_client.selecting.selection import Selection
+from selector_client.selecting.selector_base import SelectorBase
+from selector_client.selecting.session import Session
+from selector_client.selecting.transport import Transport
 from selector_proto.v1 import selector_pb2 as pb
 
 from fuzz.frames import each, joined, split
@@ -36,17 +37,17 @@ _CANDIDATES, _PICKS = 20, 4
 
 @contextmanager
 def answers(_: Path) -> Iterator[Decode]:
-    core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
-    core.statistics.weights_versions = _Forgetful()
+    session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    session.statistics.weights_versions = _Forgetful()
     candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
 
     def decode(data: bytes) -> str:
-        ask = core.begin(candidates, 1, None)
+        pending = session.begin(candidates, 1, None)
         try:
             response = pb.SelectResponse.FromString(data)
         except DecodeError:
             return "unparsed"  # gRPC makes a status of it
-        selection = core.answered(ask, response)
+        selection = session.answered(pending, response)
         indices = selection.indices.tolist()
         assert len(indices) == len(set(indices)) == _PICKS
         assert all(0 <= index < _CANDIDATES for index in indices)
@@ -100,8 +101,8 @@ class _Failed(grpc.RpcError):
 @contextmanager
 def failures(_: Path) -> Iterator[Decode]:
     """An error, and what the sidecar says about itself, in the two places where a client looks at them."""
-    core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
-    core.breaker = Breaker(lambda: True)  # asks nobody
+    session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    session.breaker = Breaker(lambda: True)  # asks nobody
     candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
     codes = list(grpc.StatusCode)
 
@@ -109,10 +110,10 @@ def failures(_: Path) -> Iterator[Decode]:
         first, info, trailer = split(data, 3)[:3]
         code = codes[first[0] % len(codes)] if first else codes[2]
         error = _Failed(code, first[1:].decode(errors="replace") or None, trailer)
-        ask = core.begin(candidates, 1, None)
-        found = error_of(error, "localhost:1", core.access)
-        core.retry(ask, found)
-        assert len(core.failed(ask, found).indices) == _PICKS
+        pending = session.begin(candidates, 1, None)
+        found = error_of(error, "localhost:1", session.access)
+        session.retry(pending, found)
+        assert len(session.failed(pending, found).indices) == _PICKS
         try:
             said = pb.GetServerInfoResponse.FromString(info)
         except DecodeError:
@@ -133,11 +134,11 @@ def failure_seeds() -> list[bytes]:
     return [joined([bytes([code]) + b"shared_memory.name is wrong", *parts]) for code in range(17)]
 
 
-class _Selector:
+class _Selector(SelectorBase):
     """Picks the first ones."""
 
     def __init__(self) -> None:
-        self.core = Core("localhost:1", 10.0, 0, "fallback", sub_batch_size=2)
+        super().__init__(Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=2))
 
     def select(self, images: Any, texts: Any, step: int, **_: Any) -> Selection:
         return Selection(indices=np.arange(2))

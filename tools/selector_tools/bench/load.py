@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selector_tools.mistakes import any_mistake, exit_status
 
 if TYPE_CHECKING:
-    from selector_client.request import Candidates
+    from selector_client.selecting.candidates import Candidates
 
 PARAMETERS = 1e6  # of the learner, and of the reference
 REQUESTS = 8  # different ones of each trainer
@@ -137,7 +137,7 @@ def _models(folder: Path) -> tuple[str, ...]:
 def _candidates(size: int, dim: int, count: int) -> "list[Candidates]":
     """So many super-batches: embeddings, or raw samples without a `dim`."""
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
-    from selector_client.request import Candidates, ModelEmbeddings  # noqa: PLC0415
+    from selector_client.selecting.candidates import Candidates, ModelEmbeddings  # noqa: PLC0415
 
     from selector_tools.bench import synthetic  # noqa: PLC0415
     from selector_tools.bench.learners import IMAGE, TEXT  # noqa: PLC0415

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from selector_client.request import Candidates
-from selector_client.shared_ring import Ring
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.shared_ring import Ring
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 

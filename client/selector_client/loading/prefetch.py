@@ -1,4 +1,4 @@
-"""Runs an iterator on a thread, a bounded number of items ahead of who uses them."""
+"""Runs an iterator on a thread of its own, a bounded number of items ahead of its user."""
 
 import threading
 from collections.abc import Generator, Iterator
@@ -10,9 +10,10 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, of which `depth` may be ready or under way before they are asked for; at 0, none. What `items`
-    raises is raised here. When this iterator is closed, the thread ends after the item under way."""
+def prefetched(items: Iterator[T], depth: int, thread_name: str) -> Generator[T, None, None]:
+    """Yields the same items, of which `depth` may be ready or under way before they are asked for; at 0 there is no
+    thread. What `items` raises is raised here. When this iterator is closed, the thread ends after the item that is
+    under way."""
     if not depth:
         yield from items
         return
@@ -29,11 +30,11 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
                 if stop.is_set():
                     return
             done.put(_END)
-        except BaseException as error:  # whatever the user's iterable raises belongs to the trainer's thread
+        except BaseException as error:  # whatever the user's iterable raises belongs to the user's thread
             done.put(error)
 
-    # In the trainer's context: what happens on the thread belongs to its trace.
-    threading.Thread(target=copy_context().run, args=(work,), name="selecting-loader", daemon=True).start()
+    # The thread runs in the user's context, so that what happens on it belongs to the user's trace.
+    threading.Thread(target=copy_context().run, args=(work,), name=thread_name, daemon=True).start()
     try:
         while (item := done.get()) is not _END:
             if isinstance(item, BaseException):

@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-# Failures in a row after which nothing is asked any more.
+# After so many failures in a row nothing is asked any more.
 THRESHOLD = 3
 FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 5.0
 
 
 class Breaker:
-    """`probe()` says whether the sidecar would answer; a thread of its own calls it, with growing pauses, while the
-    breaker is open. A forked child begins closed: it has no such thread."""
+    """Is open while the sidecar is not to be asked. `probe()` says whether the sidecar would answer; while the breaker
+    is open, a thread of its own calls it with growing pauses. In a forked child, which has no such thread, it begins
+    closed."""
 
     def __init__(self, probe: Callable[[], bool]) -> None:
         self._probe = probe
@@ -24,10 +25,10 @@ class Breaker:
         self._failures = 0
         self._closing = threading.Event()
         self.open = False
-        self.opened = 0  # how often
+        self.opened = 0  # how often it opened
 
     def allows(self) -> bool:
-        """Whether a request may be sent."""
+        """Whether a request may be sent now."""
         if self._pid != os.getpid():
             self._lock, self._pid, self._failures, self.open = threading.Lock(), os.getpid(), 0, False
             self._closing = threading.Event()
@@ -37,12 +38,12 @@ class Breaker:
         return not self.open
 
     def succeeded(self) -> None:
-        """An answer came, whatever it says."""
+        """Notes that an answer came, whatever it says."""
         with self._lock:
             self._failures, self.open = 0, False
 
     def failed(self) -> None:
-        """No answer came."""
+        """Notes that no answer came."""
         with self._lock:
             self._failures += 1
             if self.open or self._failures < THRESHOLD or self._closing.is_set():
@@ -52,7 +53,7 @@ class Breaker:
         threading.Thread(target=self._watch, args=(self._closing,), name="selector-probe", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the watch. What is asked later begins anew."""
+        """Ends the probing. A request that is made later begins with a closed breaker."""
         self._closing.set()
 
     def _watch(self, closing: threading.Event) -> None:

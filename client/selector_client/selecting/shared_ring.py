@@ -1,4 +1,5 @@
-"""Files in shared memory that this process writes payloads into, again and again: warm pages are ten times as fast."""
+"""Files in shared memory that this process writes payloads into again and again, for warm pages are ten times as
+fast."""
 
 import fcntl
 import mmap
@@ -15,20 +16,20 @@ from selector_proto import shared_memory as layout
 from selector_proto.copying import copy_all, copy_threads, write, write_all
 from selector_proto.files import try_lock
 
-# Requests in flight that can have a file.
+# So many requests in flight can have a file.
 MAX_SLOTS = 8
-# Sizes are rounded up to this, so that a payload that grows a little finds room.
+# Sizes are rounded up to a multiple of this, so that a payload that grows a little still finds room.
 _STEP = 1 << 20
 
 
 class Slot:
-    """One file of the ring, locked as long as it is open. Raises OSError."""
+    """One file of the ring, which is locked as long as it is open. Raises OSError."""
 
     def __init__(self, folder: int, threads: Executor) -> None:
         self._folder, self.name, self._threads = folder, layout.new_name(), threads
         self._file = layout.open_within(folder, self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._room = 0
-        self._map: mmap.mmap | None = None  # its pages stay warm; touched under the lease only
+        self._map: mmap.mmap | None = None  # its pages stay warm, and are touched under the lease only
         self.generation = secrets.randbits(63)
         try:
             if not try_lock(self._file):
@@ -45,7 +46,7 @@ class Slot:
             raise FileNotFoundError(f"{self.name} was removed")
         if status.st_size < layout.PAYLOAD_OFFSET + max(size, self._room):
             self._room, self._map = -(-size // _STEP) * _STEP, None
-            # A full folder says so here.
+            # This is where a full folder raises.
             os.posix_fallocate(self._file, 0, layout.PAYLOAD_OFFSET + self._room)
         self._head(layout.Header(0, 0))
         with self._alone() as alone:
@@ -58,15 +59,15 @@ class Slot:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Whether nobody else has the file open, nor can open or truncate it meanwhile: a write lease makes whoever
-        tries wait. Without one, writing to mapped memory could be this process's end: pages of a truncated file are a
-        bus error."""
+        """Yields whether nobody else has the file open, nor can open or truncate it meanwhile: a write lease makes
+        whoever tries wait. Without a lease, writing to mapped memory could end this process, because touching pages of
+        a truncated file is a bus error."""
         try:
-            # Who waits for the lease is announced by a signal. This one does nothing, the default one would end the
-            # process; giving a lease back resets it.
+            # The kernel announces by a signal that somebody waits for the lease. This signal does nothing, where the
+            # default one would end the process. Giving a lease back resets the choice.
             fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError:  # the sidecar still reads, or this system has no leases
+        except OSError:  # the sidecar still reads the file, or this system has no leases
             yield False
             return
         try:
@@ -80,15 +81,16 @@ class Slot:
         return memoryview(self._map)[layout.PAYLOAD_OFFSET : layout.PAYLOAD_OFFSET + size]
 
     def remove(self) -> None:
+        """Deletes the file and closes it."""
         try:
             os.unlink(self.name, dir_fd=self._folder)
         except OSError:
-            pass  # somebody else did
+            pass  # somebody else has deleted it
         finally:
             self.abandon()
 
     def abandon(self) -> None:
-        """Closes the file, which stays another process's."""
+        """Closes the file and leaves it to the process that it belongs to."""
         self._map = None
         os.close(self._file)
 
@@ -97,7 +99,7 @@ class Slot:
 
 
 class Ring:
-    """The files of one process in one folder; safe to use from several threads. Raises OSError."""
+    """The files of one process in one folder. Several threads may use it. Raises OSError."""
 
     def __init__(self, path: str) -> None:
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -110,7 +112,7 @@ class Ring:
         layout.sweep(self._folder)
 
     def take(self) -> Slot | None:
-        """A slot for one request; None if all are in use."""
+        """Returns a slot for one request, or None if all are in use."""
         with self._lock:
             if self._free:
                 return self._free.pop()
@@ -121,7 +123,8 @@ class Ring:
             return slot
 
     def give(self, slot: Slot) -> None:
-        """The request has ended, answered or not: what is written next has another generation."""
+        """Takes a slot back once its request has ended, answered or not. A late reader of the old payload cannot take
+        the next one for it, because that has another generation."""
         with self._lock:
             if not self._closed:
                 self._free.append(slot)
@@ -132,15 +135,15 @@ class Ring:
                 self._end()
 
     def drop(self, slot: Slot) -> None:
-        """The file is of no use any more."""
+        """Removes a slot whose file is of no use any more."""
         with self._lock:
             if slot in self._all:
                 self._all.remove(slot)
                 slot.remove()
 
     def close(self) -> None:
-        """Removes the files, those in use when their requests end."""
-        if self._owner != os.getpid():  # a forked child: the files are its parent's
+        """Removes the files; those that are in use go when their requests end."""
+        if self._owner != os.getpid():  # this is a forked child, and the files are its parent's
             self._end()
             return
         with self._lock:

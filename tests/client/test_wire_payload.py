@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selector_client.payload import WirePayload
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing.wire_payload import WirePayload
 from selector_proto import safetensors
 
 RNG = np.random.default_rng(0)

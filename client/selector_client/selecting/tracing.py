@@ -1,6 +1,6 @@
-"""Spans of selections, where the trainer is traced by OpenTelemetry: the sidecar's spans become their children.
+"""Makes spans of selections where OpenTelemetry traces the trainer, so that the sidecar's spans become their children.
 
-Nothing is imported for it: a trainer that has no opentelemetry loaded has no trace to continue.
+Nothing is imported for it, because a trainer that has not loaded opentelemetry has no trace to continue.
 """
 
 import sys
@@ -13,13 +13,13 @@ import selector_proto
 
 
 class Span:
-    """A selection's. Without OpenTelemetry it does nothing."""
+    """The span of one selection. Without OpenTelemetry it does nothing."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     def metadata(self) -> list[tuple[str, str]] | None:
-        """What a call must send along, so that the sidecar knows this span."""
+        """Returns the metadata that a call must carry so that the sidecar knows this span."""
         if self._span is None:
             return None
         carrier: dict[str, str] = {}
@@ -27,14 +27,14 @@ class Span:
         return [(key.lower(), value) for key, value in carrier.items()]
 
     def done(self, fallback: str, retries: int) -> None:
-        """How it ended."""
+        """Notes on the span how the selection ended."""
         if self._span is not None:
             self._span.set_attributes({"selector.fallback": fallback, "selector.retries": retries})
 
 
 @contextmanager
 def span(name: str) -> Iterator[Span]:
-    """A span of the kind client for the time of the block, a child of the current one."""
+    """Opens a span of kind client for the time of the block, as a child of the current one."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         yield Span()

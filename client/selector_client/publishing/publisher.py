@@ -26,24 +26,24 @@ from selector_proto.weights.store import StoreError
 from selector_proto.weights.transports import open_store
 
 from selector_client.errors import PublishError
-from selector_client.payload import Precision
-from selector_client.shipping import Fenced, Shipper, Unsafe
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.shipping import Fenced, Shipper, Unsafe
+from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing.wire_payload import Precision
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 5.0
-# Sharded tensors are gathered one by one, and about so much of them is held until it is copied.
+# Sharded tensors are gathered one by one, and about so many bytes of them are held until they are copied.
 _GATHERED_BYTES = 64 << 20
-# How often live keys are looked after, at least; they live four times as long.
+# Live keys are renewed at least this often, and live four times as long.
 HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Canary:
-    """Samples, and the embeddings that the trainer's model computed of them with the weights it publishes: the sidecar
-    serves them only if it comes to the same. `pixels` uint8 [n, H, W, C] of the bundle's size and `tokens` int [n, T]
-    as they are sent to be selected from; `image` and `text` float [n, D]; n is 1 to 16."""
+    """Samples, and the embeddings that the trainer's model computed of them with the weights it publishes. The sidecar
+    serves the weights only if it comes to the same embeddings. `pixels` are uint8 [n, H, W, C] of the bundle's size and
+    `tokens` int [n, T], as they are sent to be selected from; `image` and `text` are float [n, D]; n is 1 to 16."""
 
     pixels: ArrayLike
     tokens: ArrayLike
@@ -51,7 +51,7 @@ class Canary:
     text: ArrayLike
 
     def tensors(self) -> dict[str, Any]:
-        """As they travel beside the weights."""
+        """Returns the arrays as they travel beside the weights. Raises ValueError if their lengths do not fit."""
         arrays = {name: np.asarray(value) for name, value in vars(self).items()}
         if not 1 <= len(arrays["pixels"]) <= MAX_CANARY or len({len(array) for array in arrays.values()}) != 1:
             raise ValueError(
@@ -62,15 +62,15 @@ class Canary:
 
 
 class WeightPublisher:
-    """Publishes versions of one run; the publisher of a run that was started last is the only one that may.
+    """Publishes versions of one run. Only the publisher that was started last for a run may publish.
 
-    `every` publishes only each such call (steps are the caller's business); `dtype` is the wire precision of large
-    tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or in the
-    folder of a file:// URL, and two more for slow readers; in Redis all of the run's keys die `ttl` seconds after this
-    process. `link` has the certificates and the password's file. `rank`: only 0 publishes; others take part in
-    gathering sharded tensors (default: torch.distributed's, 0 without it). `on_error="raise"` makes `publish` raise
-    PublishError if it cannot copy the weights, or what came before could not be published; otherwise failures are
-    logged and counted, and what was copied is tried again.
+    With `every=n` only each n-th call publishes (steps are the caller's business). `dtype` is the wire precision of
+    large tensors: bf16 halves the traffic and costs less than one step of staleness. `keep` versions stay in Redis, or
+    in the folder of a file:// URL, and two more for slow readers; in Redis all of the run's keys die `ttl` seconds
+    after this process. `link` has the certificates and the password's file. Only `rank` 0 publishes; other ranks take
+    part in gathering sharded tensors (by default it is torch.distributed's rank, or 0 without it). `on_error="raise"`
+    makes `publish` raise PublishError if it cannot copy the weights, or what came before could not be published;
+    otherwise failures are logged and counted, and what was copied is tried again.
 
     `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
     """
@@ -104,10 +104,10 @@ class WeightPublisher:
         self._calls = 0
         self._changed = threading.Condition()
         self._next: Snapshot | None = None
-        # Not being filled, not waiting, not under way: their buffers are used again.
+        # These are not being filled, not waiting and not under way, so their buffers are used again.
         self._idle: list[Snapshot] = []
-        self._shipped: Snapshot | None = None  # to be shipped again if Redis loses it
-        self._left_out: set[str] = set()  # warned of
+        self._shipped: Snapshot | None = None  # is shipped again if Redis loses it
+        self._left_out: set[str] = set()  # the log has warned of these
         self._busy = self._closed = False
         self.published = self.superseded = self.failures = 0
         self.last_version = 0
@@ -118,12 +118,12 @@ class WeightPublisher:
         self._thread.start()
 
     def publish(self, step: int, model: Any, canary: Canary | None = None) -> bool:
-        """Takes a copy of the weights of `model` (a module with state_dict(), or a mapping from name to tensor or
-        array) and returns; True if this call was one of each `every`, on the rank that publishes, and no other
+        """Copies the weights of `model` (a module with state_dict(), or a mapping from name to tensor or array) and
+        returns. The result is True if `every` let this call publish, this is the rank that publishes, and no other
         publisher owns the run. With sharded tensors (FSDP, DTensor), every rank must call it. What has a dtype that
-        cannot travel is left out, with a warning. A copy that fails, for want of memory say, is counted like what fails
-        later, or raises PublishError. Always raises PublishError where a sharded tensor cannot be gathered, since the
-        other ranks wait for this one, and ValueError for a canary that cannot be, and once the publisher is closed."""
+        cannot travel is left out, with a warning. A copy that fails, for want of memory for instance, is counted like
+        what fails later, or raises PublishError. A sharded tensor that cannot be gathered always raises PublishError,
+        since the other ranks wait for this one. A canary that cannot be, and a closed publisher, raise ValueError."""
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
@@ -135,7 +135,7 @@ class WeightPublisher:
             most = _GATHERED_BYTES if any(map(_sharded, state.values())) else math.inf
             return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()), most)
         finally:
-            deque(tensors, maxlen=0)  # every rank takes part in gathering every tensor, also those that nobody keeps
+            deque(tensors, maxlen=0)  # every rank must take part in gathering every tensor, also one that nobody keeps
 
     def _copied(self, step: int, tensors: Iterator[tuple[str, Any]], most_bytes: float) -> bool:
         with self._changed:
@@ -171,13 +171,13 @@ class WeightPublisher:
         return True
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Waits until everything taken so far is published; False if that takes longer than `timeout` seconds, or if
-        another publisher owns the run."""
+        """Waits until everything taken so far is published. Returns False if that takes longer than `timeout` seconds,
+        or if another publisher owns the run."""
         with self._changed:
             return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout) and not self.fenced
 
     def close(self, timeout: float = 30.0) -> bool:
-        """Flushes and ends the thread."""
+        """Flushes, ends the threads, and returns what `flush` returned."""
         flushed = self.flush(timeout)
         with self._changed:
             self._closed = True
@@ -213,7 +213,7 @@ class WeightPublisher:
                 self._failed(error)
                 with self._changed:
                     if snapshot is not None and self._next is None and not self._closed:
-                        self._next = snapshot  # try again, unless a newer one comes
+                        self._next = snapshot  # it is tried again, unless a newer one comes
                     elif snapshot is not None:
                         self._idle.append(snapshot)
                     self._changed.wait_for(lambda: self._closed, min(backoff, self._heartbeat))
@@ -224,7 +224,7 @@ class WeightPublisher:
                     self._changed.notify_all()
 
     def _take(self) -> Snapshot | None:
-        """The snapshot to publish; None when it is time to look after those that are published."""
+        """Waits for the snapshot to publish. Returns None when it is time to renew what is published."""
         with self._changed:
             left = None if self.fenced else max(0.0, self._next_beat - time.monotonic())
             ready = self._changed.wait_for(lambda: self._next is not None or self._closed, left)
@@ -236,7 +236,8 @@ class WeightPublisher:
             return snapshot
 
     def _lost(self) -> bool:
-        """Looks after what is published, also while newer versions come or fail; True if the newest is gone."""
+        """Renews what is published when it is time, also while newer versions come or fail. Returns True if the newest
+        version is gone."""
         if self._closed or self.fenced or time.monotonic() < self._next_beat:
             return False
         self._next_beat = time.monotonic() + self._heartbeat
@@ -271,8 +272,8 @@ class WeightPublisher:
 
 
 def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and tensors, sharded ones gathered when it is their turn: all of them at once may not fit into memory.
-    Raises PublishError."""
+    """Yields names and tensors. Sharded tensors are gathered when it is their turn, because all of them at once may not
+    fit into memory. Raises PublishError."""
     for name, value in state.items():
         if not _sharded(value):
             yield name, value
@@ -281,7 +282,7 @@ def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             whole = [value.full_tensor()]
         except Exception as error:
             raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
-        yield name, whole.pop()  # and not held on to
+        yield name, whole.pop()  # this way nothing here keeps it alive
 
 
 def _sharded(value: Any) -> bool:
@@ -289,7 +290,7 @@ def _sharded(value: Any) -> bool:
 
 
 def _rank() -> int:
-    """This process's place among those that train together, without importing torch."""
+    """Returns the rank of this process among those that train together, without importing torch."""
     import sys  # noqa: PLC0415
 
     torch = sys.modules.get("torch.distributed")

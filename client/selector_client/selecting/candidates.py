@@ -1,4 +1,6 @@
-"""Arrays of the trainer to the messages of one request. Mistakes the client can see raise ValueError or TypeError."""
+"""Turns arrays of the trainer into the messages of one request.
+
+Mistakes that the client can see raise ValueError or TypeError."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,106 +8,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from selector_proto.contract import DEFAULT_FILTER_RATIO, MAX_ID_BYTES, sub_batch_size
+from selector_proto.contract import MAX_ID_BYTES
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 
-# Images: uint8 [B, H, W, C] or [B, H, W], or B encoded files. Texts: token ids int [B, T], or B strings.
+# Images are uint8 [B, H, W, C] or [B, H, W], or B encoded files. Texts are token ids int [B, T], or B strings.
 Images = ArrayLike | Sequence[bytes]
 Texts = ArrayLike | Sequence[str]
-# B integers or B strings, all different, each the name of one image and text for ever.
+# Ids are B integers or B strings, all different, and each names one image and text for ever.
 Ids = ArrayLike | Sequence[str]
 T = TypeVar("T", bytes, str)
-# A payload of that many bytes travels with the header, in one message: HTTP/2 sends as much without being asked.
+# A payload of up to so many bytes travels in one message with the header, because HTTP/2 sends that much before the
+# receiver has to grant more.
 SMALL_BYTES = 64 << 10
-
-
-class TooFew(ValueError):
-    """A super-batch from which the sub-batch cannot be picked."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to pick; None leaves the server's default. See the contract for limits."""
-
-    run: str = ""
-    policy: str = ""
-    criterion: str = "learnability"
-    loss: str | None = None
-    sub_batch_size: int | None = None
-    filter_ratio: float | None = None
-    chunks: int | None = None
-    gain: float | None = None
-    draw: str = "sample"
-    min_weights_version: int = 0
-    max_lag_steps: int | None = None
-    max_age_seconds: float | None = None
-    when_stale: str | None = None
-    # Data-parallel ranks that select as one, through one sidecar: the run's own name for them, and which one this is.
-    group: str = ""
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.sub_batch_size is not None and self.filter_ratio is not None:
-            raise ValueError("give sub_batch_size or filter_ratio, not both")
-        if self.filter_ratio is not None and not 0 < self.filter_ratio < 1:
-            raise ValueError(f"filter_ratio is {self.filter_ratio}; must lie between 0 and 1, both excluded")
-        _enum(pb.Criterion, "CRITERION", self.criterion)
-        _enum(pb.Draw, "DRAW", self.draw)
-        if self.loss is not None:
-            _enum(pb.Loss, "LOSS", self.loss)
-        if self.max_lag_steps is not None and self.max_lag_steps < 0:
-            raise ValueError(f"max_lag_steps is {self.max_lag_steps}; must not be negative")
-        if self.max_age_seconds is not None and not 0 < self.max_age_seconds <= 1e9:
-            raise ValueError(f"max_age_seconds is {self.max_age_seconds}; must be positive and at most 1e9")
-        if self.when_stale is not None:
-            _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank is {self.rank}; must be 0 to world_size - 1, and world_size is {self.world_size}")
-        if self.world_size > 1 and not self.group:
-            raise ValueError(f"group is ''; {self.world_size} ranks that select as one need a name for their group")
-
-    def picks(self, candidates: int) -> int:
-        """b for a super-batch of that size. Raises TooFew, a ValueError, if there is none."""
-        if self.sub_batch_size is not None:
-            picks = self.sub_batch_size
-        else:
-            picks = sub_batch_size(candidates, self.filter_ratio or DEFAULT_FILTER_RATIO)
-        if not 1 <= picks <= candidates:
-            raise TooFew(f"{picks} picks of {candidates} candidates are not possible")
-        return picks
-
-    def header(self) -> pb.Selection:
-        """The message, but for candidates, seed and step."""
-        optional = {
-            "sub_batch_size": self.sub_batch_size,
-            "filter_ratio": self.filter_ratio,
-            "chunks": self.chunks,
-            "gain": self.gain,
-            "loss": None if self.loss is None else _enum(pb.Loss, "LOSS", self.loss),
-            "max_lag_steps": self.max_lag_steps,
-            "max_age_seconds": self.max_age_seconds,
-            "when_stale": None
-            if self.when_stale is None
-            else _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale"),
-        }
-        return pb.Selection(
-            run=self.run,
-            policy=self.policy,
-            criterion=_enum(pb.Criterion, "CRITERION", self.criterion),
-            draw=_enum(pb.Draw, "DRAW", self.draw),
-            min_weights_version=self.min_weights_version,
-            group=self.group,
-            rank=self.rank,
-            world_size=self.world_size,
-            **{name: value for name, value in optional.items() if value is not None},  # type: ignore[arg-type]
-        )
 
 
 @dataclass(frozen=True)
 class ModelEmbeddings:
-    """One model's embeddings, float32, float16 or bfloat16 [B, D], its logit scale (not its logarithm) and bias."""
+    """The embeddings of one model, float32, float16 or bfloat16 [B, D], with its logit scale (not the scale's
+    logarithm) and logit bias."""
 
     image: ArrayLike
     text: ArrayLike
@@ -115,7 +36,8 @@ class ModelEmbeddings:
 
 @dataclass
 class Candidates:
-    """One super-batch, ready to be sent: a part of the header, and the payload it views."""
+    """One super-batch that is ready to be sent: its size B, its part of the header, and the payload, which views the
+    trainer's arrays and copies nothing."""
 
     size: int
     header: pb.Selection
@@ -123,7 +45,7 @@ class Candidates:
 
     @staticmethod
     def samples(images: Images, texts: Texts, ids: Ids | None = None) -> "Candidates":
-        """Raw samples, and their names if they have any."""
+        """Makes candidates of raw samples, and of their names if they have any. Raises ValueError or TypeError."""
         payload, samples = Payload(), pb.RawSamples()
         files, strings = _list_of(bytes, images, "images"), _list_of(str, texts, "texts")
         if files:
@@ -147,6 +69,7 @@ class Candidates:
 
     @staticmethod
     def embeddings(learner: ModelEmbeddings | None, reference: ModelEmbeddings | None) -> "Candidates":
+        """Makes candidates of embeddings that the trainer computed. Raises ValueError."""
         payload, embeddings, sizes = Payload(), pb.Embeddings(), []
         for model, message in ((learner, embeddings.learner), (reference, embeddings.reference)):
             if model is not None:
@@ -160,6 +83,7 @@ class Candidates:
 
     @staticmethod
     def losses(learner: ArrayLike | None, reference: ArrayLike | None) -> "Candidates":
+        """Makes candidates of one loss each, float32 or float16 [B]. Raises ValueError."""
         payload, losses, sizes = Payload(), pb.ScalarLosses(), []
         for values, message in ((learner, losses.learner), (reference, losses.reference)):
             if values is not None:
@@ -170,18 +94,18 @@ class Candidates:
         return Candidates(sizes[0], pb.Selection(losses=losses), payload)
 
     def selection(self, settings: pb.Selection) -> pb.Selection:
-        """What is asked, but for where the payload is."""
+        """Returns the whole header of a request, which does not say yet where its payload is."""
         header = pb.Selection(payload_bytes=self.payload.nbytes)
         header.MergeFrom(self.header)
         header.MergeFrom(settings)
         return header
 
     def messages(self, settings: pb.Selection) -> Iterator[pb.SelectRequest]:
-        """The request's stream."""
+        """Yields the messages of a request whose payload travels in the stream."""
         header = self.selection(settings)
         header.payload_crc32 = self.payload.crc32()
         chunks = self.payload.chunks()
-        # A sidecar that is full refuses at the header: it should not have to take a large chunk with it.
+        # A sidecar that is full refuses at the header, and should not have to receive a large chunk along with it.
         small = self.payload.nbytes <= SMALL_BYTES
         yield pb.SelectRequest(selection=header, payload=next(chunks, b"") if small else b"")
         for chunk in chunks:
@@ -189,7 +113,8 @@ class Candidates:
 
 
 def _list_of(kind: type[T], values: Any, field: str) -> list[T]:
-    """`values` if it is a sequence of `kind`, judged by its first entry; else empty."""
+    """Returns `values` as a list if their first entry is of `kind`, and an empty list otherwise. Raises TypeError if a
+    later entry is of another kind."""
     if (
         not isinstance(values, Sequence)
         or isinstance(values, str | bytes)
@@ -211,7 +136,7 @@ def _array(values: Any, field: str, dtype: np.dtype[Any] | None, rank: int) -> N
             raise TypeError(f"{field} has dtype {array.dtype}; must be token ids or strings")
         array = array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
     if array.ndim == rank - 1 == 3:
-        array = array[..., None]  # grey images without a channel axis
+        array = array[..., None]  # these are grey images without a channel axis
     if array.ndim != rank or not len(array):
         raise ValueError(f"{field} has shape {list(array.shape)}; must have {rank} dimensions and at least one row")
     return array
@@ -251,11 +176,3 @@ def _rows(tensor: pb.Tensor) -> int:
 def _same_size(field: str, size: int, wanted: int) -> None:
     if size != wanted:
         raise ValueError(f"{field} has {size} entries, images has {wanted}")
-
-
-def _enum(enum: Any, prefix: str, name: str, field: str = "") -> Any:
-    key = f"{prefix}_{name.upper().replace('-', '_')}"
-    if key not in enum.keys() or key.endswith("UNSPECIFIED"):  # noqa: SIM118 - the enum wrapper is no dict
-        known = [k.removeprefix(f"{prefix}_").lower().replace("_", "-") for k in enum.keys()[1:]]
-        raise ValueError(f"{field or prefix.lower()} is {name!r}; must be one of {', '.join(known)}")
-    return enum.Value(key)

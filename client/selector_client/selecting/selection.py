@@ -1,4 +1,4 @@
-"""What a selection brought, and what all of them together cost."""
+"""What a selection brought, and what all selections together cost."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from selector_proto.v1 import selector_pb2 as pb
 
 @dataclass(frozen=True)
 class Selection:
-    """`indices` int64 [b] into the super-batch, in draw order; `scores` float32 [b] in nats, None without scores.
+    """`indices` are int64 [b] into the super-batch, in the order of the draw. `scores` are float32 [b] in nats, or None
+    if nothing was scored.
 
-    `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and
-    `objective_uniform` are nats per example (learnability, unless another criterion was asked for).
-    `weights_version` etc. tell which learner scored; None if none did; `stale`: it is older than the settings (or the
-    sidecar's) accept. `cached_references` of the candidates were not embedded again by the reference.
-    """
+    `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and `objective_uniform` are
+    nats per example (of learnability, unless another criterion was asked for). `weights_version` and its neighbours
+    tell which learner scored, and are None if none did. `stale` says that those weights are older than the settings, or
+    the sidecar's, accept. `cached_references` is how many candidates the reference did not have to embed again."""
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = None
@@ -35,8 +35,8 @@ class Selection:
 
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
-        """Raises ValueError if the answer is not exactly `picks` different indices below `candidates`, with a score for
-        each or none."""
+        """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
+        one score each or none at all."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
@@ -60,10 +60,28 @@ class Selection:
         )
 
 
+class SelectionCounts:
+    """The counts that a selector and a loader both keep. Their dataclasses inherit the rule by which they grow."""
+
+    candidates: int
+    picks: int
+    stale: int
+    fallbacks: Counter[str]
+
+    def count(self, selection: Selection, candidates: int) -> None:
+        """Counts one selection from so many candidates."""
+        self.candidates += candidates
+        self.picks += len(selection.indices)
+        self.stale += selection.stale
+        if selection.fallback:
+            self.fallbacks[selection.fallback] += 1
+
+
 @dataclass
-class Statistics:
-    """Counts since the start. `seconds` is time spent in requests, `fallbacks` counts them by reason, `stale` those
-    that older weights scored than the settings accept, `retries` what was sent again."""
+class Statistics(SelectionCounts):
+    """What a selector counted since its start. `seconds` were spent in requests, `fallbacks` counts uniform sub-batches
+    by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
+    that were sent again."""
 
     requests: int = 0
     candidates: int = 0
@@ -75,12 +93,9 @@ class Statistics:
     weights_versions: set[int] = field(default_factory=set)
 
     def add(self, selection: Selection, candidates: int, seconds: float) -> None:
+        """Counts a request that has ended, by whatever it brought."""
+        self.count(selection, candidates)
         self.requests += 1
-        self.candidates += candidates
-        self.picks += len(selection.indices)
         self.seconds += seconds
-        self.stale += selection.stale
-        if selection.fallback:
-            self.fallbacks[selection.fallback] += 1
         if selection.weights_version is not None:
             self.weights_versions.add(selection.weights_version)

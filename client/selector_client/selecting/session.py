@@ -1,4 +1,4 @@
-"""Everything about a selection but the call itself: for both clients, the blocking one and its asyncio twin."""
+"""Everything about a selection except the call itself, for the blocking selector and for its asyncio twin."""
 
 import logging
 import os
@@ -12,31 +12,33 @@ from typing import Any, Literal
 import numpy as np
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client.access import ACCESS_FIELDS, Access
-from selector_client.breaker import Breaker
-from selector_client.channel import healthy
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
-from selector_client.request import Candidates, Settings
-from selector_client.selection import Selection, Statistics
+from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.channel import healthy
+from selector_client.selecting.credentials import ACCESS_FIELDS, Access
+from selector_client.selecting.selection import Selection, Statistics
+from selector_client.selecting.settings import Settings
 
 log = logging.getLogger(__name__)
 
 OFF = "SELECTOR_OFF"
-# Of one request. A request has an id, so that the sidecar runs it once however often it comes.
+# A request may be sent again so often. It has an id, so that the sidecar runs it once however often it comes.
 MAX_RETRIES = 2
 FIRST_RETRY_SECONDS = 0.05
 CONNECT_PAUSE_SECONDS = 0.1
-# What retries may cost in all: one for so many answers, and so many in a row.
+# All requests together may be retried once for so many answers, and at most so often in a row.
 ANSWERS_A_RETRY = 10
 RETRIES_AT_ONCE = 10
-# What fails for now (certificates may be rotated just now), and what is refused because the request is wrong.
+# These failures may pass soon: certificates, for instance, may be rotated just now.
 _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
+# These say that the request itself is wrong.
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 
 
 @dataclass
-class Ask:
-    """One selection under way. `deadline` is a time.monotonic()."""
+class PendingSelection:
+    """One selection that is under way. `deadline` is a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
@@ -47,12 +49,13 @@ class Ask:
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """How many seconds are left until the deadline."""
         return self.deadline - time.monotonic()
 
 
-class Core:
-    """Seeds, request ids, retries, the breaker, fallbacks, statistics. Safe to use from several threads.
+class Session:
+    """What a selector keeps between selections: seed, retries, breaker, fallbacks and statistics. It may be used from
+    several threads.
 
     The environment variable SELECTOR_OFF, set to anything but 0, turns every selection into a uniform one.
     """
@@ -72,22 +75,29 @@ class Core:
         self.off = is_off()
         self._on_error = on_error
         self.seed = secrets.randbits(64) if seed is None else seed
-        self.count = 0  # of selections; with the seed, it decides the noise of the next one
+        self.count = 0  # selections that were begun; seed and count together decide the noise of the next one
         self._budget = float(RETRIES_AT_ONCE)
         self._selected = False
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a process that is spawned: without locks and threads."""
+        """A process that is spawned gets everything but locks and threads."""
         return {name: value for name, value in vars(self).items() if name not in ("_lock", "breaker")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
 
-    def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> Ask:
-        """The request. Raises ValueError for the caller's mistakes."""
+    def resume(self, count: int, seed: int | None = None) -> None:
+        """Makes the next selection the one that follows `count` others, and gives it another seed if there is one."""
+        with self._lock:
+            self.count = count
+            if seed is not None:
+                self.seed = seed
+
+    def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> PendingSelection:
+        """Makes the request of one selection. Raises ValueError for mistakes of the caller."""
         picks = self.settings.picks(candidates.size)
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
@@ -103,69 +113,73 @@ class Core:
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        return Ask(candidates, picks, header, time.monotonic() + timeout)
+        return PendingSelection(candidates, picks, header, time.monotonic() + timeout)
 
-    def again(self, error: Unreachable, deadline: float) -> bool:
-        """Whether to ask a sidecar again that is waited for until `deadline`. Waiting cures no certificate."""
+    def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
+        """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
+        cures no certificate."""
         return not isinstance(error, Untrusted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
 
     def check(self) -> None:
-        """Raises Unreachable if nothing is to be asked."""
+        """Raises Unreachable if the sidecar must not be asked now."""
         if self.off:
             raise Unreachable("off", f"{OFF} is set")
         if not self.breaker.allows():
             raise Unreachable("breaker_open", f"{self.address}: no answer lately; a probe finds out when it is back")
 
-    def retry(self, ask: Ask, error: SelectorClientError) -> float | None:
-        """Seconds after which the request may be sent again, None if it may not: never sooner than the sidecar says,
-        and not at all where the deadline comes before."""
-        pause: float = FIRST_RETRY_SECONDS * 2**ask.retries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    def retry(self, pending: PendingSelection, error: SelectorClientError) -> float | None:
+        """Returns after how many seconds the request may be sent again, or None if it may not. The pause is never
+        shorter than the sidecar demands, and there is no retry where the deadline would pass first."""
+        pause: float = FIRST_RETRY_SECONDS * 2**pending.retries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
         if error.retry_seconds is not None:
-            # Up to half as long again, so that those who were refused together do not come back together.
+            # The pause is up to half as long again, so that those who were refused together do not return together.
             pause = max(pause, error.retry_seconds * random.uniform(1.0, 1.5))  # noqa: S311
         with self._lock:
-            if error.reason not in _FOR_NOW or ask.retries == MAX_RETRIES or ask.left <= pause or self._budget < 1:
+            spent = pending.retries == MAX_RETRIES or self._budget < 1
+            if error.reason not in _FOR_NOW or spent or pending.left <= pause:
                 return None
             self._budget -= 1
             self.statistics.retries += 1
-        ask.retries += 1
+        pending.retries += 1
         return pause
 
-    def answered(self, ask: Ask, response: pb.SelectResponse) -> Selection:
-        """What came of it. Raises RemoteError if the answer cannot be."""
+    def answered(self, pending: PendingSelection, response: pb.SelectResponse) -> Selection:
+        """Returns the selection that an answer holds. Raises RemoteError if it is not a possible answer."""
         try:
-            selection = Selection.from_response(response, ask.candidates.size, ask.picks)
+            selection = Selection.from_response(response, pending.candidates.size, pending.picks)
         except ValueError as error:
             raise RemoteError("wrong_answer", str(error)) from error
         self.breaker.succeeded()
         with self._lock:
             self._selected = True
             self._budget = min(self._budget + 1 / ANSWERS_A_RETRY, RETRIES_AT_ONCE)
-            self.statistics.add(selection, ask.candidates.size, time.perf_counter() - ask.started)
+            self.statistics.add(selection, pending.candidates.size, time.perf_counter() - pending.started)
         return selection
 
-    def failed(self, ask: Ask, error: SelectorClientError) -> Selection:
-        """A uniform sub-batch instead. Raises the error if that was asked for, and if the request was wrong from the
-        start: a run that never had a selection has nothing to lose by stopping with a reason."""
+    def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:
+        """Returns a uniform sub-batch instead of the failed selection. Raises the error if the selector was told to,
+        and if the request was wrong from the start: a run that never had a selection loses nothing by stopping with a
+        reason."""
         if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
             self.breaker.failed()
         wrong = error.reason in _MISTAKES and not self._selected
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)
-        indices = np.random.default_rng(ask.header.seed).choice(ask.candidates.size, ask.picks, replace=False)
-        selection = Selection(indices=indices.astype(np.int64), fallback=error.reason, seed=ask.header.seed)
+        size, seed = pending.candidates.size, pending.header.seed
+        indices = np.random.default_rng(seed).choice(size, pending.picks, replace=False)
+        selection = Selection(indices=indices.astype(np.int64), fallback=error.reason, seed=seed)
         with self._lock:
-            self.statistics.add(selection, ask.candidates.size, time.perf_counter() - ask.started)
+            self.statistics.add(selection, size, time.perf_counter() - pending.started)
         return selection
 
     def _warn(self, error: SelectorClientError) -> None:
-        """Logs each kind of failure once; the statistics count them all. The breaker speaks for itself."""
+        """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""
         if error.reason not in self._warned and error.reason != "breaker_open":
             self._warned.add(error.reason)
             log.warning("selection failed, uniform sub-batches instead until it works again: %s", error)
 
 
 def is_off() -> bool:
-    """Whether the environment turns everything off."""
+    """Whether the environment turns every selection into a uniform one."""
     return os.environ.get(OFF, "0") not in ("", "0")

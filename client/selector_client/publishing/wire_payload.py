@@ -1,4 +1,5 @@
-"""A snapshot as one safetensors file at wire precision, cast piece by piece, as the pieces are sent."""
+"""Presents a snapshot as one safetensors file at wire precision, which is cast piece by piece as the pieces are
+sent."""
 
 import sys
 from bisect import bisect_right
@@ -9,18 +10,19 @@ from numpy.typing import NDArray
 from selector_proto.safetensors import ITEM_BYTES, header
 from selector_proto.weights.layout import CANARY
 
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.snapshot import Snapshot
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
-# Smaller tensors (norms, biases, logit scale) keep their precision: they weigh nothing.
+# Smaller tensors (norms, biases, logit scale) keep their precision, because they weigh nothing.
 _SMALL = 1024
-# Values that torch casts at once: it would spread more over all of the trainer's threads.
+# So many values are cast at once. Torch would spread more than that over all of the trainer's threads.
 _SERIAL = (1 << 15) - 1
 
 
 class WirePayload:
-    """`size` bytes, any part of which can be read, from several threads at once. The snapshot must stay as it is."""
+    """A payload of `size` bytes, any part of which can be read, by several threads at once. The snapshot must not
+    change meanwhile."""
 
     def __init__(self, snapshot: Snapshot, precision: Precision) -> None:
         wire = {
@@ -37,7 +39,7 @@ class WirePayload:
             end += values.size * ITEM_BYTES[wire[name]]
 
     def read(self, start: int, room: NDArray[np.uint8]) -> None:
-        """Puts the bytes from `start` on into `room`, which ends where the payload ends, or before."""
+        """Puts the bytes from `start` on into `room`, uint8 [n], which must not reach beyond the payload's end."""
         index, done = bisect_right(self._starts, start) - 1, 0
         while done < len(room):
             values, dtype, narrow = self._parts[index]
@@ -59,7 +61,7 @@ def _wire(dtype: str, values: NDArray[Any], precision: Precision) -> str:
 
 
 def _cast(values: NDArray[np.float32], dtype: str, offset: int, part: NDArray[np.uint8]) -> None:
-    """Bytes from `offset` on of float32 `values` as 16-bit floats."""
+    """Casts float32 `values` to 16-bit floats, and puts the bytes from `offset` on into `part`."""
     first, last = offset // 2, -(-(offset + len(part)) // 2)
     whole = offset % 2 == 0 and len(part) % 2 == 0
     narrow = part.view(np.uint16) if whole else np.empty(last - first, np.uint16)
@@ -72,8 +74,8 @@ def _cast(values: NDArray[np.float32], dtype: str, offset: int, part: NDArray[np
 
 
 def _to_bf16(values: NDArray[np.float32], narrow: NDArray[np.uint16]) -> None:
-    """Rounded to nearest even; NaN stays NaN."""
-    if (torch := sys.modules.get("torch")) is not None:  # nine times as fast as numpy
+    """Rounds float32 values to the nearest bfloat16, ties to even. NaN stays NaN."""
+    if (torch := sys.modules.get("torch")) is not None:  # torch is nine times as fast as numpy
         target, source = torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), torch.from_numpy(values)
         torch._foreach_copy_(target.split(_SERIAL), source.split(_SERIAL))
         return

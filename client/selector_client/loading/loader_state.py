@@ -1,4 +1,4 @@
-"""A loader's state_dict, which a checkpoint kept and anybody may have changed: each part of it raises ValueError."""
+"""The state_dict of a loader. A checkpoint kept it and anybody may have changed it, so every part of it is checked."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,32 +8,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_client.selection import Selection
-from selector_client.source import Place
+from selector_client.loading.resumable import Position
+from selector_client.selecting.selection import Selection
 
 _MOST = 2**63 - 1
 
 
 def process_name() -> str:
-    """Which of the trainer's processes this is, as torchrun, or Lightning's own launcher, numbers them."""
+    """Returns which of the trainer's processes this is, as torchrun, or Lightning's own launcher, numbers them."""
     environment = os.environ
     return environment.get("RANK") or f"{environment.get('NODE_RANK', 0)}.{environment.get('LOCAL_RANK', 0)}"
 
 
 @dataclass(frozen=True)
 class Picked:
-    """A selection, and how many its selector had made with it."""
+    """A selection, and how many selections its selector had begun when it was made."""
 
     selection: Selection
     count: int
 
 
 @dataclass(frozen=True)
-class State:
-    """`place` and `count` (of the selector's selections) are those after `steps` sub-batches; `ahead` follow it."""
+class LoaderState:
+    """Where a loader stands after `steps` sub-batches: at `position`, its selector having begun `count` selections with
+    `seed`. `ahead` are the picks of the sub-batches that follow, `picks` is how many are picked of a full super-batch,
+    and `process` is which process the state is of."""
 
     steps: int
-    place: Place
+    position: Position
     picks: int | None
     seed: int | None
     count: int
@@ -41,12 +43,12 @@ class State:
     process: str = field(default_factory=process_name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and texts."""
+        """Returns plain numbers, lists and texts."""
         ahead = [(one.selection.indices.tolist(), one.selection.fallback, one.count) for one in self.ahead]
         return {
             "steps": self.steps,
-            "drawn": self.place.drawn,
-            "source": self.place.state,
+            "drawn": self.position.drawn,
+            "source": self.position.state,
             "picks": self.picks,
             "seed": self.seed,
             "count": self.count,
@@ -55,11 +57,11 @@ class State:
         }
 
     @staticmethod
-    def from_dict(state: Any) -> "State":
-        """Raises ValueError."""
-        return State(
+    def from_dict(state: Any) -> "LoaderState":
+        """Reads what `to_dict` returned. Raises ValueError for what cannot be."""
+        return LoaderState(
             whole(state, "steps"),
-            Place(whole(state, "drawn"), part(state, "source")),
+            Position(whole(state, "drawn"), part(state, "source")),
             None if part(state, "picks") is None else whole(state, "picks"),
             None if part(state, "seed") is None else whole(state, "seed", 2**64 - 1),
             whole(state, "count"),
@@ -72,18 +74,20 @@ class State:
 
 
 def part(state: Any, name: str) -> Any:
-    """What is there under that name."""
+    """Returns what the state has under that name. Raises ValueError if it has nothing, as the other readers do if it
+    has something else."""
     if not isinstance(state, Mapping) or name not in state:
         raise ValueError(f"state: {name} is missing in {str(state)[:100]}")
     return state[name]
 
 
 def whole(state: Any, name: str, most: int = _MOST) -> int:
-    """A number from 0 to `most`."""
+    """Returns a whole number from 0 to `most`."""
     return _whole(part(state, name), name, most)
 
 
 def text(state: Any, name: str) -> str:
+    """Returns a text."""
     value = part(state, name)
     if not isinstance(value, str):
         raise ValueError(f"state: {name} is {str(value)[:100]}; must be text")
@@ -91,6 +95,7 @@ def text(state: Any, name: str) -> str:
 
 
 def items(state: Any, name: str) -> Sequence[Any]:
+    """Returns the entries of a list."""
     value = part(state, name)
     if not isinstance(value, list | tuple):
         raise ValueError(f"state: {name} is {str(value)[:100]}; must be a list")
@@ -98,7 +103,7 @@ def items(state: Any, name: str) -> Sequence[Any]:
 
 
 def indices(state: Any) -> NDArray[np.int64]:
-    """`indices` of a selection: at least one, all different."""
+    """Returns the `indices` of a selection, int64 [b], of which there is at least one and which are all different."""
     values = [_whole(value, "an index") for value in items(state, "indices")]
     if not values or len(set(values)) != len(values):
         raise ValueError(f"state: indices are {str(values)[:100]}; must be one or more, all different")

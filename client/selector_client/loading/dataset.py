@@ -1,21 +1,20 @@
-"""A map-style dataset: super-batches of its indices, in an order that a seed decides, and the samples picked."""
+"""Super-batches over a map-style dataset: its indices in an order that a seed decides, and the samples picked."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_client.state import whole
+from selector_client.loading.loader_state import whole
 
 
 class SuperBatches:
-    """Iterating once is one epoch: every index at most once, int64 [B] at a time, in an order of its own; what does not
-    fill a super-batch is left out. The next iteration is the next epoch. The same seed gives the same order.
+    """The indices of a dataset, int64 [B] at a time. Iterating once is one epoch, which has every index at most once,
+    in an order of its own; what does not fill a super-batch is left out. The next iteration is the next epoch. The same
+    seed gives the same order.
 
     Raises ValueError if the dataset has fewer than B entries.
     """
@@ -37,7 +36,7 @@ class SuperBatches:
             start = self._cursor * self._batch
             self._cursor += 1
             yield order[start : start + self._batch]
-            if iteration != self._iteration:  # a newer one has begun; this one is still ahead of it, on a thread
+            if iteration != self._iteration:  # a newer one has begun while this one was ahead, on a thread
                 return
         self._epoch, self._cursor = self._epoch + 1, 0
 
@@ -47,17 +46,17 @@ class SuperBatches:
         return np.random.default_rng([self._seed, self._epoch]).permutation(self._size)
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands."""
+        """Returns the epoch and how many of its super-batches were drawn."""
         return {"epoch": self._epoch, "cursor": self._cursor}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there with the next iteration. Raises ValueError."""
+        """Makes the next iteration go on from there. Raises ValueError."""
         epoch, cursor = whole(state, "epoch"), whole(state, "cursor")
         self._iteration += 1
         self._epoch, self._cursor = epoch, cursor
 
 
-class Taken:
+class SampleReader:
     """Reads the picks of a super-batch of indices from a map-style dataset, in `workers` threads of this process."""
 
     def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any], workers: int) -> None:
@@ -77,30 +76,11 @@ class Taken:
     def _map(self) -> Callable[..., Iterator[Any]]:
         if not self._workers:
             return map
-        if self._threads is None or self._threads[0] != os.getpid():  # a forked child has none of its parent's threads
+        if self._threads is None or self._threads[0] != os.getpid():  # a forked child lacks its parent's threads
             self._threads = os.getpid(), ThreadPoolExecutor(self._workers, thread_name_prefix="selecting-loader-decode")
         return self._threads[1].map
 
 
 def with_ids(view: Callable[[Any], Mapping[str, Any]], indices: NDArray[np.int64]) -> dict[str, Any]:
-    """What the view shows, with the indices as ids unless it has some."""
+    """Returns what the view shows, with the indices as ids unless the view has ids."""
     return {"ids": indices} | dict(view(indices))
-
-
-def collate(samples: Sequence[Any]) -> Any:
-    """Samples to a batch: torch's own way if the trainer uses torch, otherwise arrays are stacked; mappings, tuples and
-    lists keep their form, strings become lists."""
-    if "torch" in sys.modules:
-        return import_module("torch.utils.data").default_collate(list(samples))
-    return _stacked(samples)
-
-
-def _stacked(samples: Sequence[Any]) -> Any:
-    first = samples[0]
-    if isinstance(first, dict):
-        return {key: _stacked([sample[key] for sample in samples]) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(_stacked(part) for part in zip(*samples, strict=True))
-    if isinstance(first, str | bytes):
-        return list(samples)
-    return np.stack([np.asarray(sample) for sample in samples])

@@ -14,16 +14,16 @@ from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
 from selector_proto.weights.store import Store, StoreError, StoreUnavailable
 
-from selector_client.payload import Precision, WirePayload
-from selector_client.snapshot import Snapshot
+from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing.wire_payload import Precision, WirePayload
 
 log = logging.getLogger(__name__)
 
-# Threads that cast and hash, and chunks that they are ahead of what is sent.
+# So many threads cast and hash, and so many chunks may they be ahead of what is sent.
 _THREADS = 2
 _AHEAD = 6
-# Versions beyond those to keep that stay so long after they were the newest, for readers who need longer than from one
-# publication to the next.
+# HELD versions more than those to keep stay for HOLD_SECONDS after they were the newest, for readers who need longer
+# than from one publication to the next.
 HELD, HOLD_SECONDS = 2, 600.0
 
 
@@ -37,8 +37,7 @@ class Unsafe(Exception):
 
 @dataclass
 class _Version:
-    """What is stored of a version. `until`: when it may go once it is not the newest any more, on this process's
-    clock."""
+    """What is stored of a version. Once it is not the newest any more it may go at `until`, a time.monotonic()."""
 
     number: int
     chunks: list[str]
@@ -56,18 +55,19 @@ class Shipper:
     def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
         self._store, self._keys, self._precision, self._keep, self._ttl = store, keys, precision, keep, ttl
         self.token = secrets.token_hex(8)
-        self._owner = ""  # epoch and token, from the first `ship` on
+        self._owner = ""  # is epoch and token, from the first `ship` on
         self._last = 0
         self._newest: _Version | None = None
         self._older: deque[_Version] = deque()
         self._held = HELD
-        self._debris: list[_Version] = []  # of publications that failed
+        self._debris: list[_Version] = []  # what failed publications have left
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
-        # Used again: one is being sent while the others are filled.
+        # These buffers are used again: one is being sent while the others are filled.
         self._rooms = [np.empty(CHUNK_BYTES, np.uint8) for _ in range(_AHEAD + 1)]
 
     def ship(self, snapshot: Snapshot) -> int:
-        """Chunks, then manifest and pointer at once: a reader finds the whole version or none. Returns the version."""
+        """Stores the chunks, and then manifest and pointer at once, so that a reader finds the whole version or none.
+        Returns the version's number."""
         self._claim()
         number = self._next_version()
         payload = WirePayload(snapshot, self._precision)
@@ -95,7 +95,7 @@ class Shipper:
         except BaseException as error:
             self._debris.append(version)
             if not isinstance(error, StoreUnavailable):
-                self._held = 0  # mostly for want of room
+                self._held = 0  # most of these errors are for want of room
             self._tidy()
             raise
         self._make_newest(version)
@@ -103,11 +103,12 @@ class Shipper:
         return number
 
     def refresh(self) -> bool:
-        """Renews the time to live of all that is stored; False if anything that the newest version needs is gone (Redis
-        was emptied, or this process stood still for longer than that): it should be shipped again."""
+        """Renews the time to live of all that is stored. Returns False if anything that the newest version needs is
+        gone (Redis was emptied, or this process stood still for longer than that), so that it should be shipped
+        again."""
         if not self._owner:
             return True
-        # First of all: what has a number that a successor uses too is not to be touched any more.
+        # This comes first, because a successor may use the same numbers, and its keys must not be touched.
         if outranks(owner := self._store.get(self._keys.owner), self._owner):
             raise Fenced
         self._tidy()
@@ -116,7 +117,7 @@ class Shipper:
         for version in list(self._older):
             if not self._store.renew(self._keys_of(version), self._ttl):
                 self._older.remove(version)
-                self._forget_quietly(self._keys_of(version))  # of no use any more
+                self._forget_quietly(self._keys_of(version))  # it is of no use any more
         names = [self._keys.owner, self._keys.counter, self._keys.pointer, *self._keys_of(self._newest)]
         if not self._store.renew(names, self._ttl):
             return False
@@ -128,13 +129,14 @@ class Shipper:
         return True
 
     def close(self) -> None:
+        """Ends the threads and the connection."""
         self._pool.shutdown()
         self._store.close()
 
     def _claim(self) -> None:
-        """The last publisher to start owns the run. Its epoch is fixed here, once, and written by whatever comes next:
-        a claim whose answer was lost is known for its own when it is made again. Milliseconds also tell those apart
-        that claimed a run of which Redis knew nothing."""
+        """Claims the run, which the last publisher to start owns. The epoch is fixed here, once, and written by
+        whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds
+        also tell publishers apart that claimed a run of which Redis knew nothing."""
         if self._owner:
             return
         if danger := self._store.danger():
@@ -155,7 +157,7 @@ class Shipper:
         return version
 
     def _show(self, version: _Version) -> None:
-        """Manifest and pointer."""
+        """Stores the manifest and moves the pointer."""
         if self._store.move_pointer(self._keys, self._owner, version.number, version.manifest, self._ttl) == -1:
             raise Fenced
 
@@ -166,7 +168,8 @@ class Shipper:
         self._newest = version
 
     def _send(self, version: _Version, payload: WirePayload) -> bytes:
-        """Sends the chunks and returns their digests. Threads cast and hash the next ones meanwhile."""
+        """Sends the chunks and returns their digests, one after another. Threads cast and hash the next chunks
+        meanwhile."""
         starts = range(0, payload.size, CHUNK_BYTES)
         digests: list[bytes] = []
         made: deque[Future[tuple[memoryview, bytes]]] = deque()
@@ -184,18 +187,18 @@ class Shipper:
         try:
             self._store.put_all(chunks(), self._ttl)
         finally:
-            wait(made)  # after a failure, what is still being made must not run into the next version
+            wait(made)  # after a failure, chunks that are still being made must not run into the next version
         return b"".join(digests)
 
     def _tidy(self) -> None:
-        """Forgets what failed, and what is older than the last `keep` versions, but for a few of them that were the
-        newest a short while ago. What cannot be reached now is forgotten the next time, or dies by itself."""
+        """Deletes what failed, and what is older than the last `keep` versions except for a few that were the newest a
+        short while ago. What cannot be reached now is deleted the next time, or dies by itself."""
         try:
             pointer = self._store.get(self._keys.pointer) if self._debris else b""
             while self._debris:
                 version = self._debris[-1]
                 if pointer == str(version.number).encode():
-                    self._make_newest(version)  # only the answer was lost: readers may be on their way to it
+                    self._make_newest(version)  # only the answer was lost, and readers may be on their way to it
                 else:
                     self._store.delete(*version.chunks)
                 self._debris.pop()

@@ -1,4 +1,4 @@
-"""gRPC channels to a sidecar, and what their errors mean."""
+"""Opens gRPC channels to a sidecar, and turns their errors into the client's own."""
 
 import math
 import re
@@ -13,33 +13,33 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_client.access import Access
 from selector_client.errors import Denied, RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.selecting.credentials import Access
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
-    # While a call waits for a connection, it is tried again often.
+    # While a call waits for a connection, gRPC tries again often.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Otherwise the channel that a forked child opens shares connections with the one its parent had.
+    # Without this the channel that a forked child opens would share connections with the channel of its parent.
     ("grpc.use_local_subchannel_pool", 1),
-    # The sidecar is beside us, or in our cluster: never through a proxy of the environment.
+    # The sidecar is on this host or in this cluster, so calls never go through a proxy that the environment names.
     ("grpc.enable_http_proxy", 0),
 ]
 PROBE_SECONDS = 2.0
-# What grpc.aio says when it sends on while the sidecar has ended the call: the sidecar's own status is lost.
+# grpc.aio says this when it goes on sending after the sidecar has ended the call, and the sidecar's status is lost.
 _STATUS_LOST = "Internal error from Core"
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-# grpc.health.v1: HealthCheckRequest(service=…) and HealthCheckResponse(status=SERVING), too small for a dependency.
+# These bytes are HealthCheckRequest(service=…) and HealthCheckResponse(status=SERVING) of grpc.health.v1, which are too
+# small to deserve a dependency.
 _SERVICE = b"selector.v1.SelectorService"
 _HEALTH_REQUEST = b"\x0a" + bytes([len(_SERVICE)]) + _SERVICE
 _SERVING = b"\x08\x01"
-# google.rpc.Status(details=3: Any) and google.rpc.RetryInfo(retry_delay=1: Duration), likewise.
+# Likewise google.rpc.Status has its details (Any) in field 3, and google.rpc.RetryInfo its retry_delay (Duration) in 1.
 _STATUS, _DETAILS, _RETRY_INFO, _DELAY = "grpc-status-details-bin", 3, "google.rpc.RetryInfo", 1
 
-
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-# How gRPC tells that one side does not trust the other, or speaks another language.
+# gRPC uses these words when one side does not trust the other, or does not speak TLS.
 _UNTRUSTED = re.compile(r"(tls|ssl) handshake failed|verification check failed", re.IGNORECASE)
 _CAUSE = re.compile(
     r"CERTIFICATE_VERIFY_FAILED: ([a-z -]+)|(Hostname Verification Check failed)|(WRONG_VERSION_NUMBER)"
@@ -49,7 +49,7 @@ _CLOSED = "failed to connect to all addresses"
 
 
 def open_channel(address: str, access: Access) -> grpc.Channel:
-    """Raises Untrusted."""
+    """Opens a blocking channel; it connects with the first call. Raises Untrusted."""
     credentials = access.credentials()
     if credentials is None:
         return grpc.insecure_channel(address, options=OPTIONS)
@@ -57,7 +57,7 @@ def open_channel(address: str, access: Access) -> grpc.Channel:
 
 
 def open_aio_channel(address: str, access: Access) -> grpc.aio.Channel:
-    """The same for asyncio."""
+    """Opens a channel for asyncio; it connects with the first call. Raises Untrusted."""
     credentials = access.credentials()
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS)
@@ -65,12 +65,13 @@ def open_aio_channel(address: str, access: Access) -> grpc.aio.Channel:
 
 
 def options_of(access: Access) -> list[tuple[str, Any]]:
-    """OPTIONS, and the name that the certificate must have."""
+    """Returns OPTIONS, and with them the name that the sidecar's certificate must have, if that is set."""
     return OPTIONS + ([("grpc.ssl_target_name_override", access.server_name)] if access.server_name else [])
 
 
 def service(channel: Any, access: Access) -> Any:
-    """The calls of SelectorService, with the token as it is now beside their own metadata. Raises Untrusted."""
+    """Returns the calls of SelectorService, which send the present token beside their own metadata. Raises
+    Untrusted."""
     stub, token = rpc.SelectorServiceStub(channel), access.metadata() or ()  # type: ignore[no-untyped-call]
 
     def known(call: Any) -> Any:
@@ -82,7 +83,7 @@ def service(channel: Any, access: Access) -> Any:
 
 
 def error_of(error: grpc.RpcError, address: str, access: Access) -> SelectorClientError:
-    """A failed call as one of ours."""
+    """Returns the client's error for a failed call."""
     code, details = error.code(), error.details() or ""
     message = f"{address}: {code.name}: {details}"
     if code in _DENIED:
@@ -98,8 +99,8 @@ def error_of(error: grpc.RpcError, address: str, access: Access) -> SelectorClie
 
 
 def retry_seconds(error: grpc.RpcError) -> float | None:
-    """When the same request may succeed, by the error's details; None without any. A request that exhausts resources
-    and is not told so never will: infinite."""
+    """Returns after how many seconds the same request may succeed, as the error's details say, or None if it has no
+    details. If a request exhausts resources and is told no time, it will never succeed, and the answer is infinite."""
     trailers: Any = error.trailing_metadata() or ()
     status = dict(trailers).get(_STATUS)
     if not isinstance(status, bytes):
@@ -109,13 +110,13 @@ def retry_seconds(error: grpc.RpcError) -> float | None:
             if detail.TypeName() == _RETRY_INFO:
                 delays = [Duration.FromString(delay) for delay in _fields(detail.value, _DELAY)]
                 return max(0.0, sum(delay.seconds + delay.nanos / 1e9 for delay in delays))
-    except (DecodeError, TypeError):  # no message, or no submessage where one should be
+    except (DecodeError, TypeError):  # it is no message, or has no submessage where one should be
         return None
     return math.inf if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
 
 
 def _fields(message: bytes, number: int) -> list[bytes]:
-    """What a message of any type holds in this field."""
+    """Returns what a message of any type holds in this field."""
     fields: Any = UnknownFieldSet(Empty.FromString(message))
     return [field.data for field in fields if field.field_number == number]
 
@@ -132,12 +133,12 @@ def _cause(details: str) -> str:
 
 
 def status_lost(error: grpc.RpcError) -> bool:
-    """Whether the call was refused, and only the sidecar knows why: it may be made again."""
+    """Whether the call was refused and only the sidecar knows why, so that it may be made again."""
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == _STATUS_LOST
 
 
 def healthy(address: str, access: Access) -> bool:
-    """Whether a sidecar at that address says that it serves requests; asks on a connection of its own."""
+    """Whether a sidecar at that address says that it serves requests. The question has a connection of its own."""
     try:
         with open_channel(address, access) as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)

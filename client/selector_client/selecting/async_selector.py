@@ -1,4 +1,4 @@
-"""The asyncio twin of Selector: the same settings, fallbacks and statistics."""
+"""The asyncio twin of Selector, with the same settings, fallbacks and statistics."""
 
 import asyncio
 import time
@@ -10,18 +10,19 @@ import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client import tracing
-from selector_client.channel import error_of, open_aio_channel, service, status_lost
-from selector_client.core import CONNECT_PAUSE_SECONDS, Ask, Core
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable
-from selector_client.request import Candidates, Ids, Images, ModelEmbeddings, Settings, Texts
-from selector_client.selection import Selection, Statistics
-from selector_client.transport import Metadata
+from selector_client.selecting import tracing
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
+from selector_client.selecting.channel import error_of, open_aio_channel, service, status_lost
+from selector_client.selecting.selection import Selection
+from selector_client.selecting.selector_base import SelectorBase
+from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
+from selector_client.selecting.transport import Metadata
 
 
-class AsyncSelector:
-    """Selector for one event loop; arguments, results and errors are those of Selector. Payloads go in the stream,
-    never through shared memory: copying would hold the loop up."""
+class AsyncSelector(SelectorBase):
+    """A selector for one event loop. Arguments, results and errors are those of Selector. Payloads always go in the
+    stream and never through shared memory, because copying them there would hold the loop up."""
 
     def __init__(
         self,
@@ -32,21 +33,11 @@ class AsyncSelector:
         on_error: Literal["fallback", "raise"] = "fallback",
         **settings: Any,
     ) -> None:
-        self.core = Core(address, timeout, seed, on_error, **settings)
+        super().__init__(Session(address, timeout, seed, on_error, **settings))
         self._channel: grpc.aio.Channel | None = None
 
-    @property
-    def settings(self) -> Settings:
-        """How it picks."""
-        return self.core.settings
-
-    @property
-    def statistics(self) -> Statistics:
-        """Counts since the start."""
-        return self.core.statistics
-
     async def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
-        """Waits until the sidecar answers, and returns what it is. Raises Unreachable, at once if it is Untrusted, and
+        """Waits until the sidecar answers, and returns what it is. Raises Unreachable (at once if it is Untrusted) and
         Denied."""
         request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
         while True:
@@ -56,15 +47,15 @@ class AsyncSelector:
                 )
                 return info
             except Unreachable as error:
-                if not self.core.again(error, deadline):
+                if not self._session.keep_waiting(error, deadline):
                     raise
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)
 
     async def weights_status(self) -> pb.GetWeightsStatusResponse:
-        """Which learner weights are served. Raises SelectorClientError."""
+        """Returns which learner weights are served. Raises SelectorClientError."""
         request = pb.GetWeightsStatusRequest()
         status: pb.GetWeightsStatusResponse = await self._call(
-            lambda stub: stub.GetWeightsStatus(request, timeout=self.core.timeout)
+            lambda stub: stub.GetWeightsStatus(request, timeout=self._session.timeout)
         )
         return status
 
@@ -77,7 +68,7 @@ class AsyncSelector:
         step: int | None = None,
         timeout: float | None = None,
     ) -> Selection:
-        """Picks from raw samples; see Selector.select."""
+        """Picks from raw samples, as Selector.select does."""
         return await self._select(Candidates.samples(images, texts, ids), step, timeout)
 
     async def select_embeddings(
@@ -99,12 +90,12 @@ class AsyncSelector:
         step: int | None = None,
         timeout: float | None = None,
     ) -> Selection:
-        """Picks from one loss per candidate; see Selector.select_losses."""
+        """Picks from one loss per candidate, as Selector.select_losses does."""
         return await self._select(Candidates.losses(learner, reference), step, timeout)
 
     async def close(self) -> None:
-        """Ends the connection; a later call opens a new one."""
-        self.core.breaker.close()
+        """Ends the connection. A later call opens a new one."""
+        self._session.breaker.close()
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close(None)
@@ -118,42 +109,44 @@ class AsyncSelector:
         await self.close()
 
     async def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        ask = self.core.begin(candidates, step, timeout)
+        pending = self._session.begin(candidates, step, timeout)
         with tracing.span("selector.select") as span:
-            selection = await self._answer(ask, span.metadata())
-            span.done(selection.fallback, ask.retries)
+            selection = await self._answer(pending, span.metadata())
+            span.done(selection.fallback, pending.retries)
             return selection
 
-    async def _answer(self, ask: Ask, metadata: Metadata) -> Selection:
-        candidates, header = ask.candidates, ask.header
+    async def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
+        candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self.core.check()
+                self._session.check()
                 response = await self._call(
                     lambda stub: stub.Select(
-                        candidates.messages(header), timeout=max(ask.left, 1e-3), metadata=metadata
+                        candidates.messages(header), timeout=max(pending.left, 1e-3), metadata=metadata
                     )
                 )
-                return self.core.answered(ask, response)
+                return self._session.answered(pending, response)
             except SelectorClientError as error:
-                if (pause := self.core.retry(ask, error)) is None:
-                    return self.core.failed(ask, error)
+                if (pause := self._session.retry(pending, error)) is None:
+                    return self._session.failed(pending, error)
             await asyncio.sleep(pause)
 
     async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
         if self._channel is None:
-            self._channel = open_aio_channel(self.core.address, self.core.access)
+            self._channel = open_aio_channel(self._session.address, self._session.access)
         try:
-            return await call(service(self._channel, self.core.access))
+            return await call(service(self._channel, self._session.access))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._channel = None  # the next call opens one; other calls may still be in this one
+                self._channel = None  # the next call opens a new one, while other calls may still be in this one
             if status_lost(error):
-                raise RemoteError("unavailable", f"{self.core.address}: refused while the request was sent") from error
-            raise error_of(error, self.core.address, self.core.access) from error
+                raise RemoteError(
+                    "unavailable", f"{self._session.address}: refused while the request was sent"
+                ) from error
+            raise error_of(error, self._session.address, self._session.access) from error
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            raise Unreachable("cancelled", f"{self.core.address}: closed while a request was under way") from error
-        except grpc.aio.UsageError as error:  # the channel was closed under a running call
-            raise Unreachable("closed", f"{self.core.address}: {error}") from error
+            raise Unreachable("cancelled", f"{self._session.address}: closed while a request was under way") from error
+        except grpc.aio.UsageError as error:  # grpc.aio raises it when the channel is closed under a running call
+            raise Unreachable("closed", f"{self._session.address}: {error}") from error

@@ -1,4 +1,4 @@
-"""How a request's payload travels: through memory shared with a sidecar on this host, or in the stream."""
+"""Carries the payload of a request through memory shared with a sidecar on this host, or else in the stream."""
 
 import logging
 import os
@@ -12,18 +12,18 @@ from selector_proto.shared_memory import read_token
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import RemoteError
-from selector_client.request import Candidates
-from selector_client.shared_ring import Ring, Slot
+from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.shared_ring import Ring, Slot
 
 log = logging.getLogger(__name__)
 
 Metadata: TypeAlias = list[tuple[str, str]] | None
 
-# Smaller payloads are as fast in the stream.
+# Smaller payloads are as fast in the stream as in shared memory.
 MIN_BYTES = 64 << 10
-# Part of a request's time that asking the sidecar for its folder may take.
+# Asking the sidecar for its folder may take this part of a request's time.
 _ASK = 0.25
-# After these, whether there is shared memory may still be found out.
+# After these errors the client asks again whether there is shared memory.
 _UNANSWERED = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -33,7 +33,8 @@ _UNANSWERED = (
 
 
 class Transport:
-    """Sends Select requests of one `Selector`. `shared_memory` as there; ValueError if it cannot be had at all."""
+    """Sends the Select requests of one `Selector`. `shared_memory` means what it means there. Raises ValueError if it
+    is demanded of a sidecar on another host."""
 
     def __init__(self, address: str, shared_memory: bool | None) -> None:
         local = is_local(address)
@@ -47,8 +48,8 @@ class Transport:
     def select(
         self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float, metadata: Metadata = None
     ) -> pb.SelectResponse:
-        """The sidecar's answer, within `timeout` seconds; `metadata` go with the call. Raises grpc.RpcError, or
-        RemoteError if shared memory is a must and the sidecar has none for this process."""
+        """Returns the sidecar's answer within `timeout` seconds. `metadata` go with the call. Raises grpc.RpcError, and
+        RemoteError if shared memory is demanded and the sidecar has none for this process."""
         deadline, payload = time.monotonic() + timeout, candidates.payload
         if self._wanted and payload.nbytes >= MIN_BYTES and (ring := self._ready(stub, timeout)) is not None:
             slot = _written(ring, candidates)
@@ -61,7 +62,7 @@ class Transport:
         return response
 
     def close(self) -> None:
-        """Removes this process's files."""
+        """Removes the files of this process."""
         ring = self._ring
         self._forget()
         if ring is not None:
@@ -77,7 +78,8 @@ class Transport:
         ring: Ring,
         slot: Slot,
     ) -> pb.SelectResponse | None:
-        """The answer, or None if the sidecar could not read the file: it may be another one than was asked."""
+        """Returns the answer, or None if the sidecar could not read the file, as a sidecar that was started since may
+        not be able to."""
         selection = candidates.selection(header)
         selection.shared_memory.name, selection.shared_memory.generation = slot.name, slot.generation
         try:
@@ -98,12 +100,13 @@ class Transport:
         return response
 
     def _ready(self, stub: Any, timeout: float) -> Ring | None:
-        """The ring in the sidecar's folder; it is asked once, and again after it was lost."""
+        """Returns the ring in the sidecar's folder, if there is one. The sidecar is asked for its folder once, and
+        again after it was lost."""
         if self._process != os.getpid():
-            self._forget()  # the parent's files are the parent's
+            self._forget()  # a forked child leaves the files to its parent
         started, patience = time.monotonic(), timeout * _ASK
         if not self._lock.acquire(timeout=patience):
-            return None  # another thread waits for the answer
+            return None  # another thread is still waiting for the answer
         try:
             if self._asked:
                 return self._ring
@@ -122,7 +125,7 @@ class Transport:
             self._lock.release()
 
     def _open(self, info: pb.GetServerInfoResponse) -> str:
-        """Why there is no ring; empty if there is."""
+        """Opens the ring. Returns why there is none, or an empty text if there is one."""
         path = info.shared_memory_dir
         if not path:
             return "the sidecar has none (--shared-memory-dir)"
@@ -142,7 +145,7 @@ class Transport:
         return ""
 
     def _leave(self, ring: Ring) -> None:
-        """The sidecar is asked anew before the next payload is shared."""
+        """Makes the next request ask the sidecar anew before it shares a payload."""
         with self._lock:
             if self._ring is ring:
                 self._asked, self._ring = False, None  # its files go when the last request lets go of it
@@ -153,7 +156,7 @@ class Transport:
 
 
 def _written(ring: Ring, candidates: Candidates) -> Slot | None:
-    """A slot with the payload; None if none is free, or the folder is full or gone."""
+    """Returns a slot that holds the payload, or None if no slot is free or the folder is full or gone."""
     slot = None
     try:
         if (slot := ring.take()) is not None:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selector
-from selector_client.dataset import SuperBatches
-from selector_client.request import TooFew
+from selector_client.loading.dataset import SuperBatches
+from selector_client.selecting.settings import TooFew
 from support.loaders import BATCH, SIZE, Chooser, over, rest, saved
 from support.processes import eventually
 
@@ -255,7 +255,7 @@ def test_of_another_ranks_state_only_the_place_counts(monkeypatch):
     other = over(chooser)
     other.load_state_dict(state)
     assert rest(other, 5) == rest(over(Chooser(seed=7)), 7)[2:], "as a rank of its own seed that goes on"
-    assert (chooser.core.seed, chooser.steps) == (7, [2, 3, 4, 5, 6])
+    assert (chooser.seed, chooser.steps) == (7, [2, 3, 4, 5, 6])
 
 
 # Short ones, copies, mistakes

@@ -1,4 +1,4 @@
-"""How a sidecar is reached safely: TLS and a token, from files that may be rotated."""
+"""Credentials for a sidecar: TLS certificates and a token, from files that may be rotated."""
 
 import os
 from dataclasses import dataclass, fields
@@ -17,30 +17,31 @@ MAX_TOKEN_FILE_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Access:
-    """Whom to trust, and what to show. What is left out comes from the environment: SELECTOR_TLS (1 or 0),
-    SELECTOR_CA_FILE and so on. On a unix socket, which the kernel guards, the token alone counts.
+    """Whom a client trusts, and what it shows to the sidecar. What is left out comes from the environment: SELECTOR_TLS
+    (1 or 0), SELECTOR_CA_FILE and so on. On a unix socket, which the kernel guards, only the token counts.
 
-    TLS is used if `tls` says so, or if it is None and one of `ca_file`, `certificate_file`, `key_file` is given. Files
-    are PEM; they are read for each new connection. The token is the first line of `token_file` that is not empty and
-    does not begin with #, read for each call.
+    TLS is used if `tls` says so, or if it is None and one of `ca_file`, `certificate_file` and `key_file` is given. The
+    files are PEM and are read for each new connection. The token is the first line of `token_file` that is not empty
+    and does not begin with #; it is read for each call.
     """
 
     tls: bool | None = None
-    ca_file: str | Path | None = None  # who may sign the sidecar's certificate; None: the public authorities
-    certificate_file: str | Path | None = None  # this side's, where the sidecar wants one
-    key_file: str | Path | None = None  # None: it is in the certificate's file
-    server_name: str | None = None  # name in the sidecar's certificate, if it is not the address's
+    ca_file: str | Path | None = None  # lists who may sign the sidecar's certificate; None: public authorities
+    certificate_file: str | Path | None = None  # identifies this side, where the sidecar wants that
+    key_file: str | Path | None = None  # may be left out if the certificate's file holds the key too
+    server_name: str | None = None  # is the name in the sidecar's certificate, if the address has another one
     token_file: str | Path | None = None
-    plaintext_token: bool | None = None  # send it to another host without TLS, where something else encrypts
+    plaintext_token: bool | None = None  # lets the token travel without TLS, where something else encrypts
 
     @classmethod
     def of(cls, address: str, **given: Any) -> "Access":
-        """The `given`, else the environment's. Raises ValueError for what cannot be."""
+        """Returns what is `given`, and the environment's values for the rest. Raises ValueError for values that cannot
+        be."""
         values = {
             one.name: given[one.name] if given.get(one.name) is not None else _env(one.name) for one in fields(cls)
         }
         access = cls(token_file=values["token_file"]) if address.startswith("unix:") else cls(**values)
-        access._check(address)
+        _check(access, address)
         return access
 
     @property
@@ -51,7 +52,8 @@ class Access:
         return any(file is not None for file in (self.ca_file, self.certificate_file, self.key_file))
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """Of a new connection; None: without TLS. Raises Untrusted if a file cannot be read now."""
+        """Returns the credentials of a new connection, or None if it has no TLS. Raises Untrusted if a file cannot be
+        read now."""
         if not self.secure:
             return None
         try:
@@ -61,7 +63,7 @@ class Access:
         return grpc.ssl_channel_credentials(found.ca, found.key, found.certificate)
 
     def metadata(self) -> list[tuple[str, str]]:
-        """What a call carries. Raises Untrusted if the token cannot be read now."""
+        """Returns the metadata that carry the token of a call. Raises Untrusted if the token cannot be read now."""
         if self.token_file is None:
             return []
         try:
@@ -70,28 +72,30 @@ class Access:
             why = getattr(error, "strerror", None) or str(error)
             raise Untrusted("untrusted", f"token_file is {self.token_file}; {why}") from None
 
-    def _check(self, address: str) -> None:
-        for name in ("ca_file", "certificate_file", "key_file", "server_name"):
-            if getattr(self, name) is not None and not self.secure:
-                raise ValueError(f"{name} is {getattr(self, name)}; needs TLS, and tls is {self.tls}")
-        if self.secure:
-            certificates.read(self.ca_file, self.certificate_file, self.key_file)
-        if self.token_file is None:
-            return
-        if not (self.secure or self.plaintext_token or is_local(address)):
-            limit = f"others can read it on the way to {address}: needs TLS (ca_file), or plaintext_token=True"
-            raise ValueError(f"token_file is {self.token_file}; {limit}")
-        try:
-            _token(self.token_file)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"token_file is {self.token_file}; {getattr(error, 'strerror', None) or error}") from None
-
 
 ACCESS_FIELDS = frozenset(one.name for one in fields(Access))
 
 
+def _check(access: Access, address: str) -> None:
+    """Raises ValueError for values that contradict one another or cannot be read."""
+    for name in ("ca_file", "certificate_file", "key_file", "server_name"):
+        if getattr(access, name) is not None and not access.secure:
+            raise ValueError(f"{name} is {getattr(access, name)}; needs TLS, and tls is {access.tls}")
+    if access.secure:
+        certificates.read(access.ca_file, access.certificate_file, access.key_file)
+    if access.token_file is None:
+        return
+    if not (access.secure or access.plaintext_token or is_local(address)):
+        limit = f"others can read it on the way to {address}: needs TLS (ca_file), or plaintext_token=True"
+        raise ValueError(f"token_file is {access.token_file}; {limit}")
+    try:
+        _token(access.token_file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"token_file is {access.token_file}; {getattr(error, 'strerror', None) or error}") from None
+
+
 def _token(file: str | Path) -> str:
-    """Raises OSError and ValueError, which never quotes it."""
+    """Reads the token. Raises OSError, and ValueError, whose message never quotes the token."""
     lines = certificates.read_file(file, MAX_TOKEN_FILE_BYTES).split(b"\n")
     for line in map(bytes.strip, lines):
         if line and not line.startswith(b"#"):

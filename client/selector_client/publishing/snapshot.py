@@ -1,4 +1,4 @@
-"""Copies of a trainer's weights that later training steps cannot change, in buffers that are used again."""
+"""Copies a trainer's weights into buffers that later training steps cannot change, and that are used again."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Wrappers put these in front of parameter names; the sidecar's bundle does not know them.
+# Wrappers put these in front of parameter names, and the sidecar's bundle does not know them.
 _PREFIXES = ("module.", "_orig_mod.")
 _NAMES = {
     "float32": "F32",
@@ -28,8 +28,8 @@ _PIECE_BYTES = 4 << 20
 
 @dataclass
 class Snapshot:
-    """Weights of one step: safetensors dtype and values by name. `left_out` has the dtypes of what cannot travel, by
-    name; `arrays` are buffers to be filled again."""
+    """The weights of one step: by name, the safetensors dtype and the values. `left_out` has, by name, the dtypes of
+    what cannot travel. `arrays` are buffers that are filled again."""
 
     step: int = 0
     taken_at: float = 0.0
@@ -38,9 +38,9 @@ class Snapshot:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def fill(self, state: Iterable[tuple[str, Any]], threads: Executor, most_bytes: float = math.inf) -> None:
-        """Copies every tensor or array of `state`, with its name, to this host, about `most_bytes` at once; what has a
+        """Copies every tensor or array of `state`, with its name, to this host, about `most_bytes` at once. What has a
         dtype that cannot travel is left out. Raises ValueError for two tensors of one name, and whatever numpy or torch
-        raise without memory."""
+        raise when memory runs out."""
         self.tensors, self.left_out = {}, {}
         copies, size, devices = list[tuple[NDArray[Any], NDArray[Any]]](), 0, set[Any]()
         for name, value in state:
@@ -60,16 +60,16 @@ class Snapshot:
             else:
                 sys.modules["torch"].from_numpy(buffer).copy_(source, non_blocking=source.is_cuda)
                 devices |= {source.device} if source.is_cuda else set()
-            del value, source  # before the next one is gathered
+            del value, source  # they are let go before the next one is gathered
         _copy(copies, threads)
         for device in devices:
             sys.modules["torch"].cuda.current_stream(device).synchronize()
 
     def _buffer(self, name: str, shape: tuple[int, ...], source: Any) -> NDArray[Any]:
-        """Memory that was touched before: fresh pages cost more than the copy itself. Page-locked for what comes from a
-        device, which copies into other memory at a fifth of the speed."""
+        """Returns memory that was touched before where there is some, for fresh pages cost more than the copy itself.
+        It is page-locked for what comes from a device, which copies into other memory at a fifth of the speed."""
         buffer, on_host = self.arrays.get(name), isinstance(source, np.ndarray)
-        # Of this machine's byte order, which is that of what travels.
+        # The buffer has the byte order of this machine, which is that of what travels.
         dtype = np.dtype(source.dtype.name if on_host else str(source.dtype).removeprefix("torch."))
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
             if on_host:
@@ -81,20 +81,20 @@ class Snapshot:
 
 
 def _source(value: Any) -> tuple[str, Any]:
-    """safetensors dtype of a tensor or array, and what to copy: an array, or a tensor if it is not on this host. What
-    cannot travel has the name of its own dtype or type instead."""
-    torch = sys.modules.get("torch")  # a tensor of torch without importing it
+    """Returns the safetensors dtype of a tensor or array, and what to copy: an array, or a tensor if it is not on this
+    host. What cannot travel has the name of its own dtype or type instead."""
+    torch = sys.modules.get("torch")  # this recognises torch's tensors without importing torch
     if torch is None or not isinstance(value, torch.Tensor):
         try:
             value = np.asarray(value)
-        except ValueError:  # lists of lists that are no array
+        except ValueError:  # these are lists of lists that are no array
             return type(value).__name__, value
         return _NAMES.get(value.dtype.name, value.dtype.name), value
     value = value.detach()
     dtype = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
     if dtype not in _NAMES:
         return dtype, value
-    if value.dtype == torch.bfloat16:  # numpy has none: its bits travel
+    if value.dtype == torch.bfloat16:  # numpy has no such dtype, so its bits travel
         value = value.contiguous().view(torch.int16)
     return _NAMES[dtype], value.numpy() if value.device.type == "cpu" else value
 
@@ -106,7 +106,7 @@ def _copy(copies: list[tuple[NDArray[Any], NDArray[Any]]], threads: Executor) ->
 
 
 def _pieces(target: NDArray[Any], source: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """The two, cut into parts that threads can share."""
+    """Yields target and source cut into pieces that threads can share."""
     rows = max(1, _PIECE_BYTES * len(target) // max(1, target.nbytes)) if target.ndim else 1
     if not target.ndim or rows >= len(target):
         yield target, source
@@ -116,7 +116,7 @@ def _pieces(target: NDArray[Any], source: NDArray[Any]) -> Iterator[tuple[NDArra
 
 
 def stripped(name: str) -> str:
-    """A parameter's name without what wrappers put in front of it."""
+    """Returns a parameter's name without what wrappers put in front of it."""
     while name.startswith(_PREFIXES):
         name = name.partition(".")[2]
     return name

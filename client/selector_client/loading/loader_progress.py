@@ -1,0 +1,40 @@
+"""Counts what became of a loader's super-batches."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from selector_client.selecting.selection import Selection, SelectionCounts
+
+
+@dataclass
+class Progress(SelectionCounts):
+    """What a loader counted in all its iterations. The trainer waited `wait_seconds` for sub-batches and worked
+    `step_seconds` on them; `fallbacks` counts uniform sub-batches by reason, `stale` counts those scored by older
+    weights than the settings accept, and `dropped` counts super-batches that were too short. `lag_steps` is how many
+    steps old the weights behind the last sub-batch were, if that is known."""
+
+    steps: int = 0
+    candidates: int = 0
+    picks: int = 0
+    wait_seconds: float = 0.0
+    step_seconds: float = 0.0
+    stale: int = 0
+    dropped: int = 0
+    lag_steps: int | None = None
+    fallbacks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, selection: Selection, candidates: int) -> None:
+        """Counts a sub-batch that the trainer was given."""
+        self.count(selection, candidates)
+        self.steps += 1
+        self.lag_steps = selection.weights_lag_steps
+
+    @property
+    def wait_share(self) -> float:
+        """The share of its time that the trainer waited."""
+        return self.wait_seconds / max(1e-9, self.wait_seconds + self.step_seconds)
+
+    def __str__(self) -> str:
+        lag = "" if self.lag_steps is None else f", weights {self.lag_steps} steps old"
+        failed = ", ".join(f"{count} x {reason}" for reason, count in self.fallbacks.items()) or "none"
+        return f"{self.steps} steps, {self.wait_share:.1%} of the time waited, fallbacks: {failed}{lag}"

@@ -1,0 +1,196 @@
+"""The blocking selector, which asks a sidecar for the best sub-batch and never holds the trainer up for long."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal
+
+import grpc
+from numpy.typing import ArrayLike
+from selector_proto.v1 import selector_pb2 as pb
+
+from selector_client.errors import SelectorClientError, Unreachable
+from selector_client.selecting import tracing
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
+from selector_client.selecting.channel import error_of, open_channel, service
+from selector_client.selecting.selection import Selection
+from selector_client.selecting.selector_base import SelectorBase
+from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
+from selector_client.selecting.transport import Metadata, Transport
+
+
+class Selector(SelectorBase):
+    """A connection to one sidecar. Several threads may use it, and so may a forked child, unless a thread was in the
+    middle of a call when the process forked: gRPC does not survive that, so use spawn or forkserver then. A pickled
+    copy opens a connection of its own.
+
+    `timeout` seconds bound every selection, with its retries. Whatever goes wrong on the way, `select` returns a
+    uniform sub-batch of the same size, which is flagged in `Selection.fallback` and counted in `statistics`. After
+    three failures in a row it does so at once, until a probe beside the trainer finds the sidecar healthy. With
+    `on_error="raise"` it raises SelectorClientError instead. A request that the sidecar refuses as wrong raises as long
+    as none has succeeded; mistakes that are seen here (shapes, sizes, settings) always raise ValueError or TypeError.
+    `seed` makes the picks of a run repeatable. `shared_memory` says whether large payloads go through memory that a
+    sidecar on this host shares: None means where it can, False never, and with True a selection fails where it cannot.
+    The environment variable SELECTOR_OFF=1 makes every selection uniform.
+
+    `settings` are those of Settings (how to pick) and of Access: `ca_file`, `certificate_file`, `key_file`, `tls` and
+    `server_name` for TLS, and `token_file`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 10.0,
+        seed: int | None = None,
+        on_error: Literal["fallback", "raise"] = "fallback",
+        shared_memory: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(Session(address, timeout, seed, on_error, **settings))
+        self._shared_memory, self._transport = shared_memory, Transport(address, shared_memory)
+        self._lock = threading.Lock()
+        self._connection: tuple[int, grpc.Channel] | None = None
+
+    def __getstate__(self) -> tuple[Session, bool | None]:
+        return self._session, self._shared_memory
+
+    def __setstate__(self, state: tuple[Session, bool | None]) -> None:
+        self._session, self._shared_memory = state
+        self._transport = Transport(self._session.address, self._shared_memory)
+        self._lock, self._connection = threading.Lock(), None
+
+    def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
+        """Waits until the sidecar answers, and returns what it is. Nobody has to call this, for `select` connects by
+        itself.
+
+        Raises Unreachable (at once if it is Untrusted), Denied, and ValueError if the sidecar does not know the policy
+        of the settings.
+        """
+        request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
+        while True:
+            try:
+                info: pb.GetServerInfoResponse = self._call(
+                    lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
+                )
+                break
+            except Unreachable as error:
+                if not self._session.keep_waiting(error, deadline):
+                    raise
+            time.sleep(CONNECT_PAUSE_SECONDS)
+        policy = self.settings.policy
+        if policy and policy not in info.policies:
+            raise ValueError(f"policy is {policy!r}; {self._session.address} knows {', '.join(sorted(info.policies))}")
+        return info
+
+    def weights_status(self) -> pb.GetWeightsStatusResponse:
+        """Returns which learner weights are served. Raises SelectorClientError."""
+        request = pb.GetWeightsStatusRequest()
+        status: pb.GetWeightsStatusResponse = self._call(
+            lambda stub: stub.GetWeightsStatus(request, timeout=self._session.timeout)
+        )
+        return status
+
+    def select(
+        self,
+        images: Images,
+        texts: Texts,
+        *,
+        ids: Ids | None = None,
+        step: int | None = None,
+        timeout: float | None = None,
+    ) -> Selection:
+        """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files;
+        `texts` are int token ids [B, T], or B strings. `ids` (B different integers or strings) name the samples, so
+        that a sidecar with a cache need not embed them with the reference again. `step` is the trainer's step. A
+        `timeout`, in seconds, counts for this selection only."""
+        return self._select(Candidates.samples(images, texts, ids), step, timeout)
+
+    def select_embeddings(
+        self,
+        learner: ModelEmbeddings | None,
+        reference: ModelEmbeddings | None,
+        *,
+        step: int | None = None,
+        timeout: float | None = None,
+    ) -> Selection:
+        """Picks from embeddings that the trainer computed."""
+        return self._select(Candidates.embeddings(learner, reference), step, timeout)
+
+    def select_losses(
+        self,
+        learner: ArrayLike | None,
+        reference: ArrayLike | None,
+        *,
+        step: int | None = None,
+        timeout: float | None = None,
+    ) -> Selection:
+        """Picks from one loss per candidate, float32 or float16 [B]. Only the policies independent and uniform can."""
+        return self._select(Candidates.losses(learner, reference), step, timeout)
+
+    def close(self) -> None:
+        """Ends the connection. A later call opens a new one."""
+        self._session.breaker.close()
+        with self._lock:
+            if self._connection is not None and self._connection[0] == os.getpid():
+                self._connection[1].close()
+            self._connection = None
+        self._transport.close()
+
+    def __enter__(self) -> "Selector":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
+        pending = self._session.begin(candidates, step, timeout)
+        with tracing.span("selector.select") as span:
+            selection = self._answer(pending, span.metadata())
+            span.done(selection.fallback, pending.retries)
+            return selection
+
+    def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
+        candidates, header = pending.candidates, pending.header
+        while True:
+            try:
+                self._session.check()
+                response = self._call(
+                    lambda stub: self._transport.select(stub, candidates, header, max(pending.left, 1e-3), metadata)
+                )
+                return self._session.answered(pending, response)
+            except SelectorClientError as error:
+                if (pause := self._session.retry(pending, error)) is None:
+                    return self._session.failed(pending, error)
+            time.sleep(pause)
+
+    def _call(self, call: Callable[[Any], Any]) -> Any:
+        channel = self._channel()
+        try:
+            return call(service(channel, self._session.access))
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._forget(channel)
+            raise error_of(error, self._session.address, self._session.access) from error
+        except ValueError as error:  # gRPC raises it when the channel is closed under a running call
+            raise Unreachable("closed", f"{self._session.address}: {error}") from error
+
+    def _channel(self) -> grpc.Channel:
+        """Returns the channel of this process. One that was made before a fork would hang or crash after it, so it is
+        left behind."""
+        with self._lock:
+            if self._connection is None or self._connection[0] != os.getpid():
+                self._connection = (os.getpid(), open_channel(self._session.address, self._session.access))
+            return self._connection[1]
+
+    def _forget(self, channel: grpc.Channel) -> None:
+        """Lets the next call open a new channel. Between calls nothing drives this one's attempts to reconnect, so it
+        may take 10 s to find a sidecar that is back. It is not closed, for calls of other threads may still be in
+        it."""
+        with self._lock:
+            if self._connection is not None and self._connection[1] is channel:
+                self._connection = None

@@ -1,0 +1,103 @@
+"""How a selector picks: the settings of every request, checked where the trainer gives them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from selector_proto.contract import DEFAULT_FILTER_RATIO, sub_batch_size
+from selector_proto.v1 import selector_pb2 as pb
+
+
+class TooFew(ValueError):
+    """A super-batch has too few candidates to pick the sub-batch from."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to pick; None leaves a setting to the server's default. The contract (selector.proto) has the limits.
+
+    Raises ValueError, which names the setting, its value and the limit."""
+
+    run: str = ""
+    policy: str = ""
+    criterion: str = "learnability"
+    loss: str | None = None
+    sub_batch_size: int | None = None
+    filter_ratio: float | None = None
+    chunks: int | None = None
+    gain: float | None = None
+    draw: str = "sample"
+    min_weights_version: int = 0
+    max_lag_steps: int | None = None
+    max_age_seconds: float | None = None
+    when_stale: str | None = None
+    # Data-parallel ranks may select as one, through one sidecar: they share the name of a group that the run chooses,
+    # and `rank` says which of the `world_size` ranks this one is.
+    group: str = ""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sub_batch_size is not None and self.filter_ratio is not None:
+            raise ValueError("give sub_batch_size or filter_ratio, not both")
+        if self.filter_ratio is not None and not 0 < self.filter_ratio < 1:
+            raise ValueError(f"filter_ratio is {self.filter_ratio}; must lie between 0 and 1, both excluded")
+        _enum(pb.Criterion, "CRITERION", self.criterion)
+        _enum(pb.Draw, "DRAW", self.draw)
+        if self.loss is not None:
+            _enum(pb.Loss, "LOSS", self.loss)
+        if self.max_lag_steps is not None and self.max_lag_steps < 0:
+            raise ValueError(f"max_lag_steps is {self.max_lag_steps}; must not be negative")
+        if self.max_age_seconds is not None and not 0 < self.max_age_seconds <= 1e9:
+            raise ValueError(f"max_age_seconds is {self.max_age_seconds}; must be positive and at most 1e9")
+        if self.when_stale is not None:
+            _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank}; must be 0 to world_size - 1, and world_size is {self.world_size}")
+        if self.world_size > 1 and not self.group:
+            raise ValueError(f"group is ''; {self.world_size} ranks that select as one need a name for their group")
+
+    def picks(self, candidates: int) -> int:
+        """Returns b, the size of the sub-batch, for a super-batch of `candidates`. Raises TooFew, a ValueError, if so
+        many cannot be picked from it."""
+        if self.sub_batch_size is not None:
+            picks = self.sub_batch_size
+        else:
+            picks = sub_batch_size(candidates, self.filter_ratio or DEFAULT_FILTER_RATIO)
+        if not 1 <= picks <= candidates:
+            raise TooFew(f"{picks} picks of {candidates} candidates are not possible")
+        return picks
+
+    def header(self) -> pb.Selection:
+        """Returns the settings as a message, which still lacks candidates, seed and step."""
+        optional = {
+            "sub_batch_size": self.sub_batch_size,
+            "filter_ratio": self.filter_ratio,
+            "chunks": self.chunks,
+            "gain": self.gain,
+            "loss": None if self.loss is None else _enum(pb.Loss, "LOSS", self.loss),
+            "max_lag_steps": self.max_lag_steps,
+            "max_age_seconds": self.max_age_seconds,
+            "when_stale": None
+            if self.when_stale is None
+            else _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale"),
+        }
+        return pb.Selection(
+            run=self.run,
+            policy=self.policy,
+            criterion=_enum(pb.Criterion, "CRITERION", self.criterion),
+            draw=_enum(pb.Draw, "DRAW", self.draw),
+            min_weights_version=self.min_weights_version,
+            group=self.group,
+            rank=self.rank,
+            world_size=self.world_size,
+            **{name: value for name, value in optional.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+
+def _enum(enum: Any, prefix: str, name: str, field: str = "") -> Any:
+    """Returns the value of a protobuf enum by its short lower-case name, as users write it. Raises ValueError."""
+    key = f"{prefix}_{name.upper().replace('-', '_')}"
+    if key not in enum.keys() or key.endswith("UNSPECIFIED"):  # noqa: SIM118 - the enum wrapper is no dict
+        known = [k.removeprefix(f"{prefix}_").lower().replace("_", "-") for k in enum.keys()[1:]]
+        raise ValueError(f"{field or prefix.lower()} is {name!r}; must be one of {', '.join(known)}")
+    return enum.Value(key)
