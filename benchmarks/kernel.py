@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selector_server.sampling import kernel
-from selector_server.sampling.kernel import StripModel, strips
+from selector_server.sampling.losses import kernel
+from selector_server.sampling.losses.kernel import StripModel, strips
 
 # Rows whose strips are checked against float64.
 CHECKED = 256
@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]
 
 def tuning(models: list[StripModel]) -> dict[str, Any]:
     """Each tile's time for one round, and how far its strips are from the chosen tile's."""
-    from selector_server.sampling.kernel_triton import TILES, side
+    from selector_server.sampling.losses.kernel_triton import TILES, side
 
     reference = strips(models)
     chosen = str(side.best_config)

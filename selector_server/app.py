@@ -36,7 +36,7 @@ from selector_server.rpc.server import READY, WEIGHTS, RpcServer
 from selector_server.rpc.service import SelectorService
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Loss, Policy, load_policies
-from selector_server.sampling.kernel import available as kernel_available
+from selector_server.sampling.losses.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing

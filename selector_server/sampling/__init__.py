@@ -1,6 +1,6 @@
 """Pure functions of tensors and a seed: losses, criteria, draws, policies. Imports only torch and the stdlib."""
 
-from selector_server.sampling.embedded import MAX_LOGIT, Embedded
+from selector_server.sampling.embeddings import MAX_LOGIT, Embedded
 from selector_server.sampling.plan import Draw, Plan, chunk_sizes
 from selector_server.sampling.policies import Needs, Picks, Policy
 from selector_server.sampling.registry import load_policies

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.noise import Keys, draw_chunk, open_logits
 from selector_server.sampling.plan import Draw, Plan
-from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores, Scores
 
 

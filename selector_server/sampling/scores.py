@@ -8,11 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from selector_server.sampling import at_once
-from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.running import Running, Weighted, total_of
-from selector_server.sampling.sigmoid import Sigmoid
-from selector_server.sampling.softmax import Softmax
+from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.losses import all_pairs as at_once
+from selector_server.sampling.losses.base import Running, Weighted, total_of
+from selector_server.sampling.losses.sigmoid import Sigmoid
+from selector_server.sampling.losses.softmax import Softmax
 
 
 class Criterion(Enum):

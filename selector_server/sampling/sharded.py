@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.noise import Keys, best, open_logits
 from selector_server.sampling.plan import Plan
 from selector_server.sampling.policies import Picks
-from selector_server.sampling.running import Chunk
 from selector_server.sampling.scores import PairScores
 
 # Of what is exchanged; to be raised with every change of it, or of the bits of a score.

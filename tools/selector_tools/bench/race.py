@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling.losses.strips import Side, tiles
 from selector_server.sampling.policies import Joint
-from selector_server.sampling.strips import Side, tiles
 from selector_tools.bench import literal
 from selector_tools.bench.machine import describe
 from selector_tools.bench.memory import HOW, peak_mib

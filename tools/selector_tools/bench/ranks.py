@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from selector_server.encoding.ranks import rank_correlation
 from selector_server.sampling import PairScores, Plan
+from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.policies import Joint
-from selector_server.sampling.running import Chunk
 
 
 def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]:

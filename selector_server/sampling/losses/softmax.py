@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import Side, softplus, tiles
+from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.losses.base import SAMPLE, Chunk, Running, Weighted
+from selector_server.sampling.losses.strips import Side, softplus, tiles
 
 
 class Softmax(Running):

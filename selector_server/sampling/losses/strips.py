@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.embeddings import Embedded
 
 # Bytes of logits held at once. On a CPU they stay in the cache between the product and the sum; a GPU wants them large.
 CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 512

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.running import Chunk, Running, Weighted
+from selector_server.sampling.losses.base import Chunk, Running, Weighted
 
 # Candidates up to which all pairs are faster, filtered by a half to four fifths; at about 1,000 they are as fast.
 MOST = 768

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.embeddings import Embedded
 
 # A model and its weight in the score: +1 or -1.
 Weighted = tuple[int, Embedded]

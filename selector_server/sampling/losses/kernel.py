@@ -101,7 +101,7 @@ def strips(models: Sequence[StripModel], out: Tensor | None = None) -> Tensor:
 def _launch(candidates: Tensor, picks: Tensor, sums: Tensor, scale: float, bias: float) -> None:
     """sums_i = sum over k of softplus(scale * <candidates_i, picks_k> + bias)."""
     # Only here, so that this module can be imported without Triton.
-    from selector_server.sampling.kernel_triton import INTERPRETED, TensorDescriptor, side  # noqa: PLC0415
+    from selector_server.sampling.losses.kernel_triton import INTERPRETED, TensorDescriptor, side  # noqa: PLC0415
 
     candidates, picks = _aligned(candidates), _aligned(picks)
     (count, depth), size = candidates.shape, len(picks)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.at_once import pairs_of, uniform_total
-from selector_server.sampling.kernel import StripModel, strips
-from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import Sides, softplus
+from selector_server.sampling.losses.all_pairs import pairs_of, uniform_total
+from selector_server.sampling.losses.base import SAMPLE, Chunk, Running, Weighted
+from selector_server.sampling.losses.kernel import StripModel, strips
+from selector_server.sampling.losses.strips import Sides, softplus
 
 
 class Sigmoid(Running):

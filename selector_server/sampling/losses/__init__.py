@@ -1,0 +1,1 @@
+"""The losses that sub-batches are scored by."""
