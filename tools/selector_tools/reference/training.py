@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,6 +38,8 @@ def fit(
 ) -> None:
     """Trains source.module in place, with source.loss, on uint8 [n, H, W, C] and int64 [n, T]; `on_step` gets each
     step's loss. Raises SetupError."""
+    if source.loss not in CRITERIA:
+        raise SetupError("--loss", source.loss, f"a reference is trained with one of {', '.join(CRITERIA)}")
     if len(pixels) < recipe.batch:
         raise SetupError("--batch", recipe.batch, f"the pool holds {len(pixels)} readable pairs")
     module = source.module.to(recipe.device).train()
@@ -84,7 +85,7 @@ def _softmax(logits: Tensor, own: Tensor) -> Tensor:
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
-CRITERIA: dict[Literal["sigmoid", "softmax"], Callable[[Tensor, Tensor], Tensor]] = {
+CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sigmoid": _sigmoid,
     "softmax": _softmax,
 }
