@@ -18,7 +18,6 @@ from selector_server.encoding import bundle
 from selector_server.encoding.cache import ReferenceCache
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
-from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.admission import Admission
@@ -245,7 +244,7 @@ class App:
         path = getattr(self.config, role)
         if path is None:
             return None
-        micro_batch = self.config.micro_batch or SIZES[device.kind]
+        micro_batch = self.config.micro_batch or device.kind.micro_batch
         model = Model(bundle.load(path, role), device, micro_batch, self.metrics.encoding)
         try:
             # The other way to find out is a request that fails.

@@ -12,7 +12,6 @@ from selector_server.encoding import bundle as b
 from selector_server.encoding.bundle import Bundle
 from selector_server.encoding.device import Device
 from selector_server.encoding.export import new_folder
-from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
 from selector_server.encoding.ranks import rank_correlation
 from selector_server.errors import BundleError
@@ -53,7 +52,8 @@ def quantise_reference(
 
 def own_scores(bundle: Bundle, pixels: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Logits of each image with its own text, float64 [n], computed on the CPU."""
-    model = Model(bundle, Device("cpu", usable_cpus()), SIZES["cpu"])
+    device = Device("cpu", usable_cpus())
+    model = Model(bundle, device, device.kind.micro_batch)
     return model.encode(pixels, tokens, model.constant_weights()).own_logits.numpy()
 
 

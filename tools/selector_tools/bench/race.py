@@ -76,8 +76,7 @@ class Race:
     def _timed(self, call: Callable[[], Tensor | None]) -> tuple[Tensor | None, float]:
         started = perf_counter()
         result = call()
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        torch.get_device_module(self.device).synchronize()
         return result, perf_counter() - started
 
 

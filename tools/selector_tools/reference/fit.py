@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from selector_server.device_kinds import DEVICE_NAMES
 from selector_tools.export import command as export
 from selector_tools.export import flags as model_flags
 from selector_tools.mistakes import any_mistake, exit_status
@@ -34,7 +35,7 @@ def add_parser(verbs: Any) -> None:
     add("--batch", type=int, default=256, metavar="N", help="pairs of a step (default %(default)s)")
     add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its peak (default %(default)s)")
     add("--weight-decay", type=float, default=1e-4, metavar="X", help="of matrices (default %(default)s)")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    add("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     add("--memory-bytes", type=int, default=8 << 30, metavar="N", help="largest pool, decoded (default %(default)s)")
 

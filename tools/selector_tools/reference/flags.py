@@ -1,10 +1,11 @@
 """Flags that the commands share which run a reference over a pool."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from selector_server.device_kinds import DEVICE_NAMES, is_device
 
 if TYPE_CHECKING:
     from selector_tools.pools.reading import Skipped
@@ -26,7 +27,7 @@ def add_encoding(parser: Any) -> None:
     add = parser.add_argument
     add("--reference", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle")
     add_pool(parser)
-    add("--device", default="cpu", help="cpu, cuda or cuda:N; never falls back (default %(default)s)")
+    add("--device", default="cpu", help=f"{DEVICE_NAMES}; never falls back (default %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
     add("--batch", type=int, default=256, metavar="N", help="pairs read at once (default %(default)s)")
 
@@ -48,7 +49,7 @@ def encoding_checks(flags: argparse.Namespace) -> Checks:
 
 def device_check(device: str) -> tuple[bool, str, object, str]:
     """Whether --device is no device's name."""
-    return not re.fullmatch(r"cpu|cuda(:\d+)?", device), "--device", device, "must be cpu, cuda or cuda:N"
+    return not is_device(device), "--device", device, f"must be {DEVICE_NAMES}"
 
 
 def cache_bytes_check(flags: argparse.Namespace) -> tuple[bool, str, object, str]:

@@ -70,12 +70,12 @@ def _compared(
 ) -> list[tuple[float, float]]:
     """(AUC, median seconds of an encoding) of each."""
     from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
     from selector_server.encoding.model import Model  # noqa: PLC0415
     from selector_server.machine import usable_cpus  # noqa: PLC0415
     from selector_tools.reference.separation import separate  # noqa: PLC0415
 
-    models = [Model(each, Device("cpu", usable_cpus()), SIZES["cpu"]) for each in (first, second)]
+    device = Device("cpu", usable_cpus())
+    models = [Model(each, device, device.kind.micro_batch) for each in (first, second)]
     texts = [row.tobytes() for row in tokens]
     aucs = [separate(model.encode(pixels, tokens, model.constant_weights()), texts, 0).auc for model in models]
     seconds: list[list[float]] = [[], []]
