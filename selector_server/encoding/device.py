@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selector_server.device_kinds import KINDS
+from selector_server.device_kinds import DEVICE_NAMES, KINDS, is_device
 from selector_server.errors import BundleError, SetupError
 from selector_server.machine import memory_bounds, resident
 
@@ -78,6 +78,8 @@ class Device:
     def __init__(self, name: str, threads: int) -> None:
         """`name` is that of a kind, or kind:N for its N-th device; `threads` are the CPU threads of a session. Raises
         SetupError if there is no such device."""
+        if not is_device(name):
+            raise SetupError("device", name, f"must be {DEVICE_NAMES}")
         kind, _, index = name.partition(":")
         self.name, self.kind, self.index, self.threads = name, KINDS[kind], int(index or 0), threads
         self.provider = self.kind.provider

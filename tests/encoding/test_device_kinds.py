@@ -54,6 +54,11 @@ def test_a_device_that_is_not_there_is_named():
         Device("cuda:3", 1)
 
 
+def test_a_device_of_no_kind_is_refused_instead_of_taken_for_a_cpu():
+    with pytest.raises(SetupError, match="device is tpu; must be cpu, cuda or cuda:N"):
+        Device("tpu", 1)
+
+
 def test_settings_are_read_without_torch():
     code = "import sys, selector_server.config; print(*{'torch', 'onnxruntime', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
