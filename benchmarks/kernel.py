@@ -1,5 +1,5 @@
 # ruff: noqa: PLC0415, T201
-"""The fused kernel at the paper's size on a CUDA device: time, rate, memory, accuracy. Prints one JSON object.
+"""Measures the fused kernel at the paper's size on a CUDA device: time, rate, memory, accuracy. Prints one JSON object.
 
     python benchmarks/kernel.py [--candidates 163840] [--picks 2048] [--width 768] [--rounds 15] [--repeats 5]
 
@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selector_server.sampling import kernel
-from selector_server.sampling.kernel import StripModel, strips
+from selector_server.sampling.losses import kernel
+from selector_server.sampling.losses.kernel import StripModel, strips
 
-# Rows whose strips are checked against float64.
+# The strips of so many rows are checked against float64.
 CHECKED = 256
-# Rows of a tile of cuBLAS's products: its result is 128 MiB at 2,048 picks.
+# A tile of cuBLAS's products has so many rows: its result is 128 MiB at 2,048 picks.
 TILE_ROWS = 32_768
-# scale, bias and weight of learner and reference.
+# The logit scale and bias, and the weight, of learner and reference.
 LAWS = ((10.0, -10.0, 1.0), (25.0, -7.5, -1.0))
 
 Pair = tuple[Tensor, Tensor]
 
 
 def embeddings(count: int, width: int, seed: int, dtype: torch.dtype) -> Pair:
-    """Image and text, [count, width] with rows of length one; those of a pair are alike."""
+    """Image and text embeddings, [count, width] with rows of length one; those of a pair are alike."""
     generator = torch.Generator(device="cuda").manual_seed(seed)
     image = torch.randn(count, width, generator=generator, device="cuda")
     text = torch.randn(count, width, generator=generator, device="cuda") + image
@@ -39,7 +39,7 @@ def embeddings(count: int, width: int, seed: int, dtype: torch.dtype) -> Pair:
 
 
 def milliseconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """Device time of each of `repeats` runs, after two that are not counted."""
+    """The device time of each of `repeats` runs, after two that are not counted."""
     times = []
     for _ in range(2 + repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call,unused-ignore]
@@ -57,7 +57,7 @@ def summary(times: list[float], flop: float) -> dict[str, float]:
 
 
 def exact(models: list[StripModel], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(strips, sum of absolute losses) of these rows, float64."""
+    """The strips of these rows, and the sums of their absolute losses, float64 [rows] each."""
     zero = torch.zeros((), dtype=torch.float64, device=rows.device)
     signed = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     absolute = signed.clone()
@@ -71,6 +71,7 @@ def exact(models: list[StripModel], rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """Times kernel and products in turns, and compares some strips with float64."""
     count, size, width = arguments.candidates, arguments.picks, arguments.width
     pairs = [embeddings(count, width, seed, dtype) for seed in range(len(LAWS))]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).cuda()
@@ -127,7 +128,7 @@ def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]
 
 def tuning(models: list[StripModel]) -> dict[str, Any]:
     """Each tile's time for one round, and how far its strips are from the chosen tile's."""
-    from selector_server.sampling.kernel_triton import TILES, side
+    from selector_server.sampling.losses.kernel_triton import TILES, side
 
     reference = strips(models)
     chosen = str(side.best_config)

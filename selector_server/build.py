@@ -12,7 +12,6 @@ from selector_server.config import Config, mask_url
 from selector_server.encoding import bundle
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
-from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.encoding.reference_cache import ReferenceCache
@@ -37,7 +36,7 @@ from selector_server.rpc.service import SelectorService
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import Contract
 from selector_server.sampling import Loss, Policy, load_policies
-from selector_server.sampling.kernel import available as kernel_available
+from selector_server.sampling.losses.kernel import available as kernel_available
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
@@ -154,7 +153,7 @@ def _model(config: Config, role: Literal["learner", "reference"], device: Device
     path = getattr(config, role)
     if path is None:
         return None
-    model = Model(bundle.load(path, role), device, config.micro_batch or SIZES[device.kind], metrics.encoding)
+    model = Model(bundle.load(path, role), device, config.micro_batch or device.kind.micro_batch, metrics.encoding)
     try:
         # The other way to find out is a request that fails.
         model.warm_up(model.bundled_weights() if role == "learner" else model.constant_weights())
@@ -210,8 +209,8 @@ def _preparation(config: Config, models: Models, decoder: Decoder) -> Preparatio
 def _peers(config: Config, device: Device) -> Peers | None:
     if not config.peers:
         return None
-    backend = "nccl" if device.torch.type == "cuda" else "gloo"
-    return Peers(config.peer_address, config.peer_rank, config.peer_count, config.peer_seconds, backend)
+    address, backend = config.peer_address, device.kind.group_backend
+    return Peers(address, config.peer_rank, config.peer_count, config.peer_seconds, backend)
 
 
 def _policies() -> dict[str, Policy]:

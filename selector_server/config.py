@@ -12,6 +12,7 @@ from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkError, LinkOptions, masked
 from selector_proto.weights.transports import check_link
 
+from selector_server.device_kinds import DEVICE_NAMES, DEVICE_PATTERN
 from selector_server.errors import SetupError
 
 ENV_PREFIX = "SELECTOR_"
@@ -67,7 +68,7 @@ class Config(BaseModel):
     redis_password_file: Path | None = Field(None, description="file with its password, read at each connection")
     redis_sentinel_password_file: Path | None = Field(None, description="file with the password of the Sentinels")
     run: str = Field("default", description="training run whose weights are served")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N; never falls back")
+    device: str = Field("cpu", pattern=DEVICE_PATTERN, description=f"{DEVICE_NAMES}; never falls back")
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads for encoders and sampler, 0 for what the cgroup's quota allows"
     )

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selector_server.errors import BundleError
-from selector_server.sampling import MAX_LOGIT
+from selector_server.sampling import MAX_LOGIT, Loss
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -21,6 +21,12 @@ Size = Annotated[int, Field(gt=0, le=1 << 24)]
 Grid = tuple[Annotated[int, Field(gt=0, le=1024)], Annotated[int, Field(gt=0, le=1024)]]
 Channels = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=3)]
 Interpolation = Literal["bilinear", "bicubic"]
+
+
+def _known_loss(name: str) -> str:
+    if name not in (names := [loss.value for loss in Loss]):
+        raise ValueError(f"must be one of {', '.join(names)}")
+    return name
 
 
 class _Part(BaseModel):
@@ -109,7 +115,7 @@ class Manifest(_Part):
     width: Size
     image: ImageInput
     text: TextInput
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    loss: Annotated[str, AfterValidator(_known_loss)] = "sigmoid"
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     patches_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
     logit: Logit | None = None

@@ -1,4 +1,4 @@
-"""Where towers run: one device, as ONNX Runtime and torch both name it, and how arrays get there."""
+"""Where towers run: one device, known to ONNX Runtime and torch, how arrays get there, and how much fits at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selector_server.device_kinds import DEVICE_NAMES, KINDS, is_device
 from selector_server.errors import BundleError, SetupError
 from selector_server.machine import memory_bounds, resident
 
-# torch dtype -> ONNX element type.
+# The ONNX element type of each torch dtype that a tower takes or gives.
 ELEMENTS = {
     torch.float32: 1,
     torch.uint8: 2,
@@ -21,24 +22,50 @@ ELEMENTS = {
     torch.float16: 10,
     torch.bfloat16: 16,
 }
-# ONNX Runtime 1.32 ends by a segmentation fault in it, where float16 weights are constants and the device is a CPU.
+# ONNX Runtime 1.32 ends by a segmentation fault in this one, if float16 weights are constants and the device is a CPU.
 _DISABLED = ["FuseFp16InitializerToFp32NodeTransformer"]
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
+# So many runs must fit before a larger micro-batch is tried again.
+PATIENCE = 64
 
 
 class OutOfMemory(Exception):
-    """A run did not fit; a smaller one may."""
+    """A run did not fit into the device's memory; a smaller one may."""
+
+
+class MicroBatch:
+    """How many samples are encoded at once: as many as memory holds, up to a limit.
+
+    `size` begins at `limit`, is halved when memory runs out, and creeps back by an eighth of the limit.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.size = self._limit = limit
+        self._fits = 0
+
+    def halve(self, tried: int) -> None:
+        """Says that `tried` samples, more than 1, did not fit."""
+        self.size, self._fits = tried // 2, 0
+
+    def fitted(self) -> None:
+        """Says that one more run fitted."""
+        if self.size == self._limit:
+            return
+        self._fits += 1
+        if self._fits >= PATIENCE:
+            self.size, self._fits = min(self._limit, self.size + max(1, self._limit // 8)), 0
 
 
 @dataclass
 class Upload:
-    """An array on its way to the device. `tensor` may be used after `wait`."""
+    """An array on its way to the device."""
 
     tensor: Tensor
-    copied: Any = None  # a CUDA event
-    source: Any = None  # page-locked memory, until the copy is over
+    copied: Any = None  # the event, of torch's module for the device, that the copy is over
+    source: Any = None  # the page-locked memory that is copied, until the copy is over
 
     def wait(self) -> Tensor:
+        """Waits until the tensor may be used, and returns it."""
         if self.copied is not None:
             self.copied.synchronize()
             self.source = None
@@ -46,19 +73,28 @@ class Upload:
 
 
 class Device:
-    """`name` is cpu, cuda or cuda:N; `threads` the CPU threads of a session. Never falls back to another device."""
+    """One device of one kind. It never falls back to another."""
 
     def __init__(self, name: str, threads: int) -> None:
+        """`name` is that of a kind, or kind:N for its N-th device; `threads` are the CPU threads of a session. Raises
+        SetupError if there is no such device."""
+        if not is_device(name):
+            raise SetupError("device", name, f"must be {DEVICE_NAMES}")
         kind, _, index = name.partition(":")
-        self.name, self.kind, self.index, self.threads = name, kind, int(index or 0), threads
-        self.torch = torch.device(kind, self.index) if kind == "cuda" else torch.device("cpu")
-        self.provider = "CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"
+        self.name, self.kind, self.index, self.threads = name, KINDS[kind], int(index or 0), threads
+        self.provider = self.kind.provider
+        self.torch = torch.device("cpu")
+        # torch's module for accelerators of this kind, such as torch.cuda, and a stream for copies to this one.
+        self._module: Any = None
         self._copies: Any = None
-        if kind == "cuda":
-            if not torch.cuda.is_available() or self.index >= torch.cuda.device_count():
-                raise SetupError("device", name, f"torch sees {torch.cuda.device_count()} CUDA devices")
-            ort.preload_dlls()
-            self._copies = torch.cuda.Stream(self.torch)  # type: ignore[no-untyped-call]
+        if not self.kind.is_host:
+            self._module = torch.get_device_module(self.kind.torch_type)
+            if not self._module.is_available() or self.index >= self._module.device_count():
+                limit = f"torch sees {self._module.device_count()} {kind.upper()} devices"
+                raise SetupError("device", name, limit)
+            self.torch = torch.device(self.kind.torch_type, self.index)
+            ort.preload_dlls()  # of CUDA, which does nothing in other builds
+            self._copies = self._module.Stream(self.torch)
 
     def probe(self) -> None:
         """Computes something small. Raises whatever the device raises when it is lost."""
@@ -72,11 +108,9 @@ class Device:
         options.log_severity_level = 3
         # Threads that spin between runs would take the trainer's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider = {"device_id": self.index} if self.kind == "cuda" else {}
+        providers = [(self.provider, self.kind.provider_options(self.index))]
         try:
-            session = ort.InferenceSession(
-                str(model), options, providers=[(self.provider, provider)], disabled_optimizers=_DISABLED
-            )
+            session = ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=_DISABLED)
         except Exception as error:  # onnxruntime raises several unrelated types
             # Its messages begin with places in its source and end with what is wrong.
             raise BundleError("ONNX graph", model, " ".join(str(error).split())[-300:]) from error
@@ -86,35 +120,35 @@ class Device:
         return session
 
     def memory(self) -> dict[str, int]:
-        """Bytes by kind. CUDA: of the whole device. CPU: of this process, as the system counts them."""
-        if self.kind == "cpu":
+        """Bytes by kind: of an accelerator as a whole, or of this process on a CPU, as the system counts them."""
+        if self._module is None:
             return resident()
         try:
-            free, total = torch.cuda.mem_get_info(self.torch)
+            free, total = self._module.mem_get_info(self.torch)
         except RuntimeError:  # a broken device must not take the other metrics along
             return {}
-        allocated, reserved = torch.cuda.memory_allocated(self.torch), torch.cuda.memory_reserved(self.torch)
-        other = max(0, total - free - reserved)  # ONNX Runtime's, and other processes'
+        allocated, reserved = self._module.memory_allocated(self.torch), self._module.memory_reserved(self.torch)
+        other = max(0, total - free - reserved)  # of ONNX Runtime and of other processes
         return {"allocated": allocated, "cached": reserved - allocated, "other": other, "free": free}
 
     def memory_limit(self) -> int:
-        """Bytes that there are for it."""
-        if self.kind == "cpu":
+        """Bytes of memory that the device has, or that this process may use on a CPU; 0 if the system does not say."""
+        if self._module is None:
             return min((bound.limit for bound in memory_bounds()), default=0)
-        return int(torch.cuda.mem_get_info(self.torch)[1])
+        return int(self._module.mem_get_info(self.torch)[1])
 
     def send(self, array: NDArray[Any]) -> Upload:
-        """Begins to copy `array` to the device, beside whatever computes there; a CPU takes it as it is. Raises
-        OutOfMemory."""
+        """Begins to copy `array`, of any shape and dtype, to the device, beside whatever computes there; a CPU takes it
+        as it is. Raises OutOfMemory."""
         # A request's arrays are views into a read-only payload, which torch must not share.
         tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
         if self._copies is None:
             return Upload(tensor)
         try:
             pinned = tensor.pin_memory()
-            with torch.cuda.stream(self._copies):
+            with self._module.stream(self._copies):
                 copy = pinned.to(self.torch, non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event = self._module.Event()
                 event.record(self._copies)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(str(error)) from error
@@ -124,13 +158,15 @@ class Device:
         """Runs the session from tensors on this device into a contiguous one. Raises OutOfMemory."""
         binding = session.io_binding()
         for name, tensor in inputs.items():
-            place = (self.kind, self.index, ELEMENTS[tensor.dtype], list(tensor.shape), tensor.data_ptr())
-            binding.bind_input(name, *place)
-        name, out = output
-        binding.bind_output(name, self.kind, self.index, ELEMENTS[out.dtype], list(out.shape), out.data_ptr())
+            binding.bind_input(name, *self._place(tensor))
+        binding.bind_output(output[0], *self._place(output[1]))
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises several unrelated types
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise
+
+    def _place(self, tensor: Tensor) -> tuple[str, int, int, list[int], int]:
+        """Where a tensor lies and what it is, as ONNX Runtime is told."""
+        return self.torch.type, self.index, ELEMENTS[tensor.dtype], list(tensor.shape), tensor.data_ptr()

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.encoding.bundle import EMBEDDING
-from selector_server.encoding.device import Device, OutOfMemory
-from selector_server.encoding.micro_batch import MicroBatch
+from selector_server.encoding.device import Device, MicroBatch, OutOfMemory
 from selector_server.errors import BundleError, NotPossible
 from selector_server.telemetry.encoding import EncodingMetrics
 

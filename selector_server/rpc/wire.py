@@ -39,8 +39,7 @@ DRAWS: Mapping[int, Draw] = {
 }
 LOSSES: Mapping[int, Loss] = {
     pb.LOSS_UNSPECIFIED: Loss.SIGMOID,
-    pb.LOSS_SIGMOID: Loss.SIGMOID,
-    pb.LOSS_SOFTMAX: Loss.SOFTMAX,
+    **{pb.Loss.Value(f"LOSS_{loss.name}"): loss for loss in Loss},
 }
 WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_SERVE: WhenStale.SERVE,

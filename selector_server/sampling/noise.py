@@ -11,39 +11,34 @@ from selector_server.sampling.plan import Draw, Plan
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-
-
-# Noise made at once: more would not be faster, and would be most of a large super-batch's memory.
+# So much noise is made at once: more would not be faster, and would be most of a large super-batch's memory.
 NOISE_AHEAD = 1 << 16
 
 
 def gumbel(seed: int, stream: int, candidates: Tensor) -> Tensor:
     """Standard Gumbel noise, float64 [n], for the candidate indices int64 [n] in round `stream` of `seed`.
 
-    SplitMix64 (Steele et al., 2014): the generator's output function on a counter, its key mixed from seed and
-    round.
+    It is SplitMix64 (Steele et al., 2014): the generator's output function on a counter whose key is mixed from seed
+    and round.
     """
     return _gumbel(seed, range(stream, stream + 1), candidates)[0]
 
 
 class Keys:
-    """What the draws of a plan rank candidates by: logits plus noise, unless the draw is top-k.
-
-    `first` is the index of the first of these candidates in the whole super-batch.
-    """
+    """What the draws of a plan rank candidates by: logits plus noise, unless the draw is top-k."""
 
     def __init__(self, plan: Plan, count: int, device: torch.device, first: int = 0) -> None:
+        """`first` is the index in the whole super-batch of the first of these `count` candidates."""
         self._plan, self._candidates = plan, torch.arange(first, first + count, device=device)
         self._made = range(0)
         self._noise: Tensor
 
     def of(self, logits: Tensor, round_: int) -> Tensor:
-        """float64 [n] for logits float64 [n]; rounds are asked for in order."""
+        """The keys of a round, float64 [n], for logits float64 [n]. Rounds must be asked for in order."""
         if self._plan.draw is Draw.TOP_K:
             return logits
-        if (
-            round_ not in self._made
-        ):  # several rounds at once, or a small super-batch's noise would cost as a large one's
+        if round_ not in self._made:
+            # Several rounds are made at once, or a small super-batch's noise would cost as much as a large one's.
             rounds = max(1, NOISE_AHEAD // max(1, len(self._candidates)))
             self._made = range(round_, min(round_ + rounds, max(round_ + 1, len(self._plan.sizes))))
             self._noise = _gumbel(self._plan.seed, self._made, self._candidates)
@@ -51,7 +46,8 @@ class Keys:
 
 
 def open_logits(score: Tensor, taken: Tensor, plan: Plan) -> Tensor:
-    """gain * score, float64 [n], kept finite whatever the two are, so that only what is taken already is at -inf."""
+    """gain * score, float64 [n], kept finite whatever the two are, so that only the candidates that are `taken`
+    already, bool [n], are at -inf."""
     return (score * plan.gain).clamp(min=torch.finfo(score.dtype).min).masked_fill(taken, -torch.inf)
 
 
@@ -69,9 +65,7 @@ def best(ranking: Tensor, size: int) -> Tensor:
 
 def draw_chunk(ranking: Tensor, size: int, plan: Plan) -> Tensor:
     """Indices int64 [size] of one chunk without replacement, given the candidates' keys; -inf marks what must not be
-    drawn.
-
-    With several ranks, the same number from each, rank 0's first.
+    drawn. With several ranks, the same number comes from each, rank 0's first.
     """
     if plan.ranks == 1:
         return best(ranking, size)
@@ -81,34 +75,35 @@ def draw_chunk(ranking: Tensor, size: int, plan: Plan) -> Tensor:
 
 
 def _gumbel(seed: int, streams: range, candidates: Tensor) -> Tensor:
-    """float64 [streams, n]."""
+    """The noise of several rounds, float64 [streams, n]."""
     mixed = [_signed(_mix_int(_mix_int(seed & _MASK64) + (stream + 1) * _GOLDEN)) for stream in streams]
     keys = torch.tensor(mixed, device=candidates.device).unsqueeze(1)
     bits = _mix(candidates * _signed(_GOLDEN) + keys)
-    # 53 bits, centred in their cells: never 0, never 1, so both logarithms are finite.
+    # The 53 bits lie in the middle of their cells and are never 0 or 1, so that both logarithms are finite.
     uniform = (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform))
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits."""
+    """The signed 64-bit number with the same bits."""
     value &= _MASK64
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shift(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shifts int64 right and fills up with zeros."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's output function of each element, int64."""
     bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
     bits = (bits ^ _shift(bits, 27)) * _signed(0x94D049BB133111EB)
     return bits ^ _shift(bits, 31)
 
 
 def _mix_int(value: int) -> int:
-    """The same of one number."""
+    """The same function of one number."""
     value &= _MASK64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64

@@ -1,11 +1,13 @@
-"""How many picks, in which chunks, drawn how: everything about a draw but the scores."""
+"""What a draw is asked for, and what it gives: everything but the scores."""
 
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
 
 class Draw(Enum):
-    """How the picks of a chunk are taken."""
+    """How the picks of a chunk are taken: sampled by their scores, or the highest of them."""
 
     SAMPLE = "sample"
     TOP_K = "top-k"
@@ -15,10 +17,10 @@ class Draw(Enum):
 class Plan:
     """A draw of b picks in chunks.
 
-    `sizes`: picks of each chunk, their sum is b. `gain`: multiplier on scores before the exponential (JEST
-    Algorithm 2, `softmax_score_gain`). `seed`: 64 bits; noise is a function of (seed, round, candidate). `ranks`: the
-    candidates are that many equal, contiguous shares, and every chunk takes equally many of each, so that
-    data-parallel ranks get equal local batches; sizes must be multiples of it.
+    `sizes` are the picks of each chunk; their sum is b. `gain` multiplies scores before the exponential (JEST
+    Algorithm 2, `softmax_score_gain`). `seed` has 64 bits; noise is a function of (seed, round, candidate). With
+    `ranks`, the candidates are that many equal, contiguous shares, and every chunk takes equally many of each, so that
+    data-parallel ranks get equal local batches. Raises ValueError for sizes that are not multiples of it.
     """
 
     sizes: tuple[int, ...]
@@ -33,8 +35,18 @@ class Plan:
 
     @property
     def picks(self) -> int:
-        """b."""
+        """b, the number of picks."""
         return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Picks:
+    """`indices`, int64 [b], are in draw order and do not repeat; `scores`, float64 [b], are each pick's score when it
+    was drawn, in nats and without the gain; `total` is the score of the picks taken as one batch."""
+
+    indices: Tensor
+    scores: Tensor
+    total: float
 
 
 def chunk_sizes(picks: int, chunks: int) -> tuple[int, ...]:

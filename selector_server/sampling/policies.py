@@ -1,17 +1,27 @@
-"""Policies: how picks are chosen from scores. One small class each; `registry.py` lists them by name."""
+"""Policies choose picks from scores: one small class each, and the table of their names.
+
+A built-in policy is a class in this file and a place in BUILT_IN. An installed package adds its own by an entry point,
+without a change to this code:
+
+    [project.entry-points."selector_server.policies"]
+    mine = "my_package.policies:Mine"
+"""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
+from importlib.metadata import entry_points
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from selector_server.sampling.noise import Keys, draw_chunk, open_logits
-from selector_server.sampling.plan import Draw, Plan
-from selector_server.sampling.running import Chunk
+from selector_server.sampling.joint import WholePool, draw_in_chunks
+from selector_server.sampling.noise import Keys, draw_chunk
+from selector_server.sampling.plan import Draw, Picks, Plan
 from selector_server.sampling.scores import PairScores, Scores
+
+GROUP = "selector_server.policies"
 
 
 class Needs(Enum):
@@ -22,26 +32,19 @@ class Needs(Enum):
     PAIRS = 2
 
 
-@dataclass(frozen=True)
-class Picks:
-    """`indices` int64 [b] in draw order, no repeats; `scores` float64 [b], each pick's score when it was drawn,
-    without the gain; `total`, the score of the picks taken as one batch."""
-
-    indices: Tensor
-    scores: Tensor
-    total: float
-
-
 class Policy(ABC):
-    """Chooses plan.picks of scores.size candidates. `needs` PAIRS is given PairScores, others any Scores; only PAIRS
-    policies are planned in more than one chunk."""
+    """Chooses plan.picks of scores.size candidates.
+
+    A policy that needs PAIRS is given PairScores, any other may be given any Scores. Only policies that need PAIRS are
+    planned in more than one chunk.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
 
     @abstractmethod
     def pick(self, scores: Scores, plan: Plan) -> Picks:
-        """Same scores and plan, same picks."""
+        """The picks. The same scores and the same plan must give the same picks."""
 
 
 class Joint(Policy):
@@ -52,23 +55,7 @@ class Joint(Policy):
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
-        running = scores.running()
-        device = running.scores().device
-        keys = Keys(plan, scores.size, device)
-        taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
-        chunks: list[Tensor] = []
-        drawn: list[Tensor] = []
-        for round_, size in enumerate(plan.sizes):
-            scores.check()
-            score = running.scores()
-            rows = draw_chunk(keys.of(open_logits(score, taken, plan), round_), size, plan)
-            taken[rows] = True
-            chunks.append(rows)
-            drawn.append(score[rows])
-            if round_ + 1 < len(plan.sizes):
-                running.add(Chunk.of(scores.models, rows))
-        total = running.finish(Chunk.of(scores.models, chunks[-1]))
-        return Picks(torch.cat(chunks), torch.cat(drawn), total)
+        return draw_in_chunks(scores, scores.running(), plan, WholePool(scores, plan))
 
 
 class Independent(Policy):
@@ -84,7 +71,7 @@ class Independent(Policy):
 
 
 class Uniform(Policy):
-    """Every candidate alike: the baseline, and what the client falls back to."""
+    """Every candidate is as likely as any other: the baseline, and what the client falls back to."""
 
     name = "uniform"
     needs = Needs.NOTHING
@@ -95,5 +82,28 @@ class Uniform(Policy):
         return Picks(picks, same[picks], 0.0)
 
 
+BUILT_IN: tuple[type[Policy], ...] = (Joint, Independent, Uniform)
+
+
+def load_policies() -> dict[str, Policy]:
+    """Every policy by its name: the built-in ones, and those that installed packages offer.
+
+    Raises ValueError for an entry point that is not a policy or takes another's name.
+    """
+    policies: dict[str, Policy] = {policy.name: policy() for policy in BUILT_IN}
+    for point in entry_points(group=GROUP):
+        try:
+            policy = point.load()()
+        except Exception as error:  # whatever a foreign package raises while it is imported
+            raise ValueError(f"policy {point.name} ({point.value}) cannot be loaded: {error!r}") from error
+        if not isinstance(policy, Policy):
+            raise ValueError(f"policy {point.name} ({point.value}) is a {type(policy).__name__}, not a Policy")
+        if policy.name in policies:
+            raise ValueError(f"policy {point.name} ({point.value}) has the name of another, {policy.name!r}")
+        policies[policy.name] = policy
+    return policies
+
+
 def _drawn_at_once(logits: Tensor, plan: Plan) -> Tensor:
+    """Indices, int64 [b], drawn in one round by the logits, float64 [B]."""
     return draw_chunk(Keys(plan, len(logits), logits.device).of(logits, 0), plan.picks, plan)

@@ -1,4 +1,4 @@
-"""What a draw made of its candidates, by each one's own score: a few sums over [B], once a request."""
+"""What a draw made of its candidates, by each one's own score: a few sums over B candidates, once a request."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,14 @@ from torch import Tensor
 from selector_server.sampling.noise import draw_chunk, gumbel
 from selector_server.sampling.plan import Draw, Plan
 
-# The best of the candidates whose share of all learnability is told.
+# `top_share` is what this part of the candidates, the best, holds.
 TOP = 0.2
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Own scores of some candidates: `counts` of those up to each bound, and above the last; their sum, in nats."""
+    """The own scores of some candidates: `counts` of those up to each bound and above the last, and their sum `total`,
+    in nats."""
 
     counts: tuple[int, ...]
     total: float
@@ -24,9 +25,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Quality:
-    """Own scores of the picks and of what was left. `top_share`: of all scores above 0, what the best fifth of the
-    candidates holds; None if none is above 0. `uniform_overlap`: of the first chunk's picks, the share that a uniform
-    draw with the same noise takes too, near 1 where scores decide nothing; None for draws without noise."""
+    """The own scores of the picks and of what was left.
+
+    `top_share` is what the best fifth of the candidates holds of all scores above 0; None if none is above 0.
+    `uniform_overlap` is the share of the first chunk's picks that a uniform draw with the same noise takes too, near 1
+    where scores decide nothing; None for draws without noise.
+    """
 
     picked: Spread
     left: Spread
@@ -35,8 +39,11 @@ class Quality:
 
 
 def assess(own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float]) -> Quality:
-    """Of own scores, float64 [B], and picks, int64 [b] in draw order; ascending `bounds` count them. Without the plan
-    of the draw, no overlap. What leaves the device is one small tensor."""
+    """Compares the picks, int64 [b] in draw order, with all candidates by their own scores, float64 [B].
+
+    They are counted between the ascending `bounds`, in nats. Without the plan of the draw there is no overlap. Only one
+    small tensor leaves the device.
+    """
     bucket = torch.bucketize(own, torch.tensor(bounds, dtype=own.dtype, device=own.device))
     worth, chosen = own.clamp(min=0), own[picks]
     best = torch.topk(worth, math.ceil(TOP * len(own)), sorted=False).values
@@ -56,7 +63,7 @@ def assess(own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float
 
 
 def _uniform_too(own: Tensor, picks: Tensor, plan: Plan) -> Tensor:
-    """How many of the first chunk's picks are drawn also if every candidate scores alike."""
+    """How many of the first chunk's picks are drawn if every candidate scores alike, too; float64 []."""
     first, taken = plan.sizes[0], torch.zeros_like(own)
     noise = gumbel(plan.seed, 0, torch.arange(len(own), device=own.device))
     taken[draw_chunk(noise, first, plan)] = 1

@@ -1,4 +1,4 @@
-"""What a candidate, and a pair of candidates, is worth: losses compared by a criterion. In nats, without the gain."""
+"""What a candidate, and a pair of candidates, is worth: losses compared by a criterion, in nats, without the gain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from selector_server.sampling import at_once
-from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.running import Running, Weighted, total_of
-from selector_server.sampling.sigmoid import Sigmoid
-from selector_server.sampling.softmax import Softmax
+from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.losses import Loss, all_pairs
+from selector_server.sampling.losses.base import RunningScores, Weighted
 
 
 class Criterion(Enum):
-    """Which losses make the score (JEST section 2.1): the weights of learner and reference."""
+    """Which losses make the score (JEST section 2.1), as the weights of learner and reference."""
 
     value: tuple[int, int]
 
@@ -33,36 +31,26 @@ class Criterion(Enum):
         return self.value[1] != 0
 
 
-class Loss(Enum):
-    """The contrastive loss whose terms are compared."""
-
-    SIGMOID = "sigmoid"
-    SOFTMAX = "softmax"
-
-
-_RUNNING: dict[Loss, type[Running]] = {Loss.SIGMOID: Sigmoid, Loss.SOFTMAX: Softmax}
-
-
 class Scores(Protocol):
-    """What a policy may ask about a super-batch of `size` candidates."""
+    """What a policy may ask about a super-batch of `size` candidates. All scores are in nats."""
 
     @property
     def size(self) -> int:
-        """B."""
+        """B, the number of candidates."""
 
     def own(self) -> Tensor:
-        """Score of each candidate by itself, float64 [B]."""
+        """The score of each candidate by itself, float64 [B]."""
 
     def total(self, picks: Tensor) -> float:
-        """Score of `picks`, int64 [b], taken as one batch."""
+        """The score of `picks`, int64 [b], taken as one batch."""
 
     def uniform_total(self, picks: int) -> float:
-        """Mean of `total` over uniform sub-batches of that many picks."""
+        """The mean of `total` over uniform sub-batches of that many picks."""
 
 
 @dataclass(frozen=True)
 class ScalarScores:
-    """One score per candidate and none for pairs, float [B]: the RHO-LOSS setting."""
+    """One score for each candidate and none for pairs, float [B]: the setting of RHO-LOSS."""
 
     values: Tensor
 
@@ -82,11 +70,12 @@ class ScalarScores:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of all pairs, computed tile by tile: a B x B matrix is never stored.
+    """Scores of all pairs of candidates, computed tile by tile: a large B x B matrix is never stored.
 
-    `tile_bytes` bounds the memory beyond embeddings and accumulators, not the result; None suits the device. `fused`
-    sums the sigmoid loss's strips by the GPU kernel, in bfloat16; see kernel.available. `check` is asked before each
-    round of a draw, and ends it by raising.
+    `learner` and `reference` are the candidates' embeddings; those that the criterion weighs must be there, or
+    ValueError is raised. `tile_bytes` bounds the memory beyond embeddings and accumulators, and does not change the
+    result; None suits the device. `fused` sums strips by the GPU kernel, in bfloat16, where the loss has one; see
+    losses.kernel.available. `check` is asked before each round of a draw in one process, and ends it by raising.
     """
 
     criterion: Criterion
@@ -113,22 +102,21 @@ class PairScores:
     def size(self) -> int:
         return len(self.models[0][1])
 
-    def running(self) -> Running:
+    def running(self) -> RunningScores:
         """Scores that a draw in chunks keeps up to date."""
-        if self.loss is Loss.SIGMOID and not self.fused and at_once.fits(self.size, self.tile_bytes):
-            return at_once.AtOnce(self.models, self.own(), self._pairs)
-        return self.streamed()
+        if self._pairs is None:
+            return self.streamed()
+        return all_pairs.AllPairs(self.models, self.own(), self._pairs)
 
-    def streamed(self) -> Running:
-        """The same for candidates of which there are more elsewhere, or too many to score all pairs at once."""
-        return _RUNNING[self.loss](self.models, self.tile_bytes, self.fused)
+    def streamed(self) -> RunningScores:
+        """The same, round by round in any case: for candidates of which there are more elsewhere."""
+        return self.loss.running(self.models, self.tile_bytes, self.fused)
 
     def own(self) -> Tensor:
         return self._own
 
     def total(self, picks: Tensor) -> float:
-        models = [(weight, model.at(picks)) for weight, model in self.models]
-        return total_of(_RUNNING[self.loss], models, self.tile_bytes)
+        return self.loss.running.total([(weight, model.at(picks)) for weight, model in self.models], self.tile_bytes)
 
     def uniform_total(self, picks: int) -> float:
         return self.running().uniform_total(picks)
@@ -138,5 +126,8 @@ class PairScores:
         return self.streamed().scores()
 
     @cached_property
-    def _pairs(self) -> Tensor:
-        return at_once.pairs_of(self.models)
+    def _pairs(self) -> Tensor | None:
+        """All pairs, float32 [B, B], if there are few, and if the loss is a sum over them."""
+        if self.fused or not all_pairs.fits(self.size, self.tile_bytes):
+            return None
+        return self.loss.running.pairs(self.models)

@@ -9,8 +9,7 @@ from selector_tools.export.bundle_writer import export_reference
 from support.model import TOKENS, TwoTower, samples, source
 
 from selector_server.encoding.bundle import load
-from selector_server.encoding.device import Device, OutOfMemory
-from selector_server.encoding.micro_batch import PATIENCE, MicroBatch
+from selector_server.encoding.device import PATIENCE, Device, MicroBatch, OutOfMemory
 from selector_server.encoding.model import Model
 from selector_server.errors import NotPossible
 from selector_server.telemetry.encoding import EncodingMetrics

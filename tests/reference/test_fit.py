@@ -122,6 +122,12 @@ def test_softmax_trains_without_a_bias():
     assert seen[-1] < seen[0] / 2
 
 
+def test_a_loss_that_references_are_not_trained_with_is_refused_by_name():
+    images, tokens = task(64, 0)
+    with pytest.raises(SetupError, match="--loss is other; a reference is trained with one of sigmoid, softmax"):
+        fit(source("x", TwoTower(3), loss="other"), images, tokens, Recipe(1, 32, 1e-2))
+
+
 def test_the_rate_rises_then_falls_to_nearly_nothing():
     recipe = Recipe(100, 2, 1.0)
     rates = [_schedule(step, recipe) for step in range(100)]

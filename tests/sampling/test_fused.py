@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import torch
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
-from selector_server.sampling.kernel import available
+from selector_server.sampling.losses.kernel import available
 from selector_server.sampling.policies import Joint
 assert available(torch.device("cpu"))
 

@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from selector_server.sampling import kernel
-from selector_server.sampling.kernel import StripModel, strips
+from selector_server.sampling.losses import kernel
+from selector_server.sampling.losses.kernel import StripModel, strips
 
 BF16, FP16, FP32 = "bfloat16", "float16", "float32"
 # B, c, D, then (scale, bias, weight) of each model.
@@ -127,7 +127,7 @@ def test_same_tensors_same_bits_in_the_interpreter(interpreter):
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
 def test_strips_equal_float64_on_cuda(cuda, monkeypatch, case, dtype, tile):
     """With the tile that tuning chooses, and with each. TF32 keeps 10 bits of either factor of a product."""
-    from selector_server.sampling import kernel_triton
+    from selector_server.sampling.losses import kernel_triton
 
     if tile is not None:
         monkeypatch.setattr(kernel_triton.side, "configs", [kernel_triton.TILES[tile]])
@@ -143,7 +143,7 @@ def test_same_tensors_same_bits_on_cuda(cuda):
 @pytest.mark.gpu
 def test_the_tile_changes_nothing_on_cuda(cuda, monkeypatch):
     """So two processes that tuned differently still draw the same picks."""
-    from selector_server.sampling import kernel_triton
+    from selector_server.sampling.losses import kernel_triton
 
     models = build(1000, 2048, 768, [LEARNER, REFERENCE], BF16, cuda)
     results = []
@@ -176,7 +176,7 @@ def test_imports_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch
-from selector_server.sampling import kernel
+from selector_server.sampling.losses import kernel
 assert not kernel.available(torch.device("cpu"))
 import os
 os.environ["TRITON_INTERPRET"] = "1"

@@ -345,7 +345,7 @@ def test_the_server_tells_its_limits_models_and_settings(server, bundles):
     assert info.limits.max_pending_requests == 16
     assert list(info.policies) == ["independent", "joint", "uniform"]
     assert list(info.criteria) == list(CRITERIA)
-    assert list(info.losses) == [pb.LOSS_SIGMOID, pb.LOSS_SOFTMAX]
+    assert list(info.losses) == [code for code in pb.Loss.values() if code != pb.LOSS_UNSPECIFIED]
     assert (info.learner.name, info.reference.name, info.learner.width) == ("tiny", "tiny-ref", 16)
     assert (info.learner.image.height, info.learner.image.width, info.learner.image.channels) == (SIDE, SIDE, 3)
     assert (info.learner.text.max_tokens, info.learner.text.vocabulary) == (TOKENS, len(WORDS))

@@ -12,7 +12,6 @@ from selector_client.loading.prefetch import prefetched
 from selector_server.encoding import bundle as bundles
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
-from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.encoding.reference_cache import Found, ReferenceCache
@@ -103,7 +102,7 @@ def embedder(
     torch.set_num_threads(threads)
     with ExitStack() as stack:
         bundle, place = bundles.load(reference, "reference"), Device(device, threads)
-        model = Model(bundle, place, SIZES[place.kind])
+        model = Model(bundle, place, place.kind.micro_batch)
         model.warm_up(model.constant_weights())
         decoder = stack.enter_context(Decoder(threads))
         preprocessor = Preprocessor.of(bundle, Limits(MAX_IMAGE_PIXELS, MAX_DECODED_BYTES), decoder)

@@ -10,7 +10,7 @@ from selector_proto.contract import sub_batch_size
 
 from selector_tools.mistakes import any_mistake
 
-# The paper's figure 2, middle, read off its plot.
+# These ratios are read off the paper's figure 2, middle.
 PAPER = {"1": 0.0, "2": 0.69, "4": 0.885, "8": 0.96, "16": 0.995, "32": 1.0}
 
 

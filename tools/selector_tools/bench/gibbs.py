@@ -10,13 +10,13 @@ from torch.nn.functional import softplus
 
 from selector_server.sampling import PairScores
 
-# Flat: a sweep gains less than this share of what all sweeps gained.
+# The score is flat once a sweep gains less than this share of what all sweeps gained.
 FLAT = 1e-3
 MAX_SWEEPS = 40
 
 
 def matrix(scores: PairScores) -> Tensor:
-    """S_ij, float32 [B, B]."""
+    """The scores of all pairs by the sigmoid loss, S_ij, float32 [B, B]."""
     total = torch.zeros((scores.size, scores.size))
     for weight, model in scores.models:
         logits = (model.image * model.scale) @ model.text.T + model.bias
@@ -26,7 +26,8 @@ def matrix(scores: PairScores) -> Tensor:
 
 
 def gibbs(pairs: Tensor, start: Tensor, gain: float, seed: int) -> Iterator[tuple[NDArray[np.int64], float]]:
-    """Yields the sub-batch and its score, first those of `start`, then after each sweep, until they are flat.
+    """Yields the sub-batch, int64 [b], and its score in nats: first those of `start`, int64 [b], then those after each
+    sweep, until they are flat. `pairs` is what `matrix` computes.
 
     A sweep re-draws every member once, in random order: it leaves, and a candidate that is not a member joins with
     p proportional to exp(gain * what the score grows by), the exact conditional.
@@ -35,7 +36,7 @@ def gibbs(pairs: Tensor, start: Tensor, gain: float, seed: int) -> Iterator[tupl
     own = pairs.diagonal().double().numpy()
     both = (pairs + pairs.T).fill_diagonal_(0.0).numpy()
     members = start.numpy().copy()
-    growth = own + both[members].sum(axis=0, dtype=np.float64)  # of the score, if the candidate joined
+    growth = own + both[members].sum(axis=0, dtype=np.float64)  # what the score grows by if the candidate joins
     taken = np.zeros(len(own))
     taken[members] = -np.inf
 

@@ -1,7 +1,7 @@
 """JEST as the paper's pseudo-code has it (Evans et al. 2024, Algorithm 1): slow, large and obviously right.
 
-The whole B x B matrix of scores; in every round its masked rows and columns are summed anew. Only the draw is ours:
-the same Gumbel noise, so that the picks can be compared, and -inf for what is taken.
+It holds the whole B x B matrix of scores, and sums its masked rows and columns anew in every round. Only the draw is
+ours: it takes the same Gumbel noise, so that the picks can be compared, and -inf for what is taken.
 """
 
 import torch
@@ -13,7 +13,7 @@ from selector_server.sampling.noise import gumbel
 
 
 def pick(learner: Embedded, reference: Embedded, plan: Plan) -> Tensor:
-    """Indices int64 [b], in draw order."""
+    """The picks' indices, int64 [b], in draw order. The criterion is learnability, and the loss is sigmoid."""
     scores = _nll(learner) - _nll(reference)
     candidates = torch.arange(len(scores), device=scores.device)
     mask = torch.zeros_like(scores[0])
@@ -30,7 +30,7 @@ def pick(learner: Embedded, reference: Embedded, plan: Plan) -> Tensor:
 
 
 def _nll(model: Embedded) -> Tensor:
-    """Loss of every pair, float [B, B]: softplus(-logit_ii), softplus(logit_ij)."""
+    """The loss of every pair, float [B, B]: softplus(-logit_ii), and softplus(logit_ij) for i != j."""
     logits = (model.image * model.scale) @ model.text.T + model.bias
     logits.diagonal().neg_()
     return softplus(logits)

@@ -14,7 +14,7 @@ def describe(device: str) -> dict[str, Any]:
     """What a figure is worth nothing without: the device, versions, threads, and how busy the machine was."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu(),
+        "device": _cpu() if device == "cpu" else torch.get_device_module(device).get_device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],

@@ -27,11 +27,12 @@ def _measure(prepare: Prepare, device: str, threads: int) -> float:
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # glibc: larger tensors go back to the system when they are freed
     call = prepare()
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device != "cpu":
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats(device)
+        before: int = module.memory_allocated(device)
         call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return float(module.max_memory_allocated(device) - before) / 2**20
     libc.malloc_trim(0)  # else what preparing freed would be taken again, unseen
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM

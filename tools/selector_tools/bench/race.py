@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling.losses.strips import Side, tiles
 from selector_server.sampling.policies import Joint
-from selector_server.sampling.strips import Side, tiles
 from selector_tools.bench import literal
 from selector_tools.bench.machine import describe
 from selector_tools.bench.memory import HOW, peak_mib
@@ -21,7 +21,7 @@ from selector_tools.bench.synthetic import candidates
 
 @dataclass(frozen=True)
 class Race:
-    """One setting. `dim` is the embeddings' width, `seed` that of candidates and noise."""
+    """One setting. `dim` is the embeddings' width, and candidates and noise are made from `seed`."""
 
     super_batch: int
     picks: int
@@ -33,7 +33,7 @@ class Race:
     threads: int
 
     def run(self, repeats: int, literal_repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-        """Medians, memory and whether the picks agree, with everything that a figure depends on."""
+        """Median seconds, memory, and whether the picks agree, with everything that a figure depends on."""
         torch.set_num_threads(self.threads)
         machine = describe(self.device)  # the load before we make it ourselves
         scores, plan = candidates(self.super_batch, self.dim, self.seed, self.device), self.plan
@@ -76,8 +76,7 @@ class Race:
     def _timed(self, call: Callable[[], Tensor | None]) -> tuple[Tensor | None, float]:
         started = perf_counter()
         result = call()
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        torch.get_device_module(self.device).synchronize()
         return result, perf_counter() - started
 
 
@@ -92,8 +91,8 @@ def pseudo_code(scores: PairScores, plan: Plan) -> Tensor:
 
 
 def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
-    """The products of every round, tile by tile as the sampler forms them, and nothing else. In the last round only
-    picks meet picks."""
+    """Computes the products of every round, tile by tile as the sampler forms them, and nothing else. In the last round
+    only picks meet picks."""
     for round_, rows in enumerate(chunks):
         for _, model in scores.models:
             picked = model.at(rows)
@@ -103,6 +102,6 @@ def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
 
 
 def _prepare(race: Race, pick: Callable[[PairScores, Plan], Tensor]) -> Callable[[], Tensor]:
-    """What to measure the memory of; a small draw beforehand loads what the first one loads."""
+    """The call whose memory is measured. A small draw beforehand loads whatever a first draw loads."""
     pick(candidates(64, race.dim, race.seed, race.device), Plan((8, 8), race.gain, Draw.SAMPLE, race.seed))
     return partial(pick, candidates(race.super_batch, race.dim, race.seed, race.device), race.plan)

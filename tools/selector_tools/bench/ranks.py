@@ -5,8 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from selector_server.sampling import PairScores, Plan
+from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.policies import Joint
-from selector_server.sampling.running import Chunk
 from selector_tools.reference.rank_statistics import rank_correlation
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
+from selector_server.device_kinds import DEVICE_NAMES
 from selector_tools.mistakes import any_mistake
+from selector_tools.reference.flags import device_check
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,7 +28,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--repeats", type=int, default=9, help="runs of the sampler (default %(default)s)")
     parser.add_argument("--literal-repeats", type=int, default=3, help="of the pseudo-code (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of candidates and noise (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -49,15 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         (a.threads < 0, "--threads", a.threads, "must be 0 or more"),
         (a.seed < 0, "--seed", a.seed, "must be 0 or more"),
+        device_check(a.device),
     ]
     if any_mistake("selector bench sampler", mistakes):
         return 2
     import torch  # noqa: PLC0415 - heavy
 
-    if a.device != "cpu" and not (a.device.startswith("cuda") and torch.cuda.is_available()):
-        print(
-            f"selector bench sampler: --device is {a.device}; must be cpu, or cuda where there is one", file=sys.stderr
-        )
+    if not torch.get_device_module(a.device).is_available():
+        print(f"selector bench sampler: --device is {a.device}; torch sees none", file=sys.stderr)
         return 2
     from selector_tools.bench.race import Race  # noqa: PLC0415 - heavy
 

@@ -1,12 +1,13 @@
 """`selector bench serve`: raw samples through the whole sidecar against a bare ONNX Runtime loop."""
 
 import argparse
-import re
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from selector_server.device_kinds import DEVICE_NAMES
 from selector_tools.bench import model_flags
+from selector_tools.reference.flags import device_check
 
 if TYPE_CHECKING:
     from selector_tools.bench.towers import Bundles, Loop
@@ -22,16 +23,14 @@ def add_parser(verbs: Any) -> None:
         "bundles in a bare ONNX Runtime loop in turn with it.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also measure torch.compile of the same model")
     model_flags.add(parser, repeats="interleaved runs of each")
 
 
 def run(arguments: argparse.Namespace) -> int:
     a = arguments
-    wrong = re.fullmatch(r"cpu|cuda(:\d+)?", a.device) is None
-    device = (wrong, "--device", a.device, "must be cpu, cuda or cuda:N")
-    return model_flags.measured("selector bench serve", arguments, _measure, _table, device)
+    return model_flags.measured("selector bench serve", arguments, _measure, _table, device_check(a.device))
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -41,7 +40,6 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.progress import Progress  # noqa: PLC0415
 
     from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
     from selector_tools.bench import served, towers  # noqa: PLC0415
     from selector_tools.bench.machine import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
@@ -52,7 +50,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         bundles = towers.exported(source, folder)
         samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
-        micro_batch = SIZES[device.kind]
+        micro_batch = device.kind.micro_batch
         loops = {
             "bare": (towers.bare(device, bundles.learner, bundles.reference), micro_batch),
             "constants": _at_its_best(towers.bare(device, bundles.reference, bundles.reference), samples.inputs),

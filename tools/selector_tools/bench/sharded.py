@@ -33,8 +33,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """One selection: picks in draw order, median seconds by the clock and of processor time, and the bytes that this
-    process handed to collectives in a round."""
+    """What one process measured: its picks in draw order and their scores, median seconds by the clock and of processor
+    time, and the bytes that it handed to collectives in a round."""
 
     picks: list[int]
     scores: list[float]
@@ -99,7 +99,8 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _problem(setting: Setting) -> tuple["PairScores", "Plan"]:
-    """All candidates, whose texts are their images with noise, and the draw; the same at every call."""
+    """All candidates, whose texts are their images with noise, and the plan of the draw. They are the same at every
+    call."""
     import torch  # noqa: PLC0415 - heavy
     from selector_proto.contract import sub_batch_size  # noqa: PLC0415
 
@@ -116,7 +117,7 @@ def _problem(setting: Setting) -> tuple["PairScores", "Plan"]:
 
 
 class _Clock:
-    """Times the blocks that it guards, the first of which is to warm up."""
+    """Times the blocks that it guards. The first of them warms up and does not count."""
 
     def __init__(self) -> None:
         self._times: list[tuple[float, float]] = []
@@ -128,12 +129,13 @@ class _Clock:
         self._times.append((time.perf_counter() - self._start[0], time.process_time() - self._start[1]))
 
     def medians(self) -> tuple[float, float]:
-        """Seconds by the clock, and of this process's processor time."""
+        """Median seconds by the clock, and of this process's processor time."""
         seconds, cpu_seconds = zip(*self._times[1:], strict=True)
         return statistics.median(seconds), statistics.median(cpu_seconds)
 
 
 def _alone(setting: Setting) -> Measured:
+    """What this process measures by itself, on one thread."""
     import torch  # noqa: PLC0415 - heavy
 
     from selector_server.sampling.policies import Joint  # noqa: PLC0415
@@ -170,6 +172,7 @@ def _on_shards(world: int, setting: Setting) -> list[Measured]:
 
 
 def _shard(rank: int, world: int, store: str, setting: Setting, sender: Connection) -> None:
+    """Is a process: draws with the others, and sends what it measured."""
     import torch  # noqa: PLC0415 - heavy
     import torch.distributed as dist  # noqa: PLC0415
 
@@ -198,7 +201,7 @@ def _shard(rank: int, world: int, store: str, setting: Setting, sender: Connecti
 
 
 def _count_bytes(dist: Any) -> list[int]:
-    """Bytes of every tensor that is handed to a collective from now on."""
+    """A list to which the bytes of every tensor are added that is handed to a collective from now on."""
     handed: list[int] = []
     all_gather, all_reduce = dist.all_gather, dist.all_reduce
 

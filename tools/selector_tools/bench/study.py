@@ -21,8 +21,8 @@ from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.training import train
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
-# Of the models' training. Their bias fits this many negatives; with the demo's 128, and 512 picks, pairs would weigh
-# more than candidates' own scores, far from the paper's setting.
+# The models are trained at this batch, and their bias fits so many negatives. With the demo's 128, and 512 picks, pairs
+# would weigh more than candidates' own scores, far from the paper's setting.
 BATCH = 1024
 REFERENCE_STEPS = 200
 LEARNING_RATE = 2e-3
@@ -33,8 +33,11 @@ OnStep = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """Scores of sub-batches from one super-batch, per pick in nats: of a draw in N chunks, by N, and after each sweep
-    of Gibbs sampling; and how many members that re-drew."""
+    """The scores of sub-batches from one super-batch, in nats per pick.
+
+    `chunks` has those of draws in N chunks, by N, and `gibbs` those after each sweep of Gibbs sampling, which re-drew
+    `gibbs_steps` members.
+    """
 
     chunks: dict[int, float]
     gibbs: list[float]
@@ -42,11 +45,12 @@ class Trial:
 
     @property
     def gap(self) -> float:
+        """How much better Gibbs sampling is than independent selection, in nats per pick."""
         return self.gibbs[-1] - self.chunks[1]
 
 
 def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
-    """The demo's pool as its learner sees it after some steps of uniform batches, and its reference."""
+    """The demo's pool as its learner sees it after some steps of uniform batches, and as its reference sees it."""
     candidates, curated, tokenizer = prepare(pool.load(), 0)
     vocabulary = tokenizer.get_vocab_size()
     reference = _trained(curated, vocabulary, 1, REFERENCE_STEPS, 1e-2, on_step)
@@ -55,7 +59,7 @@ def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
 
 
 def prepare(data: pool.DemoData, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
-    """The pool with NOISE of its captions shuffled, the curated set, and the words of both."""
+    """The pool with a share NOISE of its captions shuffled, the curated set, and a tokenizer of the words of both."""
     captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, seed)
     with TemporaryDirectory() as folder:
         tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
@@ -79,7 +83,7 @@ def at(scores: PairScores, rows: torch.Tensor) -> PairScores:
 
 
 def trial(scores: PairScores, picks: int, gain: float, seed: int) -> Trial:
-    """All draws from these candidates."""
+    """Draws from these candidates in each number of chunks, and by Gibbs sampling."""
 
     def draw(chunks: int) -> torch.Tensor:
         return Joint().pick(scores, Plan(chunk_sizes(picks, chunks), gain, Draw.SAMPLE, seed)).indices
@@ -91,7 +95,7 @@ def trial(scores: PairScores, picks: int, gain: float, seed: int) -> Trial:
 
 
 def summary(trials: list[Trial]) -> dict[str, Any]:
-    """Means over trials, and their standard errors."""
+    """The means over all trials and their standard errors, as JSON has them."""
     gap, error = mean_and_error([t.gap for t in trials])
     longest = max(len(t.gibbs) for t in trials)
     by_sweep = [[t.gibbs[min(sweep, len(t.gibbs) - 1)] for t in trials] for sweep in range(longest)]
@@ -111,12 +115,13 @@ def summary(trials: list[Trial]) -> dict[str, Any]:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean, and its standard error."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def _ratio(trials: list[Trial], scores: list[float]) -> tuple[float, float]:
-    """Where the mean of these scores lies between independent (0) and Gibbs (1), and its standard error (of a ratio of
-    paired means, by its residuals)."""
+    """Where the mean of these scores lies between independent (0) and Gibbs (1), and its standard error, which is that
+    of a ratio of paired means by its residuals."""
     won = [score - t.chunks[1] for score, t in zip(scores, trials, strict=True)]
     gap = float(np.mean([t.gap for t in trials]))
     ratio = float(np.mean(won)) / gap

@@ -1,16 +1,16 @@
-"""Made-up candidates: cheap, and alike on every machine."""
+"""Made-up candidates, which cost little and are alike on every machine."""
 
 import torch
 
-from selector_server.sampling import Embedded, PairScores
-from selector_server.sampling.scores import Criterion
+from selector_server.sampling import Criterion, Embedded, PairScores
 
-# Logit scale and bias of learner and reference.
+# The logit scale and bias of learner and reference.
 LEARNER, REFERENCE = (10.0, -6.0), (20.0, -8.0)
 
 
 def candidates(size: int, dim: int, seed: int, device: str = "cpu") -> PairScores:
-    """`size` candidates, each a concept that image and text show more (reference) or less (learner) clearly."""
+    """Makes `size` candidates with embeddings of width `dim`: each is a concept that image and text show clearly to the
+    reference and less clearly to the learner."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> torch.Tensor:

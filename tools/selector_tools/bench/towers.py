@@ -113,7 +113,7 @@ def compiled(device: Device, source: TorchModel, dtype: torch.dtype, times: int)
     def run_text(batch: NDArray[Any]) -> None:
         text(torch.from_numpy(batch).to(device.torch))
 
-    finish = torch.cuda.synchronize if device.kind == "cuda" else lambda: None
+    finish = torch.get_device_module(device.torch).synchronize
     return Loop([(PIXELS, run_image), (TOKENS, run_text)] * times, finish)
 
 
@@ -127,8 +127,8 @@ def _bare_towers(bundle: Bundle, device: Device) -> list[tuple[str, Callable[[ND
 
 
 def _bare(file: Path, data: str, weights: dict[str, Any], device: Device) -> Callable[[NDArray[Any]], None]:
-    provider = {"device_id": device.index} if device.kind == "cuda" else {}
-    session = ort.InferenceSession(str(file), providers=[(device.provider, provider)])
+    provider = (device.provider, device.kind.provider_options(device.index))
+    session = ort.InferenceSession(str(file), providers=[provider])
     binding = session.io_binding()
     for node in session.get_inputs():
         if node.name != data:
@@ -137,11 +137,11 @@ def _bare(file: Path, data: str, weights: dict[str, Any], device: Device) -> Cal
     def run(batch: NDArray[Any]) -> None:
         binding.bind_ortvalue_input(data, _put(batch, device))
         binding.clear_binding_outputs()
-        binding.bind_output(EMBEDDING, device.kind, device.index)
+        binding.bind_output(EMBEDDING, device.torch.type, device.index)
         session.run_with_iobinding(binding)
 
     return run
 
 
 def _put(array: NDArray[Any], device: Device) -> Any:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device.kind, device.index)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device.torch.type, device.index)

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from selector_proto.resize import MAX_PATCH
+from selector_proto.v1 import selector_pb2 as pb
 
 from selector_tools.mistakes import Check, any_mistake
+
+# The losses that a bundle may name, as the contract has them.
+LOSSES = tuple(name.removeprefix("LOSS_").lower() for name, code in pb.Loss.items() if code)
 
 # What these flags say cannot be read off a module of one's own; the models of the libraries tell it themselves.
 _MODULE_ONLY = (
@@ -71,7 +75,7 @@ def _add_sources(parser: Any) -> None:
     add("--logit-scale", metavar="NAME", help="its entry in the state_dict (default logit_scale)")
     add("--logit-scale-is-log", action=argparse.BooleanOptionalAction, help="stored as its logarithm (default)")
     add("--logit-bias", metavar="NAME", help="its entry in the state_dict (default logit_bias, if it is there)")
-    add("--loss", choices=("sigmoid", "softmax"), help="(default: sigmoid with a bias, softmax without)")
+    add("--loss", choices=LOSSES, help="(default: sigmoid with a bias, softmax without)")
     add("--tokens-at", metavar="SUBMODULE", help="whose output is [B, prefix + patches, W]; for --keep-patches")
 
 

@@ -27,7 +27,7 @@ class Told:
     logit_scale: str
     logit_scale_is_log: bool
     logit_bias: str | None
-    loss: Literal["sigmoid", "softmax"] | None
+    loss: str | None
     tokens_at: str
 
 

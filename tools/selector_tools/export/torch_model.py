@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class TorchModel:
     image: ImageInput
     text: TextInput
     logit: Logit
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    loss: str = "sigmoid"
     encode_image: Callable[[Any, Tensor], Tensor] = _encode_image
     encode_text: Callable[[Any, Tensor], Tensor] = _encode_text
     tokenizer: Path | None = None

@@ -1,11 +1,11 @@
 """Flags, and checks of their values, that the commands share which run or train a reference."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selector_server.device_kinds import DEVICE_NAMES, is_device
 from selector_tools.mistakes import Check
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_encoding(parser: Any) -> None:
 def add_device(parser: Any) -> None:
     """Adds --device and --threads."""
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu, cuda or cuda:N; never falls back (default %(default)s)")
+    add("--device", default="cpu", help=f"{DEVICE_NAMES}; never falls back (default %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
 
 
@@ -60,7 +60,7 @@ def device_checks(flags: argparse.Namespace) -> list[Check]:
 
 def device_check(device: str) -> Check:
     """Checks the value of --device."""
-    return not re.fullmatch(r"cpu|cuda(:\d+)?", device), "--device", device, "must be cpu, cuda or cuda:N"
+    return not is_device(device), "--device", device, f"must be {DEVICE_NAMES}"
 
 
 def cache_bytes_check(flags: argparse.Namespace) -> Check:

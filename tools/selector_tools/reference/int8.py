@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from selector_server.encoding import bundle as bundles
 from selector_server.encoding.bundle import IMAGE_TOWER, TEXT_TOWER, Bundle
 from selector_server.encoding.device import Device
-from selector_server.encoding.micro_batch import SIZES
 from selector_server.encoding.model import Model
 from selector_server.errors import BundleError
 from selector_server.machine import usable_cpus
@@ -51,7 +50,8 @@ def quantise_reference(
 
 def on_cpu(bundle: Bundle) -> Model:
     """Loads a bundle's model on all usable processors."""
-    return Model(bundle, Device("cpu", usable_cpus()), SIZES["cpu"])
+    device = Device("cpu", usable_cpus())
+    return Model(bundle, device, device.kind.micro_batch)
 
 
 def own_scores(bundle: Bundle, pixels: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +39,8 @@ def fit(
 ) -> None:
     """Trains `model.module` in place with `model.loss`, on pixels uint8 [n, H, W, C] and tokens int64 [n, T]. `on_step`
     is called with the loss of each step. Raises SetupError."""
+    if model.loss not in CRITERIA:
+        raise SetupError("--loss", model.loss, f"a reference is trained with one of {', '.join(CRITERIA)}")
     if len(pixels) < recipe.batch:
         raise SetupError("--batch", recipe.batch, f"the pool holds {len(pixels)} readable pairs")
     module = model.module.to(recipe.device).train()
@@ -83,7 +84,7 @@ def _softmax(logits: Tensor, own: Tensor) -> Tensor:
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
-CRITERIA: dict[Literal["sigmoid", "softmax"], Callable[[Tensor, Tensor], Tensor]] = {
+CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sigmoid": _sigmoid,
     "softmax": _softmax,
 }

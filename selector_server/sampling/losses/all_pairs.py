@@ -1,7 +1,7 @@
-"""The sigmoid loss of a small super-batch: all pairs at once, instead of strips round by round.
+"""The scores of a small super-batch: all pairs at once, instead of strips round by round.
 
-A round of strips costs some tenths of a millisecond however few candidates there are. Up to MOST candidates, the pairs
-are less work than that, and they tell exactly what a uniform sub-batch would score.
+A round of strips costs some tenths of a millisecond however few candidates there are. Up to MOST candidates, computing
+all pairs is less work than that, and it tells exactly what a uniform sub-batch would score.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.running import Chunk, Running, Weighted
+from selector_server.sampling.losses.base import Chunk, RunningScores, Weighted
 
-# Candidates up to which all pairs are faster, filtered by a half to four fifths; at about 1,000 they are as fast.
+# Up to so many candidates all pairs are faster, if a half to four fifths are filtered out; at about 1,000 they are as
+# fast as strips.
 MOST = 768
-# Bytes a pair while the pairs are made.
+# Computing the pairs takes so many bytes for each of them.
 PAIR_BYTES = 16
 
 
@@ -22,30 +23,24 @@ def fits(candidates: int, tile_bytes: int | None) -> bool:
     return candidates <= MOST and (tile_bytes is None or PAIR_BYTES * candidates**2 <= tile_bytes)
 
 
-def pairs_of(models: Sequence[Weighted]) -> Tensor:
-    """S_ik + S_ki of each two different candidates, float32 [B, B], and 0 on the diagonal."""
-    one_way = torch.zeros((), device=models[0][1].image.device)
-    for weight, model in models:
-        products = torch.mm(model.image, (model.text * -model.scale).T).sub_(model.bias)
-        # -softplus(logit)
-        torch.ops.aten.log_sigmoid.out(products, out=products)
-        one_way = one_way - products.mul_(weight)
-    return (one_way + one_way.T).fill_diagonal_(0.0)
-
-
 def uniform_total(own: Tensor, pairs: Tensor, picks: int, own_mean: float | None = None) -> float:
-    """Score of a uniform sub-batch of that many picks, on average: from own scores float64 [B] and `pairs_of` the
-    candidates. `own_mean`, if these are a sample of more."""
+    """The mean score of a uniform sub-batch of that many picks, for own scores float64 [B] and pairs float32 [B, B] as
+    RunningScores.pairs has them. If these candidates are a sample of more, `own_mean` is the mean over all of them.
+
+    E[sum of S_ij over i, j in the sub-batch] = b E[S_ii] + b (b - 1) / 2 E[S_ij + S_ji].
+    """
     count = len(own)
     mean = float(own.mean()) if own_mean is None else own_mean
     pair_mean = float(pairs.sum(dtype=torch.float64)) / 2 / (count * (count - 1)) if count > 1 else 0.0
     return picks * mean + picks * (picks - 1) * pair_mean
 
 
-class AtOnce(Running):
-    """Takes own scores, float64 [B], and `pairs_of` the candidates; both stay as they are."""
+class AllPairs(RunningScores):
+    """The scores by any loss that is a sum over pairs: score_i = own_i + sum over picks k of pairs_ki."""
 
     def __init__(self, models: Sequence[Weighted], own: Tensor, pairs: Tensor) -> None:
+        """`own` are the candidates' own scores, float64 [B], and `pairs` what RunningScores.pairs computes for them,
+        float32 [B, B]; both stay as they are."""
         super().__init__(models)
         self._own, self._score, self._pairs = own, own, pairs
         self._picked: list[Tensor] = []

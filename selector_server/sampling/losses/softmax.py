@@ -1,4 +1,4 @@
-"""The softmax loss (JEST Algorithm 3): l_i = 1/2 [lse_j(a s_ij) + lse_j(a s_ji)] - a s_ii. The bias cancels.
+"""The softmax loss (JEST Algorithm 3): l_i = 1/2 [lse_j(a s_ij) + lse_j(a s_ji)] - a s_ii. The bias cancels out.
 
 A candidate's score is -a s_ii plus half the log-sum-exp over the picks so far, in both directions; as in the paper its
 own pair is not among them, and what it does to the picks' own denominators is not counted. The log-sum-exps are merged
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.embedded import Embedded
-from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import Side, softplus, tiles
+from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.losses.base import SAMPLE, Chunk, RunningScores, Weighted
+from selector_server.sampling.losses.strips import Side, softplus, tiles
 
 
-class Softmax(Running):
-    """Two accumulators of length B for each model."""
+class SoftmaxScores(RunningScores):
+    """Keeps two accumulators for each model, float64 [2, B]: the log-sum-exps over picks, in either direction. There is
+    no fused kernel for them."""
 
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
         super().__init__(models, tile_bytes, fused)
@@ -34,7 +35,7 @@ class Softmax(Running):
             sums.copy_(_merge(sums, _log_sums(sides, picked, self.tile_bytes)))
 
     def finish(self, chunk: Chunk) -> float:
-        # Only the picks' own denominators matter now, and with this chunk they are complete.
+        # Only the picks' own denominators matter now, and this chunk completes them.
         rows = torch.cat([*self._picked, chunk.rows])
         sums = [
             _merge(before[:, rows], _log_sums(_sides(model.at(rows)), picked, self.tile_bytes))
@@ -45,11 +46,12 @@ class Softmax(Running):
     def uniform_total(self, picks: int) -> float:
         batch = self.sample(picks)
         rows = batch[:SAMPLE]
-        some = Softmax([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
+        some = SoftmaxScores([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
         some.add(Chunk([model.at(batch) for _, model in self.models], rows[:0]))
         return picks * float(some.scores().mean())
 
     def _scores(self, own: Tensor, sums: list[Tensor]) -> Tensor:
+        """Own scores float64 [n] plus half of both log-sum-exps, float64 [2, n] a model; -inf stands for no picks."""
         halves = (
             weight * sum_.sum(dim=0).masked_fill(sum_[0].isneginf(), 0.0) / 2
             for (weight, _), sum_ in zip(self.models, sums, strict=True)
@@ -58,16 +60,17 @@ class Softmax(Running):
 
 
 def _merge(old: Tensor, new: Tensor) -> Tensor:
-    """log(e^old + e^new), where `old` may be -inf."""
+    """log(e^old + e^new) of each element, where `old` may be -inf."""
     return new + softplus(old - new)
 
 
 def _sides(candidates: Embedded) -> tuple[Side, Side]:
+    """Images and texts, ready for products with picks."""
     return Side(candidates.image), Side(candidates.text)
 
 
 def _log_sums(candidates: tuple[Side, Side], picked: Embedded, tile_bytes: int | None) -> Tensor:
-    """lse over picks k of a s_ik (row 0) and of a s_ki (row 1), float64 [2, B]."""
+    """The log-sum-exp over picks k of a s_ik (row 0) and of a s_ki (row 1), float64 [2, B]."""
     others = [picked.text * picked.scale, picked.image * picked.scale]
     sums = others[0].new_empty((2, candidates[0].count), dtype=torch.float64)
     for which, rows, products in tiles(candidates, others, tile_bytes):

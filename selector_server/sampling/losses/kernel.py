@@ -1,8 +1,8 @@
-"""The strips of the joint draw as one fused GPU kernel: products, softplus and sum, with no tile written to memory.
+"""The sigmoid loss's strips as one fused GPU kernel: products, softplus and sum, with no tile written to memory.
 
-The floor at B = 163,840, c = 2,048, D = 768, two models: 4 * 2BcD = 2.06 TFLOP a round, 30.9 in 15, 39 ms at
-800 TFLOP/s in bfloat16; 2.0e10 softplus at one exp2 each, 5 ms at 132 SMs * 16 * 1.8 GHz; 15 GB of embeddings read
-once a round, 4 ms at 4 TB/s, beside the products.
+Its floor at B = 163,840, c = 2,048, D = 768 and two models: 4 * 2BcD = 2.06 TFLOP a round are 30.9 in 15 rounds, which
+take 39 ms at 800 TFLOP/s in bfloat16; 2.0e10 softplus at one exp2 each take 5 ms at 132 SMs * 16 * 1.8 GHz; 15 GB of
+embeddings, read once a round, take 4 ms at 4 TB/s, beside the products.
 """
 
 import importlib.util
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Bytes of a row that a step of a product takes: one swizzled line of shared memory.
+# A step of a product takes so many bytes of a row: one swizzled line of shared memory.
 STEP_BYTES = 128
-# Every tile's number of picks divides this.
+# The number of picks of every tile divides this.
 MOST_COLUMNS = 256
 
 
 @dataclass(frozen=True)
 class StripModel:
-    """One model's embeddings of all candidates, [B, D], and of the newest picks, [c, D], and how it makes losses.
+    """One model's embeddings of all candidates, [B, D], and of the newest picks, [c, D], and how they make losses.
 
-    All four on one device and of one dtype: bfloat16, float16, or float32, whose products are taken in TF32 (10 bits
-    of fraction). logit = scale * <image, text> + bias; `weight` multiplies the losses.
+    All four lie on one device and have one dtype: bfloat16, float16, or float32, whose products are taken in TF32 (10
+    bits of fraction). logit = scale * <image, text> + bias, and `weight` multiplies the losses. Raises ValueError for
+    tensors that do not fit together.
     """
 
     image: Tensor
@@ -52,9 +53,9 @@ class StripModel:
 def available(device: torch.device) -> bool:
     """Whether `strips` runs on tensors of this device.
 
-    It needs Triton 3.4 or newer and a CUDA device of compute capability 9.0 or newer (made for 9.0; older ones lack
-    its tensor copies, and spill); or, on any device, Triton's interpreter: TRITON_INTERPRET=1, set before Triton is
-    first imported.
+    They need Triton 3.4 or newer and a CUDA device of compute capability 9.0 or newer (it is made for 9.0; older ones
+    lack its tensor copies, and spill); or, on any device, Triton's interpreter: TRITON_INTERPRET=1, set before Triton
+    is first imported.
     """
     able = (
         device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
@@ -71,11 +72,13 @@ def strips(models: Sequence[StripModel], out: Tensor | None = None) -> Tensor:
     """What the newest picks add to every candidate's score, float64 [B].
 
     strip_i = sum over models and picks k of weight * (softplus(scale * <text_i, picked_image_k> + bias)
-    + softplus(scale * <image_i, picked_text_k> + bias)). With `out`, float64 [B], adds to it and returns it.
+    + softplus(scale * <image_i, picked_text_k> + bias)). If there is `out`, float64 [B], they are added to it, and it
+    is returned.
 
-    Same tensors, same bits: no atomics, and each sum has one owner and one order. Extra memory: 8 bytes a candidate,
-    and a copy of embeddings whose rows are not contiguous or no multiple of 16 bytes. The first call for a D and
-    dtype compiles and times a few tiles (seconds): make it before serving, at the size to be served.
+    The same tensors give the same bits: there are no atomics, and each sum has one owner and one order. Extra memory is
+    8 bytes a candidate, and a copy of embeddings whose rows are not contiguous or no multiple of 16 bytes. The first
+    call for a D and dtype compiles and times a few tiles, for seconds: make it before serving, at the size to be
+    served.
 
     Raises ValueError without models or when they, or `out`, differ in B or device.
     """
@@ -99,9 +102,9 @@ def strips(models: Sequence[StripModel], out: Tensor | None = None) -> Tensor:
 
 
 def _launch(candidates: Tensor, picks: Tensor, sums: Tensor, scale: float, bias: float) -> None:
-    """sums_i = sum over k of softplus(scale * <candidates_i, picks_k> + bias)."""
-    # Only here, so that this module can be imported without Triton.
-    from selector_server.sampling.kernel_triton import INTERPRETED, TensorDescriptor, side  # noqa: PLC0415
+    """Sets sums_i = sum over k of softplus(scale * <candidates_i, picks_k> + bias)."""
+    # It is imported only here, so that this module can be imported without Triton.
+    from selector_server.sampling.losses.kernel_triton import INTERPRETED, TensorDescriptor, side  # noqa: PLC0415
 
     candidates, picks = _aligned(candidates), _aligned(picks)
     (count, depth), size = candidates.shape, len(picks)
@@ -122,7 +125,7 @@ def _launch(candidates: Tensor, picks: Tensor, sums: Tensor, scale: float, bias:
 
 
 def _aligned(z: Tensor) -> Tensor:
-    """z as the GPU's tensor copies want it: contiguous, its start and rows at multiples of 16 bytes."""
+    """The matrix as the GPU's tensor copies want it: contiguous, and its start and rows at multiples of 16 bytes."""
     missing = -z.shape[1] % (16 // z.element_size())
     z = torch.nn.functional.pad(z, (0, missing)) if missing else z.contiguous()  # a pad of 0 would copy
     return z if z.data_ptr() % 16 == 0 else z.clone()

@@ -13,8 +13,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = ["INTERPRETED", "TILES", "TensorDescriptor", "side"]
 
-# Picks whose losses are summed in float32, in four interleaved groups, before float64 takes over: the same for every
-# tile, so that the tile that tuning chooses moves no sum by more than float64's rounding.
+# The losses of so many picks are summed in float32, in four interleaved groups, before float64 takes over. The number
+# is the same for every tile, so that the tile that tuning chooses moves no sum by more than float64's rounding.
 SPAN = tl.constexpr(128)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -48,7 +48,7 @@ def _join(losses, terms, more_losses, more_terms):
 
 @triton.jit
 def _log1p(q):
-    """log(1 + q), q in [0, 2^32), to a relative 5e-7: below 1/2 by 2 artanh(q / (2 + q)), its series cut at 1e-8."""
+    """log(1 + q) for q in [0, 2^32), to a relative 5e-7. Below 1/2 it is 2 artanh(q / (2 + q)), cut at 1e-8."""
     s = q / (2.0 + q)
     z = s * s
     small = 2.0 * s * (1.0 + z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9)))))
@@ -72,7 +72,7 @@ def side(
     ragged: tl.constexpr,
     widen: tl.constexpr,
 ):
-    """sums[i], float64 = sum over k of softplus((scale * <candidates_i, picks_k> + bias) * ln 2).
+    """Sets sums[i], float64, to the sum over k of softplus((scale * <candidates_i, picks_k> + bias) * ln 2).
 
     Program p owns rows p * rows and on. `flatten` makes the loops over picks and depth one, so that the loads of the
     next picks run during the softplus of these; loads beyond an edge give zeros.

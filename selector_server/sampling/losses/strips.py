@@ -6,22 +6,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from selector_server.sampling.embedded import Embedded
+from selector_server.sampling.embeddings import Embedded
 
-# Bytes of logits held at once. On a CPU they stay in the cache between the product and the sum; a GPU wants them large.
+# So many bytes of logits are held at once, in at most so many rows. On a CPU they stay in the cache between the product
+# and the sum; a GPU wants them large.
 CPU_TILE_BYTES, CPU_TILE_ROWS = 1 << 20, 512
 GPU_TILE_BYTES, GPU_TILE_ROWS = 256 << 20, 16384
 
 
 def softplus(logits: Tensor) -> Tensor:
-    """log(1 + e^x) of each element, by a kernel that treats them all alike: on a CPU, torch's softplus differs in the
-    last bit where a vector does not fit, so that a candidate's score would depend on where it lies in memory."""
+    """log(1 + e^x) of each element, by an operator that treats them all alike.
+
+    On a CPU, torch's softplus differs in the last bit where a vector register does not fit, so that a candidate's score
+    would depend on where it lies in memory.
+    """
     return -logsigmoid(-logits)
 
 
 class Side:
-    """One side of the candidates, [B, D], ready for products with picks, round after round: aligned, and where there
-    are fewer of them than a tile has rows, filled up with zeros."""
+    """One side of the candidates, [B, D], images or texts, ready for products with picks, round after round.
+
+    Its rows are aligned, and where there are fewer of them than a tile has rows, zeros fill it up.
+    """
 
     def __init__(self, rows: Tensor) -> None:
         self.count, on_cpu = len(rows), rows.device.type == "cpu"
@@ -30,24 +36,24 @@ class Side:
 
 
 class Sides:
-    """Both sides of the candidates as each of the models sees them, for sums of softplus."""
+    """Both sides of the candidates as each of the M models sees them, for sums of softplus."""
 
     def __init__(self, models: Sequence[Embedded]) -> None:
         self._sides = [Side(rows) for model in models for rows in (model.text, model.image)]
         self._biases = models[0].image.new_tensor([model.bias for model in models]).repeat_interleave(2)
 
     def softplus_sums(self, picked: Sequence[Embedded], tile_bytes: int | None = None) -> Tensor:
-        """For each model, sum over k of softplus(logit_ki) + softplus(logit_ik), float64 [M, B], for candidates i and
-        picked k.
+        """For each model and candidate i, the sum over picks k of softplus(logit_ki) + softplus(logit_ik), float64
+        [M, B]. `picked` has the c picks as each model sees them.
 
-        Two products of [B, D] by [D, c], and 2 B c softplus, for each model. `tile_bytes` bounds the memory beyond
-        inputs and result.
+        It takes two products of [B, D] by [D, c] and 2 B c softplus for each model. `tile_bytes` bounds the memory
+        beyond inputs and result.
         """
         others = [rows * -model.scale for model in picked for rows in (model.image, model.text)]
         sums = others[0].new_empty((len(others), self._sides[0].count))
         for which, rows, products in tiles(self._sides, others, tile_bytes):
             products.sub_(self._biases[which, None, None])
-            # -softplus(logit), in place: a second tile would push the first out of the cache.
+            # This is -softplus(logit), in place: a second tile would push the first out of the cache.
             torch.sum(torch.ops.aten.log_sigmoid.out(products, out=products), dim=2, out=sums[which, rows])
         return -sums.double().view(len(picked), 2, -1).sum(dim=1)
 
@@ -55,9 +61,11 @@ class Sides:
 def tiles(
     lefts: Sequence[Side], rights: Sequence[Tensor], tile_bytes: int | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields (which, rows, products), products[j] = lefts[which][j][rows] @ rights[which][j].T, [n, rows, c], in one
-    buffer that the next tile overwrites: as many sides at once as fit into a tile, for each step costs some
-    microseconds however small it is.
+    """Multiplies each of the sides, [B, D], with its picks, [c, D], tile by tile.
+
+    It yields (which, rows, products), where products[j] = lefts[which][j][rows] @ rights[which][j].T, [n, rows, c], lie
+    in one buffer that the next tile overwrites. A tile takes as many sides at once as fit into it, for each step costs
+    some microseconds however small it is. `tile_bytes` bounds the buffer; None suits the device.
 
     All products have one shape, which depends on the number of picks and the bound alone: the last one overlaps the one
     before or is filled up with zeros. So a candidate's products come out bit-equal however candidates are divided among
@@ -80,10 +88,10 @@ def tiles(
 
 
 def _aligned(rows: Tensor, least: int = 0) -> Tensor:
-    """The same rows, each from a multiple of 64 bytes on, and at least so many: copied and filled up with zeros unless
-    they lie so already.
+    """The same rows, each of which begins at a multiple of 64 bytes, and at least so many of them. They are copied and
+    filled up with zeros unless they lie so already.
 
-    Elsewhere the last bits of a product depend on where its row lies in memory.
+    Elsewhere the last bits of a product would depend on where its row lies in memory.
     """
     spare = -rows.shape[1] % (64 // rows.element_size())
     if spare == 0 and len(rows) >= least and rows.is_contiguous() and rows.data_ptr() % 64 == 0:

@@ -6,9 +6,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# Largest logit scale and bias, either sign: beyond it, sums of float32 losses could overflow.
+# Logit scale and bias may be so large, with either sign: beyond it, sums of float32 losses could overflow.
 MAX_LOGIT = 1e6
-# Candidates whose own pairs are multiplied at once.
+# The own pairs of so many candidates are multiplied at once.
 SLICE = 4096
 
 
@@ -16,8 +16,7 @@ SLICE = 4096
 class Embedded:
     """Image and text embeddings, float [B, D] with rows of length one, and the model's own logit scale and bias.
 
-    logit_ij = scale * <image_i, text_j> + bias, SigLIP's code convention (JEST Eq. 2 writes the bias with the opposite
-    sign).
+    logit_ij = scale * <image_i, text_j> + bias, as in SigLIP's code; JEST Eq. 2 writes the bias with the opposite sign.
     """
 
     image: Tensor
@@ -27,14 +26,14 @@ class Embedded:
 
     @staticmethod
     def normalise(image: Tensor, text: Tensor, scale: float, bias: float) -> "Embedded":
-        """From any float embeddings: rows z / (|z| + 1e-8) in float32, as in big_vision's two towers."""
+        """From any float embeddings, [B, D], makes rows z / (|z| + 1e-8) in float32, as in big_vision's two towers."""
         image, text = (
             z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + 1e-8) for z in (image.float(), text.float())
         )
         return Embedded(image, text, scale, bias)
 
     def __len__(self) -> int:
-        """B."""
+        """B, the number of candidates."""
         return len(self.image)
 
     def at(self, indices: Tensor) -> "Embedded":
@@ -47,8 +46,8 @@ class Embedded:
 
     @cached_property
     def own_logits(self) -> Tensor:
-        """logit_ii, float64 [B]; computed once."""
-        # In slices: the products of the whole would be most of the sampler's memory.
+        """logit_ii, float64 [B]. It is computed once."""
+        # It is done in slices: the products of the whole would be most of the sampler's memory.
         sides = zip(torch.split(self.image, SLICE), torch.split(self.text, SLICE), strict=True)
         products = [(image * text).sum(dim=1, dtype=torch.float64) for image, text in sides]
         return torch.cat(products) * self.scale + self.bias

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selector_server.sampling.at_once import pairs_of, uniform_total
-from selector_server.sampling.kernel import StripModel, strips
-from selector_server.sampling.running import SAMPLE, Chunk, Running, Weighted
-from selector_server.sampling.strips import Sides, softplus
+from selector_server.sampling.losses.all_pairs import uniform_total
+from selector_server.sampling.losses.base import SAMPLE, Chunk, RunningScores, Weighted
+from selector_server.sampling.losses.kernel import StripModel, strips
+from selector_server.sampling.losses.strips import Sides, softplus
 
 
-class Sigmoid(Running):
-    """One accumulator of length B; each round adds the strips of its picks."""
+class SigmoidScores(RunningScores):
+    """Keeps one accumulator, float64 [B]; each round adds the strips of its picks to it."""
 
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
         super().__init__(models, tile_bytes, fused)
@@ -41,25 +41,35 @@ class Sigmoid(Running):
 
     def uniform_total(self, picks: int) -> float:
         rows = self.sample(SAMPLE)
-        pairs = pairs_of([(weight, model.at(rows)) for weight, model in self.models])
+        pairs = self.pairs([(weight, model.at(rows)) for weight, model in self.models])
         return uniform_total(self._score[rows], pairs, picks, own_mean=float(self._score.mean()))
 
+    @staticmethod
+    def pairs(models: Sequence[Weighted]) -> Tensor:
+        one_way = torch.zeros((), device=models[0][1].image.device)
+        for weight, model in models:
+            products = torch.mm(model.image, (model.text * -model.scale).T).sub_(model.bias)
+            # This is -softplus(logit).
+            torch.ops.aten.log_sigmoid.out(products, out=products)
+            one_way = one_way - products.mul_(weight)
+        return (one_way + one_way.T).fill_diagonal_(0.0)
+
     def _count(self, chunk: Chunk, strip: Tensor) -> None:
-        """Adds what the picks scored when drawn, and their pairs among each other: `strip` has each of those twice,
-        and each pick with itself as a negative, twice."""
+        """Adds to the total what the picks scored when they were drawn, and their pairs among each other: `strip` has
+        each of those twice, and each pick with itself as a negative, also twice."""
         itself = self._itself[chunk.rows]
         self._total += float(self._score[chunk.rows].sum()) + float((strip / 2 - itself).sum())
 
 
 class _Strips:
-    """What picks add to each candidate's score: the candidates, kept ready for round after round."""
+    """What picks add to each candidate's score. It keeps the candidates ready for round after round."""
 
     def __init__(self, models: Sequence[Weighted], tile_bytes: int | None, fused: bool) -> None:
         self._weights = [weight for weight, _ in models]
         self._signs = models[0][1].image.new_tensor(self._weights, dtype=torch.float64)
         self._tile_bytes = tile_bytes
         candidates = [model for _, model in models]
-        # Their own pairs stay in full precision.
+        # Candidates' own pairs stay in full precision.
         self._halves = [model.half() for model in candidates] if fused and len(candidates[0]) else None
         self._sides = Sides(candidates) if self._halves is None else None
 
