@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from selector_tools import cli
-from selector_tools.bench import literal, study
-from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.bench import chunks_study as study
+from selector_tools.bench import literal
+from selector_tools.bench.baselines import gibbs, matrix
 from selector_tools.bench.synthetic import candidates
 
 from selector_server.sampling import Draw, PairScores, Plan, chunk_sizes

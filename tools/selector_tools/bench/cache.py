@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.bench import model_flags
+from selector_tools.bench import harness
 
 if TYPE_CHECKING:
     from selector_client import Selection
@@ -20,11 +20,11 @@ def add_parser(verbs: Any) -> None:
         "time it need not. The second epoch runs one request behind the first, so that both meet the same machine.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    model_flags.add(parser, repeats="requests of an epoch")
+    harness.add(parser, repeats="requests of an epoch")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return model_flags.measured("selector bench cache", arguments, _measure, _table)
+    return harness.measured("selector bench cache", arguments, _measure, _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -32,24 +32,24 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_tools.bench import served, towers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import serve_loops, sidecars  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
 
     machine, rng = describe("cpu"), np.random.default_rng(0)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("export", total=None)
         source = architecture(a.open_clip, folder).build(a.image_size, None)
-        bundles = towers.exported(source, folder)
+        bundles = serve_loops.exported(source, folder)
         batches = [
-            served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+            sidecars.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
             | {"ids": np.arange(a.candidates) + number * a.candidates}
             for number in range(a.repeats)
         ]
-        warm = served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+        warm = sidecars.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
         store = folder / "cache"
         first, second = _Epoch(), _Epoch()
-        with served.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
+        with sidecars.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
             sidecar.select(warm)
             progress.update(task, description="both epochs", total=a.repeats, completed=0)
             for new, old in zip([*batches, None], [None, *batches], strict=True):
@@ -82,7 +82,7 @@ class _Epoch:
         self.replies.append(timed[1])
 
     def summary(self) -> dict[str, Any]:
-        from selector_tools.bench.served import median_stages  # noqa: PLC0415
+        from selector_tools.bench.sidecars import median_stages  # noqa: PLC0415
 
         cached = sum(reply.cached_references for reply in self.replies)
         return {"seconds": self.seconds, "cached": cached, "stage_seconds": median_stages(self.replies)}

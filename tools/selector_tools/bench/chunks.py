@@ -57,8 +57,8 @@ def _measure(super_batch: int, picks: int, gain: float, learner_steps: int, seed
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_tools.bench import study  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import chunks_study as study  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
 
     torch.set_num_threads(1)  # Gibbs sampling is a chain: more would only wait
     started, machine, trials = perf_counter(), describe("cpu"), []

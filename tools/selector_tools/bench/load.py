@@ -61,7 +61,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from selector_tools.bench import pinning  # noqa: PLC0415
     from selector_tools.bench.load_sidecar import LoadedSidecar  # noqa: PLC0415
     from selector_tools.bench.load_trainers import Request, Trainers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
@@ -141,7 +141,7 @@ def _candidates(size: int, dim: int, count: int) -> "list[Candidates]":
 
     from selector_tools.bench import synthetic  # noqa: PLC0415
     from selector_tools.bench.learners import IMAGE, TEXT  # noqa: PLC0415
-    from selector_tools.bench.served import Samples  # noqa: PLC0415
+    from selector_tools.bench.sidecars import Samples  # noqa: PLC0415
 
     if not dim:
         rng = np.random.default_rng(0)

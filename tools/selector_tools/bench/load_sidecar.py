@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from selector_client import Selector
 
 from selector_tools.bench import pinning
-from selector_tools.demo.services import free_port, sidecar_process
+from selector_tools.processes import free_port, sidecar_process
 
 
 class LoadedSidecar:

@@ -44,7 +44,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import loader_runs  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
 
     machine = describe("cpu")
     with Progress(console=Console(stderr=True)) as progress:

@@ -18,8 +18,8 @@ from selector_tools.bench import pinning
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, make_tokenizer
 from selector_tools.demo.model import SmallSigLip
-from selector_tools.demo.services import redis_server, sidecar_process
 from selector_tools.demo.source import source
+from selector_tools.processes import redis_server, sidecar_process
 
 CHUNKS = 16
 PUBLISH_EVERY = 10

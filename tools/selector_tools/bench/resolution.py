@@ -74,7 +74,7 @@ def _measure(
     from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import resolution_study as study  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.demo import pool  # noqa: PLC0415
 
     torch.set_num_threads(1)

@@ -10,9 +10,9 @@ import torch
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
-from selector_tools.bench import study
-from selector_tools.bench.flexi import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
-from selector_tools.bench.ranks import compare, overlap
+from selector_tools.bench import chunks_study as study
+from selector_tools.bench.comparison import compare, overlap
+from selector_tools.bench.flexi_vit import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
 from selector_tools.demo.data import Pairs, ZeroShot, draws
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.pool import DemoData

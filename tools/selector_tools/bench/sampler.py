@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"selector bench sampler: --device is {a.device}; must be cpu, or cuda where there is one", file=sys.stderr
         )
         return 2
-    from selector_tools.bench.race import Race  # noqa: PLC0415 - heavy
+    from selector_tools.bench.sampler_race import Race  # noqa: PLC0415 - heavy
 
     race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, a.threads or torch.get_num_threads())
     result = race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.bench import model_flags
+from selector_tools.bench import harness
 
 if TYPE_CHECKING:
-    from selector_tools.bench.towers import Bundles, Loop
+    from selector_tools.bench.serve_loops import Bundles, Loop
 
 TRIFLES = 4096  # candidates of a request to towers of nearly no work
 
@@ -24,14 +24,14 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="server,export,demo")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also measure torch.compile of the same model")
-    model_flags.add(parser, repeats="interleaved runs of each")
+    harness.add(parser, repeats="interleaved runs of each")
 
 
 def run(arguments: argparse.Namespace) -> int:
     a = arguments
     wrong = re.fullmatch(r"cpu|cuda(:\d+)?", a.device) is None
     device = (wrong, "--device", a.device, "must be cpu, cuda or cuda:N")
-    return model_flags.measured("selector bench serve", arguments, _measure, _table, device)
+    return harness.measured("selector bench serve", arguments, _measure, _table, device)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -42,25 +42,25 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     from selector_server.encoding.device import Device  # noqa: PLC0415
     from selector_server.encoding.micro_batch import SIZES  # noqa: PLC0415
-    from selector_tools.bench import served, towers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import serve_loops, sidecars  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
 
     machine, device = describe(a.device), Device(a.device, 0)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("export, warm up", total=None)
         source = architecture(a.open_clip, folder).build(a.image_size, None)
-        bundles = towers.exported(source, folder)
-        samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
+        bundles = serve_loops.exported(source, folder)
+        samples = sidecars.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
         micro_batch = SIZES[device.kind]
         loops = {
-            "bare": (towers.bare(device, bundles.learner, bundles.reference), micro_batch),
-            "constants": _at_its_best(towers.bare(device, bundles.reference, bundles.reference), samples.inputs),
+            "bare": (serve_loops.bare(device, bundles.learner, bundles.reference), micro_batch),
+            "constants": _at_its_best(serve_loops.bare(device, bundles.reference, bundles.reference), samples.inputs),
         }
         if a.compiled:
-            loops["compiled"] = _at_its_best(towers.compiled(device, source, torch.float32, 2), samples.inputs)
+            loops["compiled"] = _at_its_best(serve_loops.compiled(device, source, torch.float32, 2), samples.inputs)
         seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", *loops)}
-        with served.Sidecar(bundles, folder / "sidecar.log", "--device", a.device) as sidecar:
+        with sidecars.Sidecar(bundles, folder / "sidecar.log", "--device", a.device) as sidecar:
             for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
                 sidecar.select(request)
             replies = []
@@ -74,7 +74,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     seconds[name].append(loop.seconds(samples.inputs, size))
                 progress.advance(task)
         progress.update(task, description="towers of nearly no work", total=1, completed=0)
-        trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
+        trifle = serve_loops.exported(serve_loops.trifle(source.image, source.text.max_tokens), folder / "trifle")
         overhead, overhead_stages = _overhead(trifle, folder, a.device, a.repeats)
     compiled = {"ratio_to_compiled": _ratio(seconds["compiled"], seconds["sidecar"])} if a.compiled else {}
     return {
@@ -84,7 +84,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **compiled,
         "overhead_us_per_sample": overhead,
         "samples_per_second": a.candidates / median(seconds["sidecar"]),
-        "stage_seconds": served.median_stages(replies),
+        "stage_seconds": sidecars.median_stages(replies),
         "overhead_stage_seconds": overhead_stages,
         "seconds": seconds,
         "setting": {
@@ -101,7 +101,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _at_its_best(loop: "Loop", inputs: dict[str, Any]) -> "tuple[Loop, int]":
     """The loop, and the micro-batch at which it is fastest."""
     from selector_server.encoding.bundle import PIXELS  # noqa: PLC0415
-    from selector_tools.bench.towers import MICRO_BATCHES  # noqa: PLC0415
+    from selector_tools.bench.serve_loops import MICRO_BATCHES  # noqa: PLC0415
 
     count = len(inputs[PIXELS])
     times = {}
@@ -115,14 +115,14 @@ def _overhead(bundles: "Bundles", folder: Path, device: str, repeats: int) -> tu
     """Microseconds that a sample costs beside its encoding, and where a request's seconds go."""
     import numpy as np  # noqa: PLC0415
 
-    from selector_tools.bench import served  # noqa: PLC0415
+    from selector_tools.bench import sidecars  # noqa: PLC0415
 
     manifest = bundles.learner.manifest
-    samples = served.Samples.random(TRIFLES, manifest.image, manifest.text, np.random.default_rng(0), files=False)
-    with served.Sidecar(bundles, folder / "trifle.log", "--device", device) as sidecar:
+    samples = sidecars.Samples.random(TRIFLES, manifest.image, manifest.text, np.random.default_rng(0), files=False)
+    with sidecars.Sidecar(bundles, folder / "trifle.log", "--device", device) as sidecar:
         sidecar.select(samples.arrays)
         seconds, replies = zip(*(sidecar.select(samples.arrays) for _ in range(max(3, repeats))), strict=True)
-    return 1e6 * median(seconds) / TRIFLES, served.median_stages(replies)
+    return 1e6 * median(seconds) / TRIFLES, sidecars.median_stages(replies)
 
 
 def _ratio(floor: list[float], seconds: list[float]) -> float:

@@ -41,8 +41,8 @@ def _measure(sizes: list[int], repeats: int) -> dict[str, Any]:
     import tempfile  # noqa: PLC0415
     from pathlib import Path  # noqa: PLC0415
 
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.bench.transport_client import Trial, serving  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.bench.transport_ends import Trial, serving  # noqa: PLC0415
 
     memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
     machine, by_size = describe("cpu"), {}

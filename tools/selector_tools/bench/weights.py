@@ -65,8 +65,8 @@ def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str
     from selector_server.encoding.export import export_learner  # noqa: PLC0415
     from selector_tools.bench import weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
     from selector_tools.bench.learners import learner  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.demo.services import redis_server  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.processes import redis_server  # noqa: PLC0415
 
     machine = describe("cpu")
     with Progress(console=Console(stderr=True)) as progress, redis_server() as url:

@@ -15,7 +15,7 @@ from selector_client import Canary, Selector, WeightPublisher
 from selector_proto.weights import CHUNK_BYTES
 
 from selector_tools.bench.learners import Learner, canary
-from selector_tools.demo.services import free_port, sidecar_process
+from selector_tools.processes import free_port, sidecar_process
 
 POLL_SECONDS = 0.02  # more often, asking would take a part of the core that is measured
 WARM_UP = 3  # versions after which all buffers, of the publisher and of the sidecar, have been used once

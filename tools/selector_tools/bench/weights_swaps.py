@@ -19,7 +19,7 @@ from selector_client import Selector, WeightPublisher
 from selector_server.encoding.export import export_learner, export_reference
 from selector_tools.bench import pinning
 from selector_tools.bench.learners import IMAGE, TEXT, learner
-from selector_tools.bench.served import Samples
+from selector_tools.bench.sidecars import Samples
 from selector_tools.bench.weights_phases import Served, served
 
 CANDIDATES = 128

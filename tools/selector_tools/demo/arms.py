@@ -14,8 +14,8 @@ from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_tools.demo.data import Pairs, ZeroShot, draws
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.results import Arm
-from selector_tools.demo.services import sidecar
 from selector_tools.demo.training import train
+from selector_tools.processes import sidecar
 
 # Name on the command line -> how the sidecar picks; uniform needs no sidecar.
 SELECTIONS: dict[str, dict[str, Any]] = {

@@ -22,9 +22,9 @@ from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Example, Report
-from selector_tools.demo.services import redis_server
 from selector_tools.demo.source import source
 from selector_tools.demo.training import train
+from selector_tools.processes import redis_server
 
 BATCH = 128
 FILTER_RATIO = 0.8

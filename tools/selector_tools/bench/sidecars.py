@@ -16,8 +16,8 @@ from PIL import Image
 from selector_client import Selection, Selector
 
 from selector_server.encoding.bundle import PIXELS, TOKENS, ImageInput, TextInput
-from selector_tools.bench.towers import Bundles
-from selector_tools.demo.services import sidecar
+from selector_tools.bench.serve_loops import Bundles
+from selector_tools.processes import sidecar
 
 FILE_SIDE = 224
 

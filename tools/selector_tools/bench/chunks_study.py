@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
-from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.bench.baselines import gibbs, matrix
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, draws, make_tokenizer
 from selector_tools.demo.model import SmallSigLip

@@ -14,7 +14,7 @@ from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_siz
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.strips import Side, tiles
 from selector_tools.bench import literal
-from selector_tools.bench.machine import describe
+from selector_tools.bench.measuring import describe
 from selector_tools.bench.memory import HOW, peak_mib
 from selector_tools.bench.synthetic import candidates
 
