@@ -1,13 +1,13 @@
 """`selector bench sampler`: joint selection against the paper's pseudo-code, and against its own matrix products."""
 
 import argparse
-import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from selector_proto.sizes import sub_batch_size
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import harness
 
 
 def add_parser(verbs: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of candidates and noise (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,25 +49,27 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         (a.threads < 0, "--threads", a.threads, "must be 0 or more"),
         (a.seed < 0, "--seed", a.seed, "must be 0 or more"),
+        (not _usable(a.device), "--device", a.device, "must be cpu, or cuda where there is one"),
     ]
-    if any_mistake("selector bench sampler", mistakes):
-        return 2
+
+    def measure(_: Path) -> dict[str, Any]:
+        import torch  # noqa: PLC0415 - heavy, as is the other
+
+        from selector_tools.bench.sampler_race import Race  # noqa: PLC0415
+
+        threads = a.threads or torch.get_num_threads()
+        race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, threads)
+        return race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
+
+    return harness.run(a, mistakes, measure, _table)
+
+
+def _usable(device: str) -> bool:
+    if not device.startswith("cuda"):
+        return device == "cpu"
     import torch  # noqa: PLC0415 - heavy
 
-    if a.device != "cpu" and not (a.device.startswith("cuda") and torch.cuda.is_available()):
-        print(
-            f"selector bench sampler: --device is {a.device}; must be cpu, or cuda where there is one", file=sys.stderr
-        )
-        return 2
-    from selector_tools.bench.sampler_race import Race  # noqa: PLC0415 - heavy
-
-    race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, a.threads or torch.get_num_threads())
-    result = race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
-    if a.json:
-        print(json.dumps(result))
-    else:
-        print(_table(result))
-    return 0
+    return torch.cuda.is_available()
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -1,68 +1,29 @@
-"""A sidecar that is measured, and the samples it gets."""
+"""The sidecars that are measured: `selector serve` in processes of their own, and what they say of themselves."""
 
-import io
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from selector_client import Selection, Selector
 
-from selector_server.encoding.bundle import PIXELS, TOKENS, ImageInput, TextInput
+from selector_tools.bench.memory import resident_bytes
 from selector_tools.bench.serve_loops import Bundles
-from selector_tools.processes import sidecar
+from selector_tools.processes import free_port, sidecar
 
-FILE_SIDE = 224
-
-
-@dataclass(frozen=True)
-class Samples:
-    """B candidates as arrays, and with their images as JPEG files."""
-
-    pixels: NDArray[np.uint8]
-    tokens: NDArray[np.int64]
-    jpegs: list[bytes]
-
-    @classmethod
-    def random(
-        cls, count: int, image: ImageInput, text: TextInput, rng: np.random.Generator, *, files: bool = True
-    ) -> "Samples":
-        """Noise is as good as photos to a tower; files are smooth, as photos are."""
-        pixels = rng.integers(0, 256, (count, image.height, image.width, image.channels), dtype=np.uint8)
-        tokens = rng.integers(1, text.vocabulary, (count, text.max_tokens))
-        return cls(pixels, tokens, [_jpeg(rng) for _ in range(count)] if files else [])
-
-    @property
-    def inputs(self) -> dict[str, NDArray[Any]]:
-        """As the towers take them."""
-        return {PIXELS: self.pixels, TOKENS: self.tokens}
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        return {"images": self.pixels, "texts": self.tokens}
-
-    @property
-    def files(self) -> dict[str, Any]:
-        return {"images": self.jpegs, "texts": self.tokens}
+POLL_SECONDS = 0.02  # asking more often would take a part of the core that is measured
 
 
-def _jpeg(rng: np.random.Generator) -> bytes:
-    """A picture with about the detail of a photo."""
-    coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((FILE_SIDE, FILE_SIDE))
-    file = io.BytesIO()
-    coarse.save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-class Sidecar:
-    """`selector serve` with these bundles, in a process of its own."""
+class TimedSidecar:
+    """A sidecar with these bundles, whose answers are timed as a trainer sees them."""
 
     def __init__(self, bundles: Bundles, log: Path, *flags: str) -> None:
         self._bundles, self._log, self._flags = bundles, log, flags
@@ -70,8 +31,8 @@ class Sidecar:
 
     def __enter__(self) -> Self:
         models = ("--learner", str(self._bundles.learner.path), "--reference", str(self._bundles.reference.path))
-        address = self._stack.enter_context(sidecar(self._log, *models, "--metrics-listen", "", *self._flags))
-        selector = Selector(address, filter_ratio=0.8, seed=0, timeout=600.0, on_error="raise")
+        running = self._stack.enter_context(sidecar(self._log, *models, "--metrics-listen", "", *self._flags))
+        selector = Selector(running.address, filter_ratio=0.8, seed=0, timeout=600.0, on_error="raise")
         self._selector = self._stack.enter_context(selector)
         return self
 
@@ -81,13 +42,110 @@ class Sidecar:
         self._stack.close()
 
     def select(self, samples: dict[str, Any]) -> tuple[float, Selection]:
-        """Seconds of one selection, as the trainer sees them, and its reply."""
-        started = perf_counter()
+        """Returns the seconds that one selection takes, and the selection."""
+        started = time.perf_counter()
         selection = self._selector.select(**samples)
-        return perf_counter() - started, selection
+        return time.perf_counter() - started, selection
 
 
 def median_stages(replies: Sequence[Selection]) -> dict[str, float]:
-    """Seconds of each stage."""
+    """Returns the median seconds of each stage; a reply without the stage counts as zero."""
     stages = [reply.stage_seconds for reply in replies]
     return {name: median(s.get(name, 0.0) for s in stages) for name in sorted({n for s in stages for n in s})}
+
+
+class FollowingSidecar:
+    """A sidecar that follows a run's weights, and how it gets on with them."""
+
+    def __init__(self, pid: int, metrics_port: int, selector: Selector) -> None:
+        self.pid, self.selector, self._metrics_port = pid, selector, metrics_port
+
+    def wait_for(self, version: int, seconds: float = 120.0) -> float:
+        """Returns the moment (perf_counter) at which it was first seen to serve `version` or a later one.
+
+        Raises RuntimeError if it refuses a version or takes longer than `seconds`.
+        """
+        until = time.perf_counter() + seconds
+        while (now := time.perf_counter()) < until:
+            status = self.selector.weights_status()
+            if status.serving.version >= version:
+                return time.perf_counter()
+            if status.rejections:
+                raise RuntimeError(f"the sidecar refused version {version}: {status.last_error}")
+            time.sleep(max(0.0, POLL_SECONDS - (time.perf_counter() - now)))
+        raise RuntimeError(f"the sidecar did not serve version {version} within {seconds} s: {status.last_error}")
+
+    def wait_until_settled(self) -> None:
+        """Waits until no version is under way."""
+        swaps = -1
+        while (now := self.selector.weights_status().swaps) != swaps:
+            swaps = now
+            time.sleep(0.5)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Returns the seconds that fetching and binding took since the start, by the sidecar's own metrics."""
+        samples = _metric(self._metrics_port, "selector_weights_sync_duration_seconds")
+        seconds = {one.labels["phase"]: one.value for one in samples if one.name.endswith("_sum")}
+        fetch = seconds.pop("fetch", 0.0)
+        return {"fetch": fetch, "bind": sum(seconds.values())}
+
+
+@contextmanager
+def following(log: Path, url: str, run: str, *flags: str) -> Iterator[FollowingSidecar]:
+    """Runs a sidecar that follows `run` at the Redis-protocol server `url`."""
+    port = free_port()
+    more = ("--redis", url, "--run", run, "--metrics-listen", f"127.0.0.1:{port}")
+    with sidecar(log, *more, *flags) as (address, pid), Selector(address, timeout=60.0) as selector:
+        yield FollowingSidecar(pid, port, selector)
+
+
+class LoadedSidecar:
+    """A sidecar with one thread that is driven to its limits; `core` is None where nothing can be pinned."""
+
+    def __init__(self, folder: Path, core: int | None, *flags: str) -> None:
+        self._log, self._cores = folder / "sidecar.log", None if core is None else {core}
+        self._metrics_port, self._stack = free_port(), ExitStack()
+        metrics = ("--metrics-listen", f"127.0.0.1:{self._metrics_port}")
+        self._flags = (*flags, *metrics, "--threads", "1", "--log-level", "warning")
+        self.address, self.pid = f"127.0.0.1:{free_port()}", 0
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def kill_and_restart(self) -> float:
+        """Returns the moment (perf_counter) of its death, once a new process serves at the same address."""
+        died = time.perf_counter()
+        os.kill(self.pid, signal.SIGKILL)
+        self._stack.close()  # this collects the dead process
+        self._start()
+        return died
+
+    def max_pending(self) -> int:
+        """Returns how many requests it takes at once."""
+        with Selector(self.address) as selector:
+            return selector.connect(timeout=10.0).limits.max_pending_requests
+
+    def rejects(self) -> dict[float, float]:
+        """Returns Prometheus's cumulative buckets: refused requests so far, by the most seconds that they took."""
+        samples = _metric(self._metrics_port, "selector_reject_duration_seconds")
+        return {float(one.labels["le"]): one.value for one in samples if one.name.endswith("_bucket")}
+
+    def resident_bytes(self) -> int:
+        return resident_bytes(self.pid)
+
+    def _start(self) -> None:
+        running = sidecar(self._log, *self._flags, address=self.address, cores=self._cores)
+        _, self.pid = self._stack.enter_context(running)
+
+
+def _metric(port: int, name: str) -> list[Sample]:
+    """Returns all samples of one metric from a sidecar's metrics address."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
+        families = text_string_to_metric_families(page.read().decode())
+        return [sample for family in families if family.name == name for sample in family.samples]
