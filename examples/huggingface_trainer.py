@@ -1,5 +1,5 @@
-"""Selection with transformers: the library's Trainer trains a tiny CLIP if accelerate, which it needs, is installed, and
-else a loop that calls the same callback."""
+"""Selection with transformers: the library's Trainer trains a tiny CLIP if accelerate, which it needs, is installed.
+Else a loop does, which calls the same callback."""
 
 import importlib.util
 import tempfile

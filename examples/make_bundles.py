@@ -33,7 +33,7 @@ def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Ten
 
 
 def own_module(build: Callable[[], TwoTower | LinearTowers], work: Path) -> list[list[str]]:
-    """Returns the flags of `selector export` for learner and reference, which `build` makes, both for small pictures."""
+    """Returns the flags of `selector export` for learner and reference. `build` makes both, at the size they see."""
     model = build()
 
     def loss(batch: dict[str, Any]) -> Tensor:
