@@ -1,5 +1,6 @@
 # ruff: noqa: PLC0415, T201
-"""Measures the fused kernel at the paper's size on a CUDA device: time, rate, memory, accuracy. Prints one JSON object.
+"""Measures the fused kernel at the paper's size on a CUDA device: time, rate, memory and accuracy. It prints one JSON
+object.
 
     python benchmarks/kernel.py [--candidates 163840] [--picks 2048] [--width 768] [--rounds 15] [--repeats 5]
 
@@ -17,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selector_server.sampling.losses import kernel
+from selector_server.sampling import kernel
 from selector_server.sampling.losses.kernel import StripModel, strips
 
-# The strips of so many rows are checked against float64.
+# So many rows' strips are checked against float64.
 CHECKED = 256
-# A tile of cuBLAS's products has so many rows: its result is 128 MiB at 2,048 picks.
+# A tile of cuBLAS's products has so many rows; its result is 128 MiB at 2,048 picks.
 TILE_ROWS = 32_768
-# The logit scale and bias, and the weight, of learner and reference.
+# The scale, bias and weight of learner and reference.
 LAWS = ((10.0, -10.0, 1.0), (25.0, -7.5, -1.0))
 
 Pair = tuple[Tensor, Tensor]
 
 
 def embeddings(count: int, width: int, seed: int, dtype: torch.dtype) -> Pair:
-    """Image and text embeddings, [count, width] with rows of length one; those of a pair are alike."""
+    """Returns image and text, [count, width] with rows of length one; those of a pair are alike."""
     generator = torch.Generator(device="cuda").manual_seed(seed)
     image = torch.randn(count, width, generator=generator, device="cuda")
     text = torch.randn(count, width, generator=generator, device="cuda") + image
@@ -39,7 +40,7 @@ def embeddings(count: int, width: int, seed: int, dtype: torch.dtype) -> Pair:
 
 
 def milliseconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """The device time of each of `repeats` runs, after two that are not counted."""
+    """Returns the device time of each of `repeats` runs, after two that do not count."""
     times = []
     for _ in range(2 + repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call,unused-ignore]
@@ -57,7 +58,7 @@ def summary(times: list[float], flop: float) -> dict[str, float]:
 
 
 def exact(models: list[StripModel], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The strips of these rows, and the sums of their absolute losses, float64 [rows] each."""
+    """Returns the strips of these rows and the sums of their absolute losses, both float64 [rows]."""
     zero = torch.zeros((), dtype=torch.float64, device=rows.device)
     signed = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     absolute = signed.clone()
@@ -71,7 +72,6 @@ def exact(models: list[StripModel], rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
-    """Times kernel and products in turns, and compares some strips with float64."""
     count, size, width = arguments.candidates, arguments.picks, arguments.width
     pairs = [embeddings(count, width, seed, dtype) for seed in range(len(LAWS))]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).cuda()
@@ -98,10 +98,10 @@ def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]
                     for rows in torch.split(candidates, TILE_ROWS):
                         torch.mm(rows, picks.T, out=buffer[: len(rows)])
 
-    first = strips(rounds[0])  # compiles and tunes
+    first = strips(rounds[0])  # this compiles and tunes
     flop = 2.0 * count * size * width * 2 * len(LAWS) * len(rounds)
     times = {"fused": milliseconds(fused, arguments.repeats), "products": milliseconds(products, arguments.repeats)}
-    again = milliseconds(fused, arguments.repeats)  # the same once more: its distance from `fused` is the noise
+    again = milliseconds(fused, arguments.repeats)  # how far this is from the first time shows the noise
 
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]
 
 
 def tuning(models: list[StripModel]) -> dict[str, Any]:
-    """Each tile's time for one round, and how far its strips are from the chosen tile's."""
+    """Returns each tile's time for one round, and how far its strips are from the chosen tile's."""
     from selector_server.sampling.losses.kernel_triton import TILES, side
 
     reference = strips(models)

@@ -1,5 +1,5 @@
-"""Flexi-JEST: candidates are scored at a quarter of the pixels, and half of each sub-batch is trained as they are seen
-there, so that the scores stay good. Prints what that costs against training without selection."""
+"""Flexi-JEST scores candidates at a quarter of the pixels, and trains half of each sub-batch at that size, too, so that
+the scores stay good. This prints what it costs against training without selection."""
 
 import torch
 from pairs import SIDE, smaller, super_batches
@@ -13,7 +13,7 @@ from towers import TwoTower, pixels, sigmoid_loss
 
 
 def measured(model: TwoTower) -> Towers:
-    """FLOPs of one forward pass of each tower, counted by torch."""
+    """Returns the FLOPs of one forward pass of each tower, counted by torch."""
     counts = []
     for side in (SIDE, SIDE // 2):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -23,7 +23,7 @@ def measured(model: TwoTower) -> Towers:
 
 
 def main() -> None:
-    """Trains."""
+    """Trains with selection and prints how it went."""
     flags = arguments(__doc__)
     model, mislabelled = TwoTower(), []
     optimizer = torch.optim.Adam(model.parameters(), 3e-3, betas=(0.9, 0.95))
@@ -39,13 +39,14 @@ def main() -> None:
     )
     hooks = TrainingHooks(selector, loader, publisher)
     for step, batch in enumerate(loader):
-        image = flexi(pixels(batch["images"]), step)  # half of it small; rows keep their order
+        image = flexi(pixels(batch["images"]), step)  # half of the batch is small; rows keep their order
         loss = sigmoid_loss(image, model.encode_text(torch.from_numpy(batch["texts"])), model)  # one loss over all
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         hooks.after_step(step + 1, model)
-        # As if the sidecar had a cache (--cache): the reference embeds nothing. Else uncached=5 * picks.
+        # This counts as if the sidecar had a cache (--cache), so that the reference embeds nothing. Without one, add
+        # uncached=5 * picks.
         picks = len(image)
         meter.add(candidates=5 * picks, picks=picks, low_picks=flexi.low_picks(picks))
         mislabelled.append(batch["mislabelled"])

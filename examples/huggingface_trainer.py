@@ -1,5 +1,5 @@
-"""Selection with transformers: a tiny CLIP, trained by the library's Trainer if accelerate is installed, which that
-needs, and else by a loop that calls the same callback."""
+"""Selection with transformers: the library's Trainer trains a tiny CLIP if accelerate, which it needs, is installed.
+Else a loop does, which calls the same callback."""
 
 import importlib.util
 import tempfile
@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, Trainer, TrainerState, TrainingA
 
 
 def tiny_clip() -> CLIPModel:
-    """Two small transformers with random weights."""
+    """Returns two small transformers with random weights."""
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": VOCABULARY, "max_position_embeddings": MAX_TOKENS, "eos_token_id": END, "pad_token_id": 0}
@@ -27,7 +27,7 @@ def tiny_clip() -> CLIPModel:
 
 
 def take(super_batch: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """The picks as arguments of the model."""
+    """Returns the picks as arguments of the model."""
     return {
         "pixel_values": pixels(super_batch["images"][rows]),
         "input_ids": torch.from_numpy(super_batch["texts"][rows]),
@@ -36,7 +36,7 @@ def take(super_batch: dict[str, Any], rows: Any) -> dict[str, Any]:
 
 
 def train_by_trainer(model: CLIPModel, loader: SelectingLoader, callback: SelectorCallback, steps: int) -> None:
-    """Trainer, fed by the loader."""
+    """Has Trainer train from the loader."""
 
     class Selected(Trainer):
         def get_train_dataloader(self) -> Any:
@@ -50,7 +50,7 @@ def train_by_trainer(model: CLIPModel, loader: SelectingLoader, callback: Select
 
 
 def train_by_loop(model: CLIPModel, loader: SelectingLoader, callback: SelectorCallback) -> None:
-    """The same without accelerate."""
+    """Does the same without accelerate."""
     state, optimizer = TrainerState(), torch.optim.AdamW(model.parameters(), 3e-3, betas=(0.9, 0.95))
     for batch in loader:
         optimizer.zero_grad()
@@ -62,7 +62,7 @@ def train_by_loop(model: CLIPModel, loader: SelectingLoader, callback: SelectorC
 
 
 def main() -> None:
-    """Trains."""
+    """Trains with selection and prints how it went."""
     flags = arguments(__doc__)
     model = tiny_clip()
     selector = Selector(flags.sidecar, run=flags.run, filter_ratio=0.8)

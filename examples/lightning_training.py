@@ -24,17 +24,17 @@ class Module(LightningModule):  # type: ignore[misc]
         self.towers = TwoTower()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:  # noqa: ARG002
-        """The loss of one sub-batch."""
+        """Returns the loss of one sub-batch."""
         image = self.towers.encode_image(pixels(batch["images"]))
         return sigmoid_loss(image, self.towers.encode_text(torch.from_numpy(batch["texts"])), self.towers)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """JEST's beta2."""
+        """Returns Adam with the beta2 of JEST."""
         return torch.optim.Adam(self.parameters(), 3e-3, betas=(0.9, 0.95))
 
 
 def main() -> None:
-    """Trains."""
+    """Trains with selection and prints how it went."""
     flags = arguments(__doc__)
     selector = Selector(flags.sidecar, run=flags.run, filter_ratio=0.8)
     publisher = WeightPublisher(flags.redis, run=flags.run, every=5)

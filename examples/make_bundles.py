@@ -23,7 +23,7 @@ REFERENCE_STEPS = 150
 
 
 def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Tensor], file: Path) -> None:
-    """Some steps on clean pairs; the weights go into `file`."""
+    """Trains for some steps on clean pairs, and writes the weights into `file`."""
     rng, optimizer = np.random.default_rng(7), torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(REFERENCE_STEPS):
         optimizer.zero_grad()
@@ -33,7 +33,7 @@ def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Ten
 
 
 def own_module(build: Callable[[], TwoTower | LinearTowers], work: Path) -> list[list[str]]:
-    """Flags of `selector export` for learner and reference, both what `build` returns, and as small."""
+    """Returns the flags of `selector export` for learner and reference. `build` makes both, at the size they see."""
     model = build()
 
     def loss(batch: dict[str, Any]) -> Tensor:
@@ -46,7 +46,8 @@ def own_module(build: Callable[[], TwoTower | LinearTowers], work: Path) -> list
 
 
 def open_clip_model(work: Path) -> list[list[str]]:
-    """The learner is the architecture that trains at 32 pixels, exported for 16; the reference trains at 16."""
+    """Returns such flags for open_clip. The learner trains at 32 pixels and is exported for 16, the reference trains at
+    16."""
     make_importable()
     import open_clip  # noqa: PLC0415 - takes seconds
 
@@ -63,7 +64,7 @@ def open_clip_model(work: Path) -> list[list[str]]:
 
 
 def huggingface_model(work: Path) -> list[list[str]]:
-    """A tiny CLIP of transformers, from a folder with its configuration."""
+    """Returns such flags for a tiny CLIP of transformers, from a folder with its configuration."""
     from huggingface_trainer import tiny_clip  # noqa: PLC0415 - imports transformers
 
     model = tiny_clip()

@@ -1,4 +1,4 @@
-"""Selection without torch: linear towers in numpy, their gradients by JAX if it is installed and else by hand. Needs
+"""Selection without torch: linear towers in numpy, with gradients by JAX if it is installed and else by hand. It needs
 `pip install jest-selector` alone."""
 
 import sys
@@ -22,7 +22,7 @@ WIDTH = 16
 
 
 def start() -> Arrays:
-    """Parameters by the names that the bundle knows."""
+    """Returns parameters by the names that the bundle knows."""
     rng = np.random.default_rng(0)
     image, words = 0.02 * rng.standard_normal((SIDE * SIDE * 3, WIDTH)), rng.standard_normal((VOCABULARY, WIDTH))
     start = {"image": image, "words": words, "logit_scale": np.log(10.0), "logit_bias": -4.0}
@@ -30,14 +30,14 @@ def start() -> Arrays:
 
 
 def gradients_by_hand(parameters: Arrays, images: Any, texts: Any) -> Arrays:
-    """Of the sigmoid loss, for images float [b, P] and texts int [b, T]."""
+    """Returns the gradients of the sigmoid loss, for images float [b, P] and texts int [b, T]."""
     image, text = images @ parameters["image"], parameters["words"][texts].mean(axis=1)
     lengths = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in (image, text)]
     u, v = image / lengths[0], text / lengths[1]
     scale, signs = np.exp(parameters["logit_scale"]), 1 - 2 * np.eye(len(u), dtype=np.float32)
     cosines = u @ v.T
     logits = signs * (scale * cosines + parameters["logit_bias"])
-    slopes = signs / (1 + np.exp(-logits)) / len(u)  # of the loss in each logit
+    slopes = signs / (1 + np.exp(-logits)) / len(u)  # the derivative of the loss in each logit
     to_u, to_v = scale * slopes @ v, scale * slopes.T @ u
     to_image = (to_u - u * (u * to_u).sum(axis=1, keepdims=True)) / lengths[0]
     to_text = (to_v - v * (v * to_v).sum(axis=1, keepdims=True)) / lengths[1]
@@ -52,7 +52,7 @@ def gradients_by_hand(parameters: Arrays, images: Any, texts: Any) -> Arrays:
 
 
 def loss_in_jax(parameters: Arrays, images: Any, texts: Any) -> Any:
-    """The sigmoid loss."""
+    """Returns the sigmoid loss for images float [b, P] and texts int [b, T]."""
     image, text = images @ parameters["image"], parameters["words"][texts].mean(axis=1)
     u, v = (rows / jnp.linalg.norm(rows, axis=1, keepdims=True) for rows in (image, text))
     logits = jnp.exp(parameters["logit_scale"]) * u @ v.T + parameters["logit_bias"]
@@ -60,7 +60,7 @@ def loss_in_jax(parameters: Arrays, images: Any, texts: Any) -> Any:
 
 
 def main() -> None:
-    """Trains by gradient descent."""
+    """Trains by gradient descent with selection, and prints how it went."""
     flags = arguments(__doc__)
     parameters, mislabelled = start(), []
     gradients: Callable[..., Arrays] = gradients_by_hand if jax is None else jax.jit(jax.grad(loss_in_jax))

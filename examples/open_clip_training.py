@@ -20,11 +20,11 @@ import open_clip  # noqa: E402
 
 
 def low_resolution(visual: Any) -> Any:
-    """open_clip's vision transformer for 32 pixels (4 x 4 patches) as an encoder of 16 (2 x 2)."""
+    """Returns open_clip's vision transformer for 32 pixels (4 x 4 patches) as an encoder of 16 pixels (2 x 2)."""
     resize = torch.tensor(resize_matrix((4, 4), (2, 2), "bicubic", True), dtype=torch.float32)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        positions = visual.positional_embedding  # the class token's, then the patches'
+        positions = visual.positional_embedding  # the first is the class token's
         positions = torch.cat([positions[:1], resize @ positions[1:]])
         small = torch.nn.functional.interpolate(images, 16, mode="area")
         out: torch.Tensor = functional_call(visual, {"positional_embedding": positions}, small)
@@ -34,7 +34,7 @@ def low_resolution(visual: Any) -> Any:
 
 
 def main() -> None:
-    """Trains."""
+    """Trains with selection and prints how it went."""
     flags = arguments(__doc__)
     torch.manual_seed(0)
     open_clip.add_model_config(Path(__file__).parent / "configs")

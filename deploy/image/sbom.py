@@ -1,7 +1,7 @@
 """Writes what is installed beside this Python as a bill of materials: python sbom.py FILE
 
-CycloneDX 1.6 in JSON: the interpreter, every Python package, every Debian package of the base. It has no time and no
-random number, so that equal images have equal bills. Libraries inside a wheel are not listed apart from it.
+It is CycloneDX 1.6 in JSON and lists the interpreter, every Python package and every Debian package of the base. It has
+no time and no random number, so that equal images have equal bills. Libraries inside a wheel are not listed apart.
 """
 
 import json
@@ -23,17 +23,17 @@ LICENSE_CLASSIFIER = "License :: "
 
 
 def python_packages() -> dict[str, Distribution]:
-    """By normalised name."""
+    """Returns what is installed, by normalised name."""
     return {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
 
 
 def said(one: Distribution, field: str) -> str:
-    """What the package's metadata say, or nothing."""
+    """Returns what the package's metadata say, or an empty string."""
     return one.metadata[field].strip() if field in one.metadata else ""
 
 
 def license_of(one: Distribution) -> list[dict[str, Any]]:
-    """What the package says of itself: an SPDX expression, else its classifiers, else a short name."""
+    """Returns what the package says of its licence: an SPDX expression, else its classifiers, else a short name."""
     if expression := said(one, "License-Expression"):
         return [{"expression": expression}]
     names = [
@@ -56,7 +56,7 @@ def of_python(name: str, one: Distribution) -> dict[str, Any]:
 
 
 def debian_packages(status: str) -> list[dict[str, Any]]:
-    """From the text of dpkg's status file."""
+    """Returns the installed packages from the text of dpkg's status file."""
     found = []
     for paragraph in status.split("\n\n"):
         fields = dict(re.findall(r"^(Package|Status|Version|Architecture): (.*)$", paragraph, re.MULTILINE))
@@ -69,14 +69,14 @@ def debian_packages(status: str) -> list[dict[str, Any]]:
 
 
 def requires(one: Distribution, installed: dict[str, str]) -> list[str]:
-    """References of the installed packages that a package needs, its extras aside."""
+    """Returns references to the installed packages that a package needs, its extras aside."""
     parsed = (Requirement(text) for text in one.requires or [])
     names = {canonicalize_name(r.name) for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})}
     return sorted(installed[name] for name in names if name in installed)
 
 
 def bill() -> dict[str, Any]:
-    """The whole document. The product depends on everything listed, packages on what they say they need."""
+    """Returns the whole document. The product depends on everything listed, packages on what they say they need."""
     packages = python_packages()
     libraries = {name: of_python(name, one) for name, one in sorted(packages.items())}
     references = {name: one["bom-ref"] for name, one in libraries.items()}

@@ -1,7 +1,7 @@
 """Makes an installed environment small and the same at each build: python tidy.py /opt/selector
 
-Removes what only building against the packages or testing them needs, and compiles the rest, since nothing is written
-at run time. Compiled files name their source's hash instead of its time of installation.
+It removes what is needed only to build against the packages or to test them, and compiles the rest, since nothing is
+written at run time. Compiled files name their source's hash instead of the time it was installed.
 """
 
 import compileall
@@ -10,7 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-# Below site-packages. `torch/testing`, `numpy/testing` and `torch/bin` stay: importing the packages needs them.
+# These lie below site-packages. `torch/testing`, `numpy/testing` and `torch/bin` stay, as importing the packages
+# needs them.
 UNUSED = [
     "torch/include",  # C++ headers
     "torch/share",  # CMake's files
@@ -20,7 +21,7 @@ UNUSED = [
 
 
 def unused(packages: Path) -> list[Path]:
-    """Folders of site-packages that nothing imports."""
+    """Returns the folders of site-packages that nothing imports."""
     return [folder for pattern in UNUSED for folder in sorted(packages.glob(pattern)) if folder.is_dir()]
 
 
@@ -29,7 +30,7 @@ def main(environment: str) -> int:
     for folder in unused(packages):
         shutil.rmtree(folder, ignore_errors=True)  # one may lie in another
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    # Templates and syntax of other Python versions in packages do not compile, and need not.
+    # Packages hold templates and the syntax of other Python versions, which do not compile and need not.
     compileall.compile_dir(packages, quiet=2, workers=0, force=True, invalidation_mode=mode)
     return 0
 

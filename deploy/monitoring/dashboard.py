@@ -1,10 +1,10 @@
-"""Writes dashboard.json: `python deploy/monitoring/dashboard.py`. Rows of panels, from left to right."""
+"""Writes dashboard.json: `python deploy/monitoring/dashboard.py`. Each row lists its panels from left to right."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from grafana import S, T, laid_out, mean, panel, quantile, rate, series, stat, variable
+from grafana import S, T, each, laid_out, mean, panel, quantile, rate, rate_by, series, stat, variable
 
 OUT = Path(__file__).with_name("dashboard.json")
 GREEN_FROM_1 = ((None, "red"), (1, "green"))
@@ -116,34 +116,29 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Requests under way",
             "Waiting or running; at the limit, one more is rejected.",
             "short",
-            (f"selector_pending_requests{{{S}}}", "{{instance}}"),
-            (f"selector_pending_requests_limit{{{S}}}", "limit of {{instance}}"),
+            each("selector_pending_requests"),
+            each("selector_pending_requests_limit", "limit of {}"),
         ),
-        series(
-            "Queue",
-            "Requests that wait for the device's worker.",
-            "short",
-            (f"selector_queue_depth{{{S}}}", "{{instance}}"),
-        ),
+        series("Queue", "Requests that wait for the device's worker.", "short", each("selector_queue_depth")),
         series(
             "Bytes under way",
             "Payloads of requests under way; beyond the limit, more are rejected.",
             "bytes",
-            (f"selector_inflight_bytes{{{S}}}", "{{instance}}"),
-            (f"selector_inflight_bytes_limit{{{S}}}", "limit of {{instance}}"),
+            each("selector_inflight_bytes"),
+            each("selector_inflight_bytes_limit", "limit of {}"),
         ),
         series(
             "Rejected",
             "Selections refused for the server's sake, by reason.",
             "reqps",
-            (rate("selector_rejected_total", by="reason"), "{{reason}}"),
+            rate_by("selector_rejected_total", "reason"),
             width=12,
         ),
         series(
             "Cancelled",
             "Selections whose client left, by where they were.",
             "reqps",
-            (rate("selector_cancelled_total", by="where"), "{{where}}"),
+            rate_by("selector_cancelled_total", "where"),
             width=12,
         ),
     ],
@@ -152,20 +147,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Version",
             "Served, and the newest one that the source announces.",
             "short",
-            (f"selector_weights_version{{{S}}}", "{{instance}}"),
-            (f"selector_weights_newest_version{{{S}}}", "newest for {{instance}}"),
+            each("selector_weights_version"),
+            each("selector_weights_newest_version", "newest for {}"),
         ),
-        series(
-            "Age",
-            "Since the served version was published.",
-            "s",
-            (f"selector_weights_age_seconds{{{S}}}", "{{instance}}"),
-        ),
+        series("Age", "Since the served version was published.", "s", each("selector_weights_age_seconds")),
         series(
             "Lag",
             "Steps between trainer and served weights, at the last request that named its step.",
             "short",
-            (f"selector_weights_lag_steps{{{S}}}", "{{instance}}"),
+            each("selector_weights_lag_steps"),
         ),
         series(
             "State of sync",
@@ -174,12 +164,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             (f"sum by (state) (selector_weights_sync_state{{{S}}})", "{{state}}"),
             stack=True,
         ),
-        series(
-            "Versions seen",
-            "By what became of them.",
-            "cps",
-            (rate("selector_weights_sync_total", by="result"), "{{result}}"),
-        ),
+        series("Versions seen", "By what became of them.", "cps", rate_by("selector_weights_sync_total", "result")),
         series(
             "Mean by phase",
             "Fetching and verifying, uploading, a probe batch, the canary, the swap.",
@@ -192,27 +177,27 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Canary",
             "Largest difference of an embedding's entry between trainer and sidecar.",
             "short",
-            (f"selector_canary_max_abs_error{{{S}}}", "{{instance}}"),
+            each("selector_canary_max_abs_error"),
         ),
         series(
             "Canaries",
             "Compared embeddings of the trainer's samples.",
             "cps",
-            (rate("selector_canary_checks_total", by="result"), "{{result}}"),
+            rate_by("selector_canary_checks_total", "result"),
         ),
         series(
             "Stale selections",
             "That met weights older than they accept, by what was done.",
             "reqps",
-            (rate("selector_stale_selections_total", by="action"), "{{action}}"),
+            rate_by("selector_stale_selections_total", "action"),
             width=12,
         ),
         series(
             "Source and pin",
             "Whether the source of weights answers, and whether a version is pinned.",
             "bool",
-            (f"selector_weights_source_connected{{{S}}}", "{{instance}} connected"),
-            (f"selector_weights_pinned{{{S}}}", "{{instance}} pinned"),
+            each("selector_weights_source_connected", "{} connected"),
+            each("selector_weights_pinned", "{} pinned"),
             width=12,
         ),
     ],
@@ -267,7 +252,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Out of memory",
             "Micro-batches that did not fit and were halved.",
             "cps",
-            (rate("selector_micro_batch_halvings_total", by="instance"), "{{instance}}"),
+            rate_by("selector_micro_batch_halvings_total", "instance"),
         ),
         series(
             "Cache hits",
@@ -279,21 +264,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Cache size",
             "Of the store, and its limit.",
             "bytes",
-            (f"selector_reference_cache_bytes{{{S}}}", "{{instance}}"),
-            (f"selector_reference_cache_bytes_limit{{{S}}}", "limit of {{instance}}"),
+            each("selector_reference_cache_bytes"),
+            each("selector_reference_cache_bytes_limit", "limit of {}"),
         ),
         series(
             "Cached samples",
             "Entries of the store, of every reference.",
             "short",
-            (f"selector_reference_cache_entries{{{S}}}", "{{instance}}"),
+            each("selector_reference_cache_entries"),
         ),
-        series(
-            "Cache problems",
-            "By reason.",
-            "cps",
-            (rate("selector_reference_cache_problems_total", by="reason"), "{{reason}}"),
-        ),
+        series("Cache problems", "By reason.", "cps", rate_by("selector_reference_cache_problems_total", "reason")),
         series(
             "Device memory",
             "CUDA: of the whole device, by whom. CPU: of the process, by kind.",
@@ -305,15 +285,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Memory limit",
             "Of the device or cgroup, and what the process has in host memory.",
             "bytes",
-            (f"selector_device_memory_limit_bytes{{{S}}}", "limit of {{instance}}"),
-            (f"process_resident_memory_bytes{{{S}}}", "{{instance}}"),
+            each("selector_device_memory_limit_bytes", "limit of {}"),
+            each("process_resident_memory_bytes"),
         ),
-        series("CPU", "Cores in use.", "short", (rate("process_cpu_seconds_total", by="instance"), "{{instance}}")),
+        series("CPU", "Cores in use.", "short", rate_by("process_cpu_seconds_total", "instance")),
         series(
             "Shared memory",
             "Payload files that lie in the folder, and the memory that they take.",
             "bytes",
-            (f"selector_shm_bytes{{{S}}}", "{{instance}}"),
+            each("selector_shm_bytes"),
             width=12,
         ),
         series(
@@ -329,7 +309,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Steps",
             "Sub-batches that trainers were given, per second.",
             "cps",
-            (rate("selector_client_steps_total", by="instance", of=T), "{{instance}}"),
+            rate_by("selector_client_steps_total", "instance", of=T),
         ),
         series(
             "Waiting",
@@ -341,35 +321,32 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "Fallbacks",
             "Uniform batches instead of selections, by reason.",
             "reqps",
-            (rate("selector_client_fallbacks_total", by="reason", of=T), "{{reason}}"),
+            rate_by("selector_client_fallbacks_total", "reason", of=T),
         ),
         series(
             "Selections",
             "Mean time as the trainer sees it, network and queue included.",
             "s",
-            (
-                f"{rate(f'{CLIENT}_request_seconds_total', of=T)} / {rate(f'{CLIENT}_requests_total', of=T)}",
-                "mean",
-            ),
+            (f"{rate(f'{CLIENT}_request_seconds_total', of=T)} / {rate(f'{CLIENT}_requests_total', of=T)}", "mean"),
         ),
         series(
             "Breaker and retries",
             "1 while nothing is asked, and requests that were sent again.",
             "short",
-            (f"selector_client_breaker_open{{{T}}}", "{{instance}} open"),
+            each("selector_client_breaker_open", "{} open", of=T),
             (rate("selector_client_retries_total", by="instance", of=T), "{{instance}} retries"),
         ),
         series(
             "Lag",
             "Steps between trainer and the weights that made its last batch.",
             "short",
-            (f"selector_client_weights_lag_steps{{{T}}}", "{{instance}}"),
+            each("selector_client_weights_lag_steps", of=T),
         ),
         series(
             "Published",
             "The last version of the weights that was published.",
             "short",
-            (f"selector_client_published_version{{{T}}}", "{{instance}}"),
+            each("selector_client_published_version", of=T),
             width=12,
         ),
         series(

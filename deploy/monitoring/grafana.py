@@ -1,11 +1,11 @@
-"""Panels of a Grafana dashboard, in few words."""
+"""Makes the panels of a Grafana dashboard from few words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 24
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# What every query of the server, and of a trainer, is about.
+# Every query selects these labels: S those of sidecars, T those of trainers.
 S, T = 'job=~"$job", instance=~"$instance"', 'instance=~"$trainer"'
 R = "[$__rate_interval]"
 
@@ -13,17 +13,28 @@ Query = tuple[str, str]  # expression, legend
 
 
 def rate(metric: str, more: str = "", by: str = "", of: str = S) -> str:
-    """Per second, summed over everything but `by`."""
+    """Returns the query for a counter's rate per second, summed over everything but the labels `by`."""
     labels = ", ".join(part for part in (of, more) if part)
     return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{labels}}}{R}))"
 
 
+def rate_by(metric: str, label: str, of: str = S) -> Query:
+    """Returns the query for a counter's rate by one label, which is the legend, too."""
+    return rate(metric, by=label, of=of), f"{{{{{label}}}}}"
+
+
 def mean(metric: str, by: str = "", of: str = S) -> str:
-    """Of a histogram."""
+    """Returns the query for the mean of a histogram's observations."""
     return f"{rate(f'{metric}_sum', by=by, of=of)} / {rate(f'{metric}_count', by=by, of=of)}"
 
 
+def each(metric: str, what: str = "", of: str = S) -> Query:
+    """Returns the query for a metric of each instance; the legend is `what` with the instance in place of {}."""
+    return f"{metric}{{{of}}}", (what or "{}").format("{{instance}}")
+
+
 def quantile(q: float, metric: str, more: str = "", by: str = "") -> str:
+    """Returns the query for a quantile of a histogram's observations."""
     return f"histogram_quantile({q}, {rate(f'{metric}_bucket', more, ', '.join(filter(None, (by, 'le'))))})"
 
 
@@ -73,7 +84,7 @@ def series(title: str, text: str, unit: str, *queries: Query, **more: Any) -> di
 
 
 def laid_out(rows: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """All rows and their panels with ids and places."""
+    """Returns all rows and their panels, with ids and places."""
     panels: list[dict[str, Any]] = []
     y = 0
     for title, row in rows.items():

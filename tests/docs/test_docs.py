@@ -62,7 +62,7 @@ def test_every_block_of_the_docs_runs(page, running, redis_url, capsys):
 
 
 def test_every_link_to_a_file_leads_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, *sorted((ROOT / "docs" / "adr").glob("*.md")), ROOT / "examples" / "README.md"]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
-from selector_tools.demo.services import ends_with_parent
+from selector_tools.processes import ends_with_parent
 
 from support.wire import Request, some_losses
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from selector_tools import cli
-from selector_tools.bench import literal, study
-from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.bench import chunks_study as study
+from selector_tools.bench.baselines import gibbs, matrix, pseudo_code
 from selector_tools.bench.synthetic import candidates
 
 from selector_server.sampling import Draw, PairScores, Plan, chunk_sizes
@@ -32,7 +32,7 @@ def test_the_literal_twin_picks_the_same(seed: int) -> None:
     scores, plan = candidates(500, 32, seed), Plan(chunk_sizes(101, 7), 100.0, Draw.SAMPLE, seed)
     assert scores.learner is not None
     assert scores.reference is not None
-    theirs = literal.pick(scores.learner, scores.reference, plan)
+    theirs = pseudo_code(scores.learner, scores.reference, plan)
     assert torch.equal(theirs, Joint().pick(scores, plan).indices)
 
 

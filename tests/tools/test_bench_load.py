@@ -6,8 +6,8 @@ import pytest
 from selector_proto.v1 import selector_pb2 as pb
 from selector_tools import cli
 from selector_tools.bench.load_phases import Window, figures, goodput_ratio
-from selector_tools.bench.load_sidecar import quantile
 from selector_tools.bench.load_trainers import Outcome, Request
+from selector_tools.bench.measuring import percentile_of_buckets
 
 TINY = ["--candidates", "40", "--dim", "8", "--trainers", "2", "--seconds", "0.5", "--repeats", "1", "--soak", "1"]
 
@@ -75,12 +75,12 @@ def test_goodput_at_twice_the_peak_is_compared_with_the_peaks_around_it():
 
 def test_quantiles_are_prometheuss():
     buckets = {0.1: 50.0, 0.2: 50.0, 0.4: 90.0, float("inf"): 100.0}
-    assert quantile(buckets, 0.25) == pytest.approx(0.05)
-    assert quantile(buckets, 0.5) == pytest.approx(0.1)
-    assert quantile(buckets, 0.7) == pytest.approx(0.3)
-    assert quantile(buckets, 0.99) == 0.4
-    assert quantile({}, 0.5) is None
-    assert quantile({0.1: 0.0, float("inf"): 0.0}, 0.5) is None
+    assert percentile_of_buckets(buckets, 0.25) == pytest.approx(0.05)
+    assert percentile_of_buckets(buckets, 0.5) == pytest.approx(0.1)
+    assert percentile_of_buckets(buckets, 0.7) == pytest.approx(0.3)
+    assert percentile_of_buckets(buckets, 0.99) == 0.4
+    assert percentile_of_buckets({}, 0.5) is None
+    assert percentile_of_buckets({0.1: 0.0, float("inf"): 0.0}, 0.5) is None
 
 
 def reply(*indices, version=0):

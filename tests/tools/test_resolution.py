@@ -8,8 +8,8 @@ import pytest
 import torch
 from selector_proto.resize import patch_matrix, resize_matrix
 from selector_tools import cli
-from selector_tools.bench.flexi import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
-from selector_tools.bench.ranks import compare
+from selector_tools.bench.comparison import compare
+from selector_tools.bench.flexi_vit import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
 from selector_tools.bench.synthetic import candidates
 from selector_tools.demo import pool
 from torch.nn.functional import interpolate

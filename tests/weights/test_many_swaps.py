@@ -4,7 +4,7 @@ import threading
 import time
 
 from selector_client import WeightPublisher
-from selector_tools.bench.pinning import resident_bytes
+from selector_tools.bench.memory import resident_bytes
 from support.model import TwoTower, as_published, plan, samples
 from support.wire import raw
 

@@ -2,11 +2,11 @@
 
 import argparse
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.bench import model_flags
+from selector_tools.bench import harness
 
 if TYPE_CHECKING:
     from selector_client import Selection
@@ -20,45 +20,43 @@ def add_parser(verbs: Any) -> None:
         "time it need not. The second epoch runs one request behind the first, so that both meet the same machine.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
-    model_flags.add(parser, repeats="requests of an epoch")
+    harness.add_model(parser, repeats="requests of an epoch")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return model_flags.measured("selector bench cache", arguments, _measure, _table)
+    return harness.run(arguments, harness.model_mistakes(arguments), partial(_measure, arguments), _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_tools.bench import served, towers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import serve_loops, sidecars  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe, paired_ratio  # noqa: PLC0415
+    from selector_tools.bench.synthetic import Samples  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine, rng = describe("cpu"), np.random.default_rng(0)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("export", total=None)
+    with bar("export", 1 + a.repeats) as advance:
         source = architecture(a.open_clip, folder).build(a.image_size, None)
-        bundles = towers.exported(source, folder)
+        bundles = serve_loops.exported(source, folder)
         batches = [
-            served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+            Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
             | {"ids": np.arange(a.candidates) + number * a.candidates}
             for number in range(a.repeats)
         ]
-        warm = served.Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
+        warm = Samples.random(a.candidates, source.image, source.text, rng, files=False).arrays
         store = folder / "cache"
         first, second = _Epoch(), _Epoch()
-        with served.Sidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
+        with sidecars.TimedSidecar(bundles, folder / "sidecar.log", "--cache", str(store)) as sidecar:
             sidecar.select(warm)
-            progress.update(task, description="both epochs", total=a.repeats, completed=0)
             for new, old in zip([*batches, None], [None, *batches], strict=True):
                 for epoch, batch in ((first, new), (second, old)):
                     if batch is not None:
                         epoch.add(sidecar.select(batch))
-                progress.advance(task)
+                advance(1, "both epochs")
     return {
-        "second_epoch_ratio": median(b / a for a, b in zip(first.seconds, second.seconds, strict=True)),
+        "second_epoch_ratio": paired_ratio(second.seconds, first.seconds),
         "write_seconds": _write_seconds(folder, a.candidates, bundles.reference),
         "first_epoch": first.summary(),
         "second_epoch": second.summary(),
@@ -74,6 +72,8 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 @dataclass
 class _Epoch:
+    """The requests of one epoch: their seconds, and the replies."""
+
     seconds: list[float] = field(default_factory=list)
     replies: "list[Selection]" = field(default_factory=list)
 
@@ -82,26 +82,23 @@ class _Epoch:
         self.replies.append(timed[1])
 
     def summary(self) -> dict[str, Any]:
-        from selector_tools.bench.served import median_stages  # noqa: PLC0415
+        from selector_tools.bench.sidecars import median_stages  # noqa: PLC0415
 
         cached = sum(reply.cached_references for reply in self.replies)
         return {"seconds": self.seconds, "cached": cached, "stage_seconds": median_stages(self.replies)}
 
 
 def _write_seconds(folder: Path, candidates: int, reference: Any) -> float:
-    """Time that writing the embeddings of one request takes."""
-    from time import perf_counter  # noqa: PLC0415
-
+    """Returns the time that writing the embeddings of one request takes."""
     import numpy as np  # noqa: PLC0415
 
     from selector_server.encoding.reference_cache import ReferenceCache  # noqa: PLC0415
+    from selector_tools.bench.measuring import seconds_of  # noqa: PLC0415
 
     width, rng = reference.manifest.width, np.random.default_rng(0)
     image, text = (rng.standard_normal((candidates, width)).astype(np.float16) for _ in range(2))
     store = ReferenceCache(folder / "written", "bench", reference.fingerprint, width, 1 << 30)
-    started = perf_counter()
-    store.put([b"s%d" % n for n in range(candidates)], image, text)
-    seconds = perf_counter() - started
+    seconds = seconds_of(lambda: store.put([b"s%d" % n for n in range(candidates)], image, text))
     store.close()
     return seconds
 

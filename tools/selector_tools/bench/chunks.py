@@ -1,16 +1,15 @@
 """`selector bench chunks`: how much of Gibbs sampling's learnability joint selection in N chunks reaches."""
 
 import argparse
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import harness
 
-# These ratios are read off the paper's figure 2, middle.
+# The ratios in the middle of the paper's figure 2, read off its plot.
 PAPER = {"1": 0.0, "2": 0.69, "4": 0.885, "8": 0.96, "16": 0.995, "32": 1.0}
 
 
@@ -27,8 +26,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--gain", type=float, default=100.0, help="multiplier on scores (default %(default)s)")
     parser.add_argument("--learner-steps", type=int, default=100, help="before it is frozen (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=24, help="super-batches and draws (default %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result (svg, png or pdf)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_plot(parser)
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,32 +41,30 @@ def run(arguments: argparse.Namespace) -> int:
         (a.learner_steps < 1, "--learner-steps", a.learner_steps, "must be at least 1"),
         (a.seeds < 2, "--seeds", a.seeds, "must be at least 2, for standard errors"),
     ]
-    if any_mistake("selector bench chunks", mistakes):
-        return 2
-    result = _measure(a.super_batch, picks, a.gain, a.learner_steps, a.seeds)
-    if a.plot is not None:
-        _plot(result, a.plot)
-    print(json.dumps(result) if a.json else _table(result))
-    return 0
+
+    def measure(_: Path) -> dict[str, Any]:
+        return _measure(a.super_batch, picks, a.gain, a.learner_steps, a.seeds)
+
+    return harness.run(a, mistakes, measure, _table, _plot)
 
 
 def _measure(super_batch: int, picks: int, gain: float, learner_steps: int, seeds: int) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
     import torch  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_tools.bench import study  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import chunks_study as study  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
-    torch.set_num_threads(1)  # Gibbs sampling is a chain: more would only wait
+    torch.set_num_threads(1)  # Gibbs sampling is a chain, so more threads would only wait
     started, machine, trials = perf_counter(), describe("cpu"), []
-    with Progress(console=Console(stderr=True)) as progress:
-        training = progress.add_task("train models", total=study.REFERENCE_STEPS + learner_steps)
-        pool = study.embed_pool(learner_steps, lambda step: progress.update(training, completed=step))
-        for seed in progress.track(range(seeds), description="draw"):
+    with bar("train models", study.REFERENCE_STEPS + learner_steps) as advance:
+        pool = study.embed_pool(learner_steps, lambda: advance(1))
+    with bar("draw", seeds) as advance:
+        for seed in range(seeds):
             rows = torch.from_numpy(np.random.default_rng(seed).permutation(pool.size)[:super_batch])
             trials.append(study.trial(study.at(pool, rows), picks, gain, seed))
+            advance(1)
     setting = {
         "super_batch": super_batch,
         "picks": picks,
@@ -92,8 +89,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:
-    from matplotlib import rc_context  # noqa: PLC0415 - heavy
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415 - heavy
 
     chunks = [int(count) for count in PAPER]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -107,5 +103,4 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="chunks", ylabel="learnability\n0: independent, 1: Gibbs")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    with rc_context({"svg.hashsalt": "selector", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    harness.save_plot(figure, path)

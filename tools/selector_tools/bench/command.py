@@ -1,4 +1,4 @@
-"""`selector bench`: its verbs."""
+"""`selector bench` has these verbs; their modules import what is heavy only when they run."""
 
 from typing import Any
 

@@ -1,20 +1,19 @@
 """`selector bench load`: the sidecar under more trainers than it can serve."""
 
 import argparse
-import json
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.mistakes import any_mistake, exit_status
+from selector_tools.bench import harness
 
 if TYPE_CHECKING:
     from selector_client.selecting.candidates import Candidates
 
-PARAMETERS = 1e6  # of the learner, and of the reference
-REQUESTS = 8  # different ones of each trainer
+PARAMETERS = 1e6  # in each of learner and reference
+REQUESTS = 8  # different ones that each trainer sends
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,7 +31,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each step (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of peak and loads (default %(default)s)")
     parser.add_argument("--soak", type=float, default=40.0, help="seconds at twice the peak (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,28 +44,20 @@ def run(arguments: argparse.Namespace) -> int:
         (not 1 <= a.repeats <= 100, "--repeats", a.repeats, "must be 1 to 100"),
         (not 1 <= a.soak <= 86400, "--soak", a.soak, "must be 1 to 86400"),
     ]
-    if any_mistake("selector bench load", mistakes):
-        return 2
-
-    def work() -> None:
-        with TemporaryDirectory() as folder:
-            result = _measure(a, Path(folder))
-        print(json.dumps(result) if a.json else _table(result))
-
-    return exit_status("selector bench load", work)
+    return harness.run(a, mistakes, partial(_measure, a), _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from selector_tools.bench import learners, pinning  # noqa: PLC0415
     from selector_tools.bench import load_phases as phases  # noqa: PLC0415 - heavy, as are the others
-    from selector_tools.bench import pinning  # noqa: PLC0415
-    from selector_tools.bench.load_sidecar import LoadedSidecar  # noqa: PLC0415
     from selector_tools.bench.load_trainers import Request, Trainers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.bench.sidecars import LoadedSidecar  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
     with bar("export", 5 + a.repeats) as advance:
-        flags = _models(folder) if not a.dim else ()
+        flags = learners.bundles(folder, PARAMETERS) if not a.dim else ()
         candidates = _candidates(a.candidates, a.dim, a.trainers * REQUESTS)
         requests = [Request.of(one, seed) for seed, one in enumerate(candidates)]
         shares = [requests[number :: a.trainers] for number in range(a.trainers)]
@@ -128,24 +119,17 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _models(folder: Path) -> tuple[str, ...]:
-    from selector_tools.bench.weights_swaps import bundles  # noqa: PLC0415 - heavy
-
-    return bundles(folder, PARAMETERS)
-
-
 def _candidates(size: int, dim: int, count: int) -> "list[Candidates]":
-    """So many super-batches: embeddings, or raw samples without a `dim`."""
+    """Returns `count` super-batches of embeddings [size, dim], or of raw samples where `dim` is 0."""
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
     from selector_client.selecting.candidates import Candidates, ModelEmbeddings  # noqa: PLC0415
 
     from selector_tools.bench import synthetic  # noqa: PLC0415
     from selector_tools.bench.learners import IMAGE, TEXT  # noqa: PLC0415
-    from selector_tools.bench.served import Samples  # noqa: PLC0415
 
     if not dim:
         rng = np.random.default_rng(0)
-        samples = (Samples.random(size, IMAGE, TEXT, rng, files=False) for _ in range(count))
+        samples = (synthetic.Samples.random(size, IMAGE, TEXT, rng, files=False) for _ in range(count))
         return [Candidates.samples(one.pixels, one.tokens) for one in samples]
     found = []
     for seed in range(count):

@@ -1,4 +1,4 @@
-"""What is done to the sidecar: a ramp to its peak, rounds below and above it, a soak, a kill."""
+"""What the load benchmark does to the sidecar: a ramp to its peak, rounds below and above it, a soak and a kill."""
 
 import time
 from collections import Counter
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from selector_server.errors import NotPossible
-from selector_tools.bench.load_sidecar import LoadedSidecar, quantile
 from selector_tools.bench.load_trainers import Outcome, Trainers
+from selector_tools.bench.measuring import percentile_of_buckets
+from selector_tools.bench.sidecars import LoadedSidecar
 
-FACTORS = (0.5, 1.0, 1.5, 2.0)  # of the peak
-# How long each loop runs before it counts, at most a quarter of it: queues fill meanwhile.
+FACTORS = (0.5, 1.0, 1.5, 2.0)  # shares of the peak at which loads are offered
+# Queues fill while a loop runs so long, or a quarter of its time if that is less; what comes then does not count.
 LEAD_SECONDS = 1.0
 SOAK_TICK_SECONDS = 0.5
 BEFORE_KILL_SECONDS, AFTER_RESTART_SECONDS, LONGEST_RECOVERY_SECONDS = 2.0, 2.0, 100.0
@@ -25,8 +26,8 @@ BEFORE_KILL_SECONDS, AFTER_RESTART_SECONDS, LONGEST_RECOVERY_SECONDS = 2.0, 2.0,
 
 @dataclass
 class Window:
-    """Requests of one loop. What counts lies between `start` and `end` (perf_counter); `busy` is the processor time of
-    the trainers' process a second."""
+    """The requests of one loop. What counts lies between `start` and `end` (perf_counter). `busy` is the processor time
+    per second of the trainers' process, and `rejects` are refusals by Prometheus's cumulative buckets."""
 
     start: float
     end: float
@@ -36,7 +37,7 @@ class Window:
 
     @property
     def goodput(self) -> float:
-        """Right answers a second."""
+        """How many right answers came per second."""
         right = (o for o in self.outcomes if o.code == "OK" and not o.wrong and self.start <= o.done < self.end)
         return sum(1 for _ in right) / (self.end - self.start)
 
@@ -46,7 +47,7 @@ class Window:
 
 
 def windowed(run: Callable[[], Future[list[Outcome]]], seconds: float, sidecar: LoadedSidecar) -> Window:
-    """Runs a loop of so many seconds to its end."""
+    """Runs a loop of so many seconds to its end and returns what came of it."""
     before, busy, began = sidecar.rejects(), time.process_time(), time.perf_counter()
     outcomes = run().result()
     busy = (time.process_time() - busy) / (time.perf_counter() - began)
@@ -55,14 +56,14 @@ def windowed(run: Callable[[], Future[list[Outcome]]], seconds: float, sidecar: 
 
 
 def ramp(trainers: Trainers, sidecar: LoadedSidecar, seconds: float) -> dict[int, Window]:
-    """Closed loops with 1, 2, 4, … requests under way, up to what the sidecar takes at once."""
+    """Runs closed loops with 1, 2, 4, … requests under way, up to what the sidecar takes at once."""
     most = sidecar.max_pending()
     steps = (2**power for power in range(most.bit_length()))
     return {n: windowed(partial(trainers.closed, n, seconds), seconds, sidecar) for n in steps}
 
 
 def peak(trainers: Trainers, sidecar: LoadedSidecar, in_flight: int, seconds: float) -> Window:
-    """A closed loop, whose goodput is the peak. Raises NotPossible if nothing was answered."""
+    """Runs a closed loop, whose goodput is the peak. Raises NotPossible if nothing was answered."""
     window = windowed(partial(trainers.closed, in_flight, seconds), seconds, sidecar)
     if not window.goodput:
         raise NotPossible("--seconds", seconds, "too few: not one request was answered")
@@ -70,19 +71,19 @@ def peak(trainers: Trainers, sidecar: LoadedSidecar, in_flight: int, seconds: fl
 
 
 def loads(trainers: Trainers, sidecar: LoadedSidecar, goodput: float, seconds: float) -> list[Window]:
-    """Open loops at FACTORS of the peak's goodput."""
+    """Runs open loops at FACTORS of the peak's goodput."""
     rates = (factor * goodput for factor in FACTORS)
     return [windowed(partial(trainers.open, rate, seconds), seconds, sidecar) for rate in rates]
 
 
 def goodput_ratio(peaks: list[Window], twices: list[Window]) -> float:
-    """Goodput at twice the peak over the mean of the peaks before and after it: the median over rounds."""
+    """Returns goodput at twice the peak over the mean of the peaks before and after it, as the median over rounds."""
     means = (fmean((before.goodput, after.goodput)) for before, after in pairwise(peaks))
     return median(twice.goodput / mean for twice, mean in zip(twices, means, strict=True))
 
 
 def soak(trainers: Trainers, sidecar: LoadedSidecar, rate: float, seconds: float) -> tuple[Window, dict[str, Any]]:
-    """An open loop, and what became of the sidecar's resident memory between its second quarter and its last one."""
+    """Runs an open loop, and returns how the sidecar's resident memory grew from its second quarter to its last one."""
     resident: list[int] = []
 
     def run() -> Future[list[Outcome]]:
@@ -100,7 +101,8 @@ def soak(trainers: Trainers, sidecar: LoadedSidecar, rate: float, seconds: float
 
 
 def recovery(trainers: Trainers, sidecar: LoadedSidecar, rate: float) -> tuple[list[Outcome], float]:
-    """Seconds from a kill -9 under load until every trainer has got a right answer again."""
+    """Kills the sidecar (-9) under load and starts it again. Returns all outcomes, and the seconds until every trainer
+    has got a right answer again."""
     loop = trainers.open(rate, LONGEST_RECOVERY_SECONDS)
     time.sleep(BEFORE_KILL_SECONDS)
     died = sidecar.kill_and_restart()
@@ -122,19 +124,19 @@ def milliseconds(seconds: Iterable[float], share: float) -> float | None:
 
 
 def statuses(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Requests by gRPC status."""
+    """Counts requests by gRPC status."""
     return dict(Counter(outcome.code for outcome in outcomes))
 
 
 def figures(windows: list[Window]) -> dict[str, Any]:
-    """Of windows of one kind taken together, the goodput as their median."""
+    """Returns figures of windows of one kind taken together; the goodput is their median."""
     counted = [outcome for window in windows for outcome in window.counted]
     accepted = [o.seconds for o in counted if o.code == "OK"]
     refused = [o.seconds for o in counted if o.code == "RESOURCE_EXHAUSTED"]
     rejects: Counter[float] = Counter()
     for window in windows:
         rejects.update(window.rejects)
-    p50, p99 = (quantile(rejects, share) for share in (0.5, 0.99))
+    p50, p99 = (percentile_of_buckets(rejects, share) for share in (0.5, 0.99))
     return {
         "selections_per_second": median(window.goodput for window in windows),
         "status": statuses(counted),

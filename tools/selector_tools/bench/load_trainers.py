@@ -1,4 +1,4 @@
-"""Concurrent trainers in an event loop of their own: they send requests made beforehand and check every answer."""
+"""Concurrent trainers in an event loop of their own, which send requests made beforehand and check every answer."""
 
 import asyncio
 import random
@@ -19,9 +19,9 @@ from selector_client.selecting.settings import Settings
 from selector_proto.v1 import selector_pb2 as pb
 
 _SELECT = "/selector.v1.SelectorService/Select"
-# Far more than any answer takes: a request that ends by it shows as DEADLINE_EXCEEDED.
+# This is far more than any answer takes, so a request that ends by it shows as DEADLINE_EXCEEDED.
 TIMEOUT_SECONDS = 60.0
-# Of a request that was refused while it was sent, for a reason that grpc.aio loses.
+# The code of a request that was refused while it was sent, for a reason that grpc.aio loses.
 STATUS_LOST = "STATUS_LOST"
 
 Call: TypeAlias = Callable[..., Any]
@@ -29,8 +29,8 @@ Call: TypeAlias = Callable[..., Any]
 
 @dataclass
 class Request:
-    """One selection as bytes of its messages, as the client cuts them. `expected` are the weights' version and the
-    picks that a server without load answered."""
+    """One selection as the bytes of its messages, cut as the client cuts them. `expected` are the weights' version and
+    the picks that a server without load answered."""
 
     messages: list[bytes]
     candidates: int
@@ -39,7 +39,7 @@ class Request:
 
     @classmethod
     def of(cls, candidates: Candidates, seed: int) -> "Request":
-        """With the client's default settings, and a seed."""
+        """Returns a request with the client's default settings and this seed."""
         settings = Settings()
         header = settings.header()
         header.seed = seed
@@ -47,26 +47,27 @@ class Request:
         return cls(messages, candidates.size, settings.picks(candidates.size))
 
     def stream(self) -> list[bytes]:
-        """Its messages, under a new request id: parts of a message that come twice are merged by protobuf."""
+        """Returns its messages under a new request id, which is appended: protobuf merges parts of a message that come
+        twice."""
         named = pb.SelectRequest(selection=pb.Selection(request_id=secrets.token_hex(16)))
         return [self.messages[0] + named.SerializeToString(), *self.messages[1:]]
 
     def learn(self, reply: pb.SelectResponse) -> None:
-        """Expects this answer from now on. Raises RuntimeError if it cannot be right."""
+        """Makes this the expected answer. Raises RuntimeError if it cannot be right."""
         picks = list(reply.indices)
         if not len(picks) == len(set(picks)) == self.picks or max(picks) >= self.candidates:
             raise RuntimeError(f"the sidecar picked {picks}, which are not {self.picks} different of {self.candidates}")
         self.expected = (reply.weights.version, picks)
 
     def answered_by(self, reply: pb.SelectResponse) -> bool:
-        """Whether the answer is the expected one, and so of the right size, without repeats and in range."""
+        """Tells whether the answer is the expected one, and so of the right size, without repeats and in range."""
         return self.expected == (reply.weights.version, list(reply.indices))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request; times by time.perf_counter(). `late` are the seconds between when it was due and when it
-    was sent, `code` is the name of a gRPC status, or STATUS_LOST."""
+    """What came of a request. Times are those of time.perf_counter(). `late` is how many seconds after it was due it
+    was sent, and `code` is the name of a gRPC status, or STATUS_LOST."""
 
     trainer: int
     due: float
@@ -81,7 +82,7 @@ class Outcome:
 
 
 class Trainers:
-    """One channel each, and requests that each of them sends in turn."""
+    """Trainers with a channel each; each sends its own requests over and over."""
 
     def __init__(self, address: str, requests: Sequence[Sequence[Request]]) -> None:
         self._address, self._requests = address, requests
@@ -91,19 +92,20 @@ class Trainers:
         self._thread = Thread(target=self._loop.run_forever, name="trainers", daemon=True)
 
     def learn(self) -> None:
-        """Asks every request once, one at a time, of a server that does nothing else."""
+        """Sends every request once, one at a time, to a server that does nothing else, and expects those answers."""
         self._start(self._learn()).result()
 
     def closed(self, in_flight: int, seconds: float) -> Future[list[Outcome]]:
-        """A closed loop: so many requests under way at any time, shared among the trainers."""
+        """Starts a closed loop, in which so many requests are under way at any time, shared among the trainers."""
         return self._start(self._closed(in_flight, seconds))
 
     def open(self, rate: float, seconds: float) -> Future[list[Outcome]]:
-        """An open loop: `rate` requests a second in all, at random moments (Poisson), whatever becomes of them."""
+        """Starts an open loop, in which `rate` requests a second are sent at random moments (Poisson), whatever becomes
+        of them."""
         return self._start(self._open(rate, seconds))
 
     def stop(self) -> None:
-        """Ends a loop that runs before its time: it waits for the requests under way, and returns."""
+        """Ends a running loop before its time; it still waits for the requests under way."""
         self._stopped = True
 
     def __enter__(self) -> Self:
@@ -171,7 +173,7 @@ class Trainers:
 
     @asynccontextmanager
     async def _calls(self) -> AsyncIterator[list[Call]]:
-        """`Select` on a channel of its own for each trainer, with messages as bytes."""
+        """Yields for each trainer the method `Select` on a channel of its own, which takes messages as bytes."""
         channels = [grpc.aio.insecure_channel(self._address, options=OPTIONS) for _ in self._requests]
         try:
             yield [channel.stream_unary(_SELECT, None, pb.SelectResponse.FromString) for channel in channels]

@@ -1,12 +1,11 @@
 """`selector bench loader`: how long a trainer waits for its selections."""
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from selector_tools.mistakes import any_mistake, exit_status
+from selector_tools.bench import harness
 
 
 def add_parser(verbs: Any) -> None:
@@ -19,7 +18,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="server,export,demo")
     parser.add_argument("--steps", type=int, default=300, help="timed steps of each run (default %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="b (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,33 +27,17 @@ def run(arguments: argparse.Namespace) -> int:
         (a.steps < 1, "--steps", a.steps, "must be at least 1"),
         (not 16 <= a.batch <= 1024, "--batch", a.batch, "must be 16 to 1024"),
     ]
-    if any_mistake("selector bench loader", mistakes):
-        return 2
-
-    def work() -> None:
-        with TemporaryDirectory() as folder:
-            result = _measure(a, Path(folder))
-        print(json.dumps(result) if a.json else _table(result))
-
-    return exit_status("selector bench loader", work)
+    return harness.run(a, mistakes, partial(_measure, a), _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from rich.console import Console  # noqa: PLC0415 - heavy, as are the others
-    from rich.progress import Progress  # noqa: PLC0415
-
-    from selector_tools.bench import loader_runs  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import loader_runs  # noqa: PLC0415 - heavy, as are the others
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("icons, export, cache", total=None)
-
-        def on_stage(stage: str) -> None:
-            progress.update(task, description=stage)
-
-        tables = loader_runs.measured(folder, a.batch, a.steps, on_stage)
-        progress.update(task, total=1, completed=1)
+    with bar("icons, export, cache", None) as advance:
+        tables = loader_runs.measured(folder, a.batch, a.steps, lambda stage: advance(0, stage))
     half = tables["half"]
     return {
         **{name: half[name] for name in ("wait_share", "wait_share_without_prefetch", "scoring_over_step")},

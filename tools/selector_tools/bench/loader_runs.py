@@ -1,4 +1,4 @@
-"""Training runs of the demo's model whose loader is watched."""
+"""Training runs of the demo's model that tell how long the trainer waits for its loader."""
 
 import io
 import os
@@ -16,20 +16,19 @@ from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_tools.bench import pinning
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, make_tokenizer
-from selector_tools.demo.model import SmallSigLip
-from selector_tools.demo.services import redis_server, sidecar_process
-from selector_tools.demo.source import source
+from selector_tools.demo.model import SmallSigLip, exportable
 from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.processes import redis_server, sidecar
 
 CHUNKS = 16
 PUBLISH_EVERY = 10
-AHEAD = 2  # selections: the loader's default
-WARM_UP = 30
+AHEAD = 2  # selections made ahead, the loader's default
+WARM_UP = 30  # steps that do not count
 RATIOS = {"half": 0.5, "most": 0.8}
 
 
 class Icons:
-    """The demo's pool as files, read one at a time as a dataset's are; what the sidecar sees lies in memory."""
+    """The demo's pool as files, read one at a time as a dataset's are. What the sidecar sees of it lies in memory."""
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
@@ -43,12 +42,12 @@ class Icons:
         return torch.from_numpy(pixels.copy())[..., None], torch.from_numpy(self._pairs.tokens[index])
 
     def view(self, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """What `Selector.select` takes."""
+        """Returns what `Selector.select` takes."""
         return {"images": self._pairs.pixels[indices], "texts": self._pairs.tokens[indices]}
 
 
 def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """For each filter ratio: medians of a step's and a selection's seconds, and shares of time waited."""
+    """Returns for each filter ratio the seconds of a step and of a selection, and the shares of time waited."""
     torch.set_num_threads(1)
     data = pool.load(lambda *_: None)
     tokenizer = make_tokenizer(data.pool.captions, folder / "tokenizer.json")
@@ -57,12 +56,12 @@ def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], Non
     model, reference = (SmallSigLip(tokenizer.get_vocab_size()) for _ in range(2))
     for module, export in ((model, export_learner), (reference, export_reference)):
         words = folder / "tokenizer.json"
-        export(source("demo", module, tokenizer.get_vocab_size(), words), folder / export.__name__)
+        export(exportable("demo", module, tokenizer.get_vocab_size(), words), folder / export.__name__)
     flags = ["--learner", str(folder / "export_learner"), "--reference", str(folder / "export_reference")]
     flags += ["--cache", str(folder / "cache"), "--threads", "1", "--log-level", "warning"]
     with (
         redis_server() as url,
-        sidecar_process(folder / "log", "--redis", url, "--metrics-listen", "", *flags) as (address, pid),
+        sidecar(folder / "log", "--redis", url, "--metrics-listen", "", *flags) as (address, pid),
         WeightPublisher(url, "default", every=PUBLISH_EVERY) as publisher,
     ):
         cores = pinning.cores()
@@ -98,7 +97,7 @@ def _run(
     prefetch: int,
     steps: int,
 ) -> dict[str, Any]:
-    """Trains; what the loader counted since its warm-up."""
+    """Trains, and returns what the loader counted after the warm-up."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     with Selector(
         address, timeout=60.0, on_error="raise", sub_batch_size=batch, chunks=CHUNKS, max_lag_steps=1_000_000

@@ -1,4 +1,4 @@
-"""How much memory a call takes, beyond what it is given: measured, in a process of its own."""
+"""Memory readings: of another process, and of one call in a process of its own."""
 
 import ctypes
 import multiprocessing
@@ -10,14 +10,23 @@ import torch
 
 HOW = "peak resident memory of a fresh process during the call, less that before it (CUDA: of its allocator)"
 
-_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD = -3  # glibc's name for the size from which a block is mapped by itself
 
-# Makes the inputs on a device; then takes them.
+# A function that makes the inputs on a device and returns the call that is given them.
 Prepare = Callable[[], Callable[[], object]]
 
 
+def resident_bytes(pid: int | str, field: str = "VmRSS") -> int:
+    """Returns how much of a process's memory is in RAM now, or with "VmHWM" the most that ever was. Linux only."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
+
+
 def peak_mib(prepare: Prepare, device: str, threads: int) -> float:
-    """MiB that `prepare()()` holds at its highest, beyond what `prepare()` left. `prepare` must be picklable."""
+    """Returns how many MiB `prepare()()` holds at its highest, beyond what `prepare()` left behind.
+
+    It runs in a process of its own, so `prepare` must be picklable.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_measure, prepare, device, threads).result()
 
@@ -25,7 +34,7 @@ def peak_mib(prepare: Prepare, device: str, threads: int) -> float:
 def _measure(prepare: Prepare, device: str, threads: int) -> float:
     torch.set_num_threads(threads)
     libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # glibc: larger tensors go back to the system when they are freed
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # larger tensors then go back to the system when they are freed
     call = prepare()
     if device != "cpu":
         module = torch.get_device_module(device)
@@ -33,14 +42,8 @@ def _measure(prepare: Prepare, device: str, threads: int) -> float:
         before: int = module.memory_allocated(device)
         call()
         return float(module.max_memory_allocated(device) - before) / 2**20
-    libc.malloc_trim(0)  # else what preparing freed would be taken again, unseen
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+    libc.malloc_trim(0)  # otherwise the call would take again, unseen, what preparing had freed
+    before = resident_bytes("self")
+    Path("/proc/self/clear_refs").write_text("5")  # this resets the peak, VmHWM
     call()
-    return (_resident("VmHWM") - before) / 1024
-
-
-def _resident(field: str) -> int:
-    """KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return (resident_bytes("self", "VmHWM") - before) / 2**20

@@ -1,4 +1,4 @@
-"""Which core a process's threads run on; Linux only."""
+"""Binds threads of processes to cores, so that trainer and sidecar do not take each other's time; Linux only."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cores() -> tuple[int, int] | None:
-    """Two cores of this process's, None if it has fewer or the system cannot tell."""
+    """Returns two cores that this process may use, or None if it has fewer or the system cannot tell."""
     if not hasattr(os, "sched_getaffinity") or len(usable := sorted(os.sched_getaffinity(0))) < 2:
         return None
     return usable[0], usable[1]
@@ -16,7 +16,8 @@ def cores() -> tuple[int, int] | None:
 
 @contextmanager
 def apart() -> Iterator[tuple[int, int] | None]:
-    """Two cores, this process bound to the second one meanwhile; None, and nothing bound, where there are no two."""
+    """Yields two cores and binds this process to the second one meanwhile. Where there are no two, it yields None and
+    binds nothing."""
     if (found := cores()) is None:
         yield None
         return
@@ -33,7 +34,7 @@ def threads(pid: int) -> list[int]:
 
 
 def pin(pid: int, allowed: Iterable[int], only: Iterable[int] | None = None) -> None:
-    """Binds all threads of a process, or `only` some, to these cores; threads that they start inherit it."""
+    """Binds all threads of a process, or `only` some, to these cores. Threads that they start later inherit that."""
     allowed = set(allowed)
     for thread in threads(pid) if only is None else only:
         try:
@@ -43,19 +44,13 @@ def pin(pid: int, allowed: Iterable[int], only: Iterable[int] | None = None) -> 
 
 
 def busy_threads(pid: int, seconds: float) -> list[int]:
-    """Threads that work while the process otherwise idles: all but the main one that use at least a tenth of the
-    processor time of the busiest of them within `seconds`."""
+    """Returns the threads that work while the process otherwise idles: those that within `seconds` use at least a tenth
+    of the processor time that the busiest of them uses. The main thread is never among them."""
     before = _processor_seconds(pid)
     time.sleep(seconds)
     used = {tid: now - before.get(tid, 0.0) for tid, now in _processor_seconds(pid).items() if tid != pid}
     most = max(used.values(), default=0.0)
     return [tid for tid, spent in used.items() if spent > 0 and spent >= most / 10]
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
 
 
 def _processor_seconds(pid: int) -> dict[int, float]:

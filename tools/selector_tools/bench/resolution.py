@@ -1,14 +1,13 @@
-"""`selector bench resolution`: do cheap scores, of pictures at low resolution, rank candidates as full ones do?"""
+"""`selector bench resolution`: do scores at low resolution rank candidates as those at full resolution do?"""
 
 import argparse
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import harness
 
 COLUMNS = ("loss", "own", "joint", "overlap", "kept")
 STYLES: dict[str, dict[str, Any]] = {
@@ -36,8 +35,8 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--reference-steps", type=int, default=800, help="of its training (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of data order and weights (default %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result (svg, png or pdf)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_plot(parser)
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,32 +56,28 @@ def run(arguments: argparse.Namespace) -> int:
         (a.reference_steps < 1, "--reference-steps", a.reference_steps, "must be at least 1"),
         (not 0 <= a.seed < 2**32, "--seed", a.seed, "must be at least 0 and below 2**32"),
     ]
-    if any_mistake("selector bench resolution", mistakes):
-        return 2
-    result = _measure(steps, a.reference_steps, a.super_batch, a.super_batches, picks, a.seed)
-    if a.plot is not None:
-        _plot(result, a.plot)
-    print(json.dumps(result) if a.json else _table(result))
-    return 0
+
+    def measure(_: Path) -> dict[str, Any]:
+        return _measure(steps, a.reference_steps, a.super_batch, a.super_batches, picks, a.seed)
+
+    return harness.run(a, mistakes, measure, _table, _plot)
 
 
 def _measure(
     steps: tuple[int, ...], reference_steps: int, super_batch: int, super_batches: int, picks: int, seed: int
 ) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - heavy, as are the others
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_tools.bench import resolution_study as study  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.demo import pool  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
     torch.set_num_threads(1)
     started, machine = perf_counter(), describe("cpu")
     setting = study.Setting(steps, reference_steps, super_batch, super_batches, picks, seed)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("train models", total=setting.total_steps)
-        figures = study.run(pool.load(), setting, lambda: progress.advance(task))
+    with bar("train models", setting.total_steps) as advance:
+        figures = study.run(pool.load(), setting, lambda: advance(1))
     return {**figures, "setting": study.described(setting), "seconds": perf_counter() - started, **machine}
 
 
@@ -109,8 +104,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:
-    from matplotlib import rc_context  # noqa: PLC0415 - heavy
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415 - heavy
 
     panels = {
         "loss": "correlation of\nlearner's losses",
@@ -135,12 +129,11 @@ def _plot(result: dict[str, Any], path: Path) -> None:
         )
     handles, labels = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
-    with rc_context({"svg.hashsalt": "selector", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    harness.save_plot(figure, path)
 
 
 def _lines(axes: Any, after: dict[str, Any], key: str) -> None:
-    """One figure of every form, by step."""
+    """Draws one figure of every form against the training steps."""
     for form, style in STYLES.items():
         rows = [figures["against_full"][form] for figures in after.values()]
         points = [(int(step), row[key]) for step, row in zip(after, rows, strict=True) if key in row]

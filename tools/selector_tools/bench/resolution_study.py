@@ -10,15 +10,16 @@ import torch
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
-from selector_tools.bench import study
-from selector_tools.bench.flexi import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
-from selector_tools.bench.ranks import compare, overlap
+from selector_tools.bench import chunks_study as study
+from selector_tools.bench.comparison import compare, overlap
+from selector_tools.bench.flexi_vit import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
+from selector_tools.bench.measuring import mean_and_error
 from selector_tools.demo.data import Pairs, ZeroShot, draws
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.pool import DemoData
 from selector_tools.demo.training import train
 
-# The forms that a batch is split among; as its order is random, so are its halves.
+# Each learner's batches are split among these forms. As their order is random, so are their halves.
 LEARNERS = {"full only": (FULL,), "co-trained": (FULL, PATCH_8)}
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -30,7 +31,7 @@ OnStep = Callable[[], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """`steps`: those after which a learner is measured, ascending; it is trained up to the last."""
+    """`steps` ascend: a learner is measured after each of them, and trained up to the last."""
 
     steps: tuple[int, ...]
     reference_steps: int
@@ -41,7 +42,7 @@ class Setting:
 
     @property
     def held(self) -> int:
-        """Candidates."""
+        """How many candidates are held out of the training."""
         return self.super_batch * self.super_batches
 
     @property
@@ -51,7 +52,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """Candidates that no learner is trained on, as they are and as the reference sees them."""
+    """Candidates that no learner is trained on (`held`), and how the reference sees them."""
 
     setting: Setting
     held: Pairs
@@ -59,7 +60,7 @@ class Task:
     evaluate: ZeroShot
 
     def measure(self, learner: FlexiSigLip) -> dict[str, Any]:
-        """Low forms against the full one, means and standard errors over super-batches."""
+        """Compares low forms with the full one, and returns means and standard errors over super-batches."""
         seen, accuracy, seconds, models = learner.seen, {}, {}, {}
         for form in (FULL, *LOW):
             learner.seen = (form,)
@@ -96,10 +97,10 @@ class Task:
 
 def run(data: DemoData, setting: Setting, on_step: OnStep) -> dict[str, Any]:
     """Trains the reference and both learners, and measures each learner after some of its steps. `on_step` is called
-    after each of setting.total_steps."""
+    after each of `setting.total_steps`."""
     candidates, curated, tokenizer = study.prepare(data, setting.seed)
     vocabulary, cut = tokenizer.get_vocab_size(), len(candidates.pixels) - setting.held
-    # The pool is in random order.
+    # The pool is in random order, so its end is a fair sample of it.
     training, held = (
         Pairs(candidates.pixels[rows], candidates.tokens[rows]) for rows in (slice(cut), slice(cut, None))
     )
@@ -129,7 +130,7 @@ def run(data: DemoData, setting: Setting, on_step: OnStep) -> dict[str, Any]:
 
 
 def described(setting: Setting) -> dict[str, Any]:
-    """What else a reader must know."""
+    """Returns what else a reader must know to judge the figures."""
     return {
         **asdict(setting),
         "chunks": CHUNKS,
@@ -144,7 +145,7 @@ def described(setting: Setting) -> dict[str, Any]:
 
 
 def _watch(learner: FlexiSigLip, batches: Batches, task: Task, on_step: OnStep) -> dict[str, Any]:
-    """Trains the learner; its figures, by step."""
+    """Trains the learner and returns its figures, by step."""
     after: dict[str, Any] = {}
 
     def look(step: int) -> None:
@@ -161,5 +162,5 @@ def _batches(pairs: Pairs, seed: int) -> Batches:
 
 
 def _mean_and_error(values: list[float]) -> dict[str, float]:
-    mean, error = study.mean_and_error(values)
+    mean, error = mean_and_error(values)
     return {"mean": mean, "error": error}

@@ -1,14 +1,14 @@
 """`selector bench sampler`: joint selection against the paper's pseudo-code, and against its own matrix products."""
 
 import argparse
-import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
-from selector_server.device_kinds import DEVICE_NAMES
-from selector_tools.mistakes import any_mistake
+from selector_server.device_kinds import DEVICE_NAMES, is_device
+from selector_tools.bench import harness
 from selector_tools.reference.flags import device_check
 
 
@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's)")
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of candidates and noise (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,23 +52,26 @@ def run(arguments: argparse.Namespace) -> int:
         (a.threads < 0, "--threads", a.threads, "must be 0 or more"),
         (a.seed < 0, "--seed", a.seed, "must be 0 or more"),
         device_check(a.device),
+        (is_device(a.device) and not _seen(a.device), "--device", a.device, "torch sees none"),
     ]
-    if any_mistake("selector bench sampler", mistakes):
-        return 2
+
+    def measure(_: Path) -> dict[str, Any]:
+        import torch  # noqa: PLC0415 - heavy, as is the other
+
+        from selector_tools.bench.sampler_race import Race  # noqa: PLC0415
+
+        threads = a.threads or torch.get_num_threads()
+        race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, threads)
+        return race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
+
+    return harness.run(a, mistakes, measure, _table)
+
+
+def _seen(device: str) -> bool:
+    """Whether torch sees devices of this kind."""
     import torch  # noqa: PLC0415 - heavy
 
-    if not torch.get_device_module(a.device).is_available():
-        print(f"selector bench sampler: --device is {a.device}; torch sees none", file=sys.stderr)
-        return 2
-    from selector_tools.bench.race import Race  # noqa: PLC0415 - heavy
-
-    race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, a.threads or torch.get_num_threads())
-    result = race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
-    if a.json:
-        print(json.dumps(result))
-    else:
-        print(_table(result))
-    return 0
+    return bool(torch.get_device_module(device).is_available())
 
 
 def _table(result: dict[str, Any]) -> str:

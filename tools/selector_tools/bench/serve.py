@@ -1,18 +1,21 @@
 """`selector bench serve`: raw samples through the whole sidecar against a bare ONNX Runtime loop."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from selector_server.device_kinds import DEVICE_NAMES
-from selector_tools.bench import model_flags
+from selector_tools.bench import harness
 from selector_tools.reference.flags import device_check
 
 if TYPE_CHECKING:
-    from selector_tools.bench.towers import Bundles, Loop
+    from selector_client import Selection
 
-TRIFLES = 4096  # candidates of a request to towers of nearly no work
+    from selector_tools.bench.serve_loops import Bundles, Loop
+
+TRIFLES = 4096  # candidates of a request to towers that do nearly no work
 
 
 def add_parser(verbs: Any) -> None:
@@ -25,64 +28,64 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="server,export,demo")
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="also measure torch.compile of the same model")
-    model_flags.add(parser, repeats="interleaved runs of each")
+    harness.add_model(parser, repeats="interleaved runs of each")
 
 
 def run(arguments: argparse.Namespace) -> int:
     a = arguments
-    return model_flags.measured("selector bench serve", arguments, _measure, _table, device_check(a.device))
+    return harness.run(a, [*harness.model_mistakes(a), device_check(a.device)], partial(_measure, a), _table)
 
 
 def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415 - heavy, as are the others
     import torch  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
 
     from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_tools.bench import served, towers  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
+    from selector_tools.bench import serve_loops, sidecars  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe, in_turns, paired_ratio  # noqa: PLC0415
+    from selector_tools.bench.synthetic import Samples  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine, device = describe(a.device), Device(a.device, 0)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("export, warm up", total=None)
+    replies: list[Selection] = []
+    with bar("export, warm up", None) as advance:
         source = architecture(a.open_clip, folder).build(a.image_size, None)
-        bundles = towers.exported(source, folder)
-        samples = served.Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
+        bundles = serve_loops.exported(source, folder)
+        samples = Samples.random(a.candidates, source.image, source.text, np.random.default_rng(0))
         micro_batch = device.kind.micro_batch
         loops = {
-            "bare": (towers.bare(device, bundles.learner, bundles.reference), micro_batch),
-            "constants": _at_its_best(towers.bare(device, bundles.reference, bundles.reference), samples.inputs),
+            "bare": (serve_loops.bare(device, bundles.learner, bundles.reference), micro_batch),
+            "constants": _at_its_best(serve_loops.bare(device, bundles.reference, bundles.reference), samples.inputs),
         }
         if a.compiled:
-            loops["compiled"] = _at_its_best(towers.compiled(device, source, torch.float32, 2), samples.inputs)
-        seconds: dict[str, list[float]] = {name: [] for name in ("sidecar", "files", *loops)}
-        with served.Sidecar(bundles, folder / "sidecar.log", "--device", a.device) as sidecar:
+            loops["compiled"] = _at_its_best(serve_loops.compiled(device, source, torch.float32, 2), samples.inputs)
+        with sidecars.TimedSidecar(bundles, folder / "sidecar.log", "--device", a.device) as sidecar:
             for request in (samples.arrays, samples.files):  # the first of each kind pays for pages and pools
                 sidecar.select(request)
-            replies = []
-            progress.update(task, description="measure", total=a.repeats, completed=0)
-            for _ in range(a.repeats):
+
+            def whole() -> float:
                 took, reply = sidecar.select(samples.arrays)
-                seconds["sidecar"].append(took)
                 replies.append(reply)
-                seconds["files"].append(sidecar.select(samples.files)[0])
-                for name, (loop, size) in loops.items():
-                    seconds[name].append(loop.seconds(samples.inputs, size))
-                progress.advance(task)
-        progress.update(task, description="towers of nearly no work", total=1, completed=0)
-        trifle = towers.exported(towers.trifle(source.image, source.text.max_tokens), folder / "trifle")
+                return took
+
+            contenders = {"sidecar": whole, "files": lambda: sidecar.select(samples.files)[0]} | {
+                name: partial(loop.seconds, samples.inputs, size) for name, (loop, size) in loops.items()
+            }
+            seconds = in_turns(contenders, a.repeats, on_run=lambda name, *_: advance(1, f"measure {name}"))
+        advance(0, "towers of nearly no work")
+        trifle = serve_loops.exported(serve_loops.trifle(source.image, source.text.max_tokens), folder / "trifle")
         overhead, overhead_stages = _overhead(trifle, folder, a.device, a.repeats)
-    compiled = {"ratio_to_compiled": _ratio(seconds["compiled"], seconds["sidecar"])} if a.compiled else {}
+    compiled = {"ratio_to_compiled": paired_ratio(seconds["compiled"], seconds["sidecar"])} if a.compiled else {}
     return {
-        "throughput_ratio": _ratio(seconds["bare"], seconds["sidecar"]),
-        "throughput_ratio_jpeg": _ratio(seconds["bare"], seconds["files"]),
-        "ratio_to_constants": _ratio(seconds["constants"], seconds["sidecar"]),
+        # Each is the share of the floor's throughput that the sidecar reaches.
+        "throughput_ratio": paired_ratio(seconds["bare"], seconds["sidecar"]),
+        "throughput_ratio_jpeg": paired_ratio(seconds["bare"], seconds["files"]),
+        "ratio_to_constants": paired_ratio(seconds["constants"], seconds["sidecar"]),
         **compiled,
         "overhead_us_per_sample": overhead,
         "samples_per_second": a.candidates / median(seconds["sidecar"]),
-        "stage_seconds": served.median_stages(replies),
+        "stage_seconds": sidecars.median_stages(replies),
         "overhead_stage_seconds": overhead_stages,
         "seconds": seconds,
         "setting": {
@@ -97,9 +100,9 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _at_its_best(loop: "Loop", inputs: dict[str, Any]) -> "tuple[Loop, int]":
-    """The loop, and the micro-batch at which it is fastest."""
+    """Returns the loop with the micro-batch at which it is fastest."""
     from selector_server.encoding.bundle import PIXELS  # noqa: PLC0415
-    from selector_tools.bench.towers import MICRO_BATCHES  # noqa: PLC0415
+    from selector_tools.bench.serve_loops import MICRO_BATCHES  # noqa: PLC0415
 
     count = len(inputs[PIXELS])
     times = {}
@@ -110,22 +113,18 @@ def _at_its_best(loop: "Loop", inputs: dict[str, Any]) -> "tuple[Loop, int]":
 
 
 def _overhead(bundles: "Bundles", folder: Path, device: str, repeats: int) -> tuple[float, dict[str, float]]:
-    """Microseconds that a sample costs beside its encoding, and where a request's seconds go."""
+    """Returns the microseconds that a sample costs beside its encoding, and the seconds of a request's stages."""
     import numpy as np  # noqa: PLC0415
 
-    from selector_tools.bench import served  # noqa: PLC0415
+    from selector_tools.bench import sidecars  # noqa: PLC0415
+    from selector_tools.bench.synthetic import Samples  # noqa: PLC0415
 
     manifest = bundles.learner.manifest
-    samples = served.Samples.random(TRIFLES, manifest.image, manifest.text, np.random.default_rng(0), files=False)
-    with served.Sidecar(bundles, folder / "trifle.log", "--device", device) as sidecar:
+    samples = Samples.random(TRIFLES, manifest.image, manifest.text, np.random.default_rng(0), files=False)
+    with sidecars.TimedSidecar(bundles, folder / "trifle.log", "--device", device) as sidecar:
         sidecar.select(samples.arrays)
         seconds, replies = zip(*(sidecar.select(samples.arrays) for _ in range(max(3, repeats))), strict=True)
-    return 1e6 * median(seconds) / TRIFLES, served.median_stages(replies)
-
-
-def _ratio(floor: list[float], seconds: list[float]) -> float:
-    """Share of the floor's throughput that is reached: the median over paired runs."""
-    return median(a / b for a, b in zip(floor, seconds, strict=True))
+    return 1e6 * median(seconds) / TRIFLES, sidecars.median_stages(replies)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -4,14 +4,16 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from selector_tools.bench import harness
 
 if TYPE_CHECKING:
     from selector_server.sampling import PairScores, Plan
@@ -22,7 +24,7 @@ TIMEOUT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What is drawn from what."""
+    """How many candidates of which width there are, and how sub-batches are drawn from them."""
 
     super_batch: int
     filter_ratio: float
@@ -33,8 +35,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process measured: its picks in draw order and their scores, median seconds by the clock and of processor
-    time, and the bytes that it handed to collectives in a round."""
+    """What one process measured of a selection: the picks in draw order, their scores, the median seconds by the clock
+    and of processor time, and the bytes that the process handed to collectives in a round."""
 
     picks: list[int]
     scores: list[float]
@@ -55,7 +57,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--dim", type=int, default=256, metavar="D", help="embedding width (default %(default)s)")
     parser.add_argument("--chunks", type=int, default=16, metavar="N", help="rounds (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, metavar="R", help="timed selections (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,8 +101,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _problem(setting: Setting) -> tuple["PairScores", "Plan"]:
-    """All candidates, whose texts are their images with noise, and the plan of the draw. They are the same at every
-    call."""
+    """Returns all candidates, whose texts are their images with noise, and the draw, alike at every call."""
     import torch  # noqa: PLC0415 - heavy
     from selector_proto.contract import sub_batch_size  # noqa: PLC0415
 
@@ -117,7 +118,7 @@ def _problem(setting: Setting) -> tuple["PairScores", "Plan"]:
 
 
 class _Clock:
-    """Times the blocks that it guards. The first of them warms up and does not count."""
+    """Times the blocks that it guards; the first one warms up and does not count."""
 
     def __init__(self) -> None:
         self._times: list[tuple[float, float]] = []
@@ -129,19 +130,18 @@ class _Clock:
         self._times.append((time.perf_counter() - self._start[0], time.process_time() - self._start[1]))
 
     def medians(self) -> tuple[float, float]:
-        """Median seconds by the clock, and of this process's processor time."""
+        """Returns the median seconds by the clock, and of this process's processor time."""
         seconds, cpu_seconds = zip(*self._times[1:], strict=True)
-        return statistics.median(seconds), statistics.median(cpu_seconds)
+        return median(seconds), median(cpu_seconds)
 
 
 def _alone(setting: Setting) -> Measured:
-    """What this process measures by itself, on one thread."""
     import torch  # noqa: PLC0415 - heavy
 
     from selector_server.sampling.policies import Joint  # noqa: PLC0415
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the shards
+    torch.set_num_threads(1)  # each shard has one thread, too
     scores, plan = _problem(setting)
     clock = _Clock()
     for _ in range(1 + setting.repeats):
@@ -152,7 +152,7 @@ def _alone(setting: Setting) -> Measured:
 
 
 def _on_shards(world: int, setting: Setting) -> list[Measured]:
-    """What each of `world` new processes measured."""
+    """Returns what each of `world` new processes measured."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(world)]
@@ -163,7 +163,7 @@ def _on_shards(world: int, setting: Setting) -> list[Measured]:
         try:
             for process, (_, sender) in zip(processes, ends, strict=True):
                 process.start()
-                sender.close()  # so that a dead shard ends the wait for it
+                sender.close()  # a dead shard then ends the wait for it
             return [receiver.recv() for receiver, _ in ends]
         finally:
             for process in processes:
@@ -172,7 +172,6 @@ def _on_shards(world: int, setting: Setting) -> list[Measured]:
 
 
 def _shard(rank: int, world: int, store: str, setting: Setting, sender: Connection) -> None:
-    """Is a process: draws with the others, and sends what it measured."""
     import torch  # noqa: PLC0415 - heavy
     import torch.distributed as dist  # noqa: PLC0415
 
@@ -194,14 +193,14 @@ def _shard(rank: int, world: int, store: str, setting: Setting, sender: Connecti
         handed.clear()
         with clock:
             picks = pick_sharded(scores, plan, None, TIMEOUT_SECONDS)
-    in_rounds = sum(handed[1:-1])  # without the agreement before, and the total after
+    in_rounds = sum(handed[1:-1])  # the agreement before and the total after do not count
     per_round = in_rounds // len(plan.sizes)
     sender.send(Measured(picks.indices.tolist(), picks.scores.tolist(), *clock.medians(), per_round))
     dist.destroy_process_group()
 
 
 def _count_bytes(dist: Any) -> list[int]:
-    """A list to which the bytes of every tensor are added that is handed to a collective from now on."""
+    """Returns a list to which the bytes of every tensor that is handed to a collective are added from now on."""
     handed: list[int] = []
     all_gather, all_reduce = dist.all_gather, dist.all_reduce
 

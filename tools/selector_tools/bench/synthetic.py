@@ -1,16 +1,26 @@
-"""Made-up candidates, which cost little and are alike on every machine."""
+"""Made-up candidates, as embeddings and as raw samples: cheap, and alike on every machine."""
 
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-from selector_server.sampling import Criterion, Embedded, PairScores
+from selector_server.encoding.bundle import PIXELS, TOKENS, ImageInput, TextInput
+from selector_server.sampling import Embedded, PairScores
+from selector_server.sampling.scores import Criterion
 
-# The logit scale and bias of learner and reference.
+# Logit scale and bias of learner and reference.
 LEARNER, REFERENCE = (10.0, -6.0), (20.0, -8.0)
+FILE_SIDE = 224  # pixels
 
 
 def candidates(size: int, dim: int, seed: int, device: str = "cpu") -> PairScores:
-    """Makes `size` candidates with embeddings of width `dim`: each is a concept that image and text show clearly to the
-    reference and less clearly to the learner."""
+    """Returns `size` candidates with embeddings [size, dim]. Each is a concept that its image and its text show more
+    clearly to the reference and less clearly to the learner."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> torch.Tensor:
@@ -23,3 +33,44 @@ def candidates(size: int, dim: int, seed: int, device: str = "cpu") -> PairScore
         return Embedded.normalise(image, text, scale, bias)
 
     return PairScores(Criterion.LEARNABILITY, model(1.5, *LEARNER), model(0.8, *REFERENCE))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """B candidates: `pixels` uint8 [B, H, W, C], `tokens` int64 [B, T], and B images as JPEG files or none."""
+
+    pixels: NDArray[np.uint8]
+    tokens: NDArray[np.int64]
+    jpegs: list[bytes]
+
+    @classmethod
+    def random(
+        cls, count: int, image: ImageInput, text: TextInput, rng: np.random.Generator, *, files: bool = True
+    ) -> "Samples":
+        """Makes pixels of noise, which is as good as photos to a tower, and files that are smooth, as photos are."""
+        pixels = rng.integers(0, 256, (count, image.height, image.width, image.channels), dtype=np.uint8)
+        tokens = rng.integers(1, text.vocabulary, (count, text.max_tokens))
+        return cls(pixels, tokens, [_jpeg(rng) for _ in range(count)] if files else [])
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """The samples as the towers take them."""
+        return {PIXELS: self.pixels, TOKENS: self.tokens}
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The samples as `Selector.select` takes arrays."""
+        return {"images": self.pixels, "texts": self.tokens}
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """The samples as `Selector.select` takes encoded images."""
+        return {"images": self.jpegs, "texts": self.tokens}
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    """Returns a picture with about the detail of a photo."""
+    coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((FILE_SIDE, FILE_SIDE))
+    file = io.BytesIO()
+    coarse.save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,13 +1,11 @@
 """`selector bench transport`: payloads to another process by shared memory, by a chunked stream, by one message."""
 
 import argparse
-import json
-from statistics import median
+from pathlib import Path
 from typing import Any
 
-from selector_tools.mistakes import any_mistake
+from selector_tools.bench import harness
 
-WAYS = ("shared_memory", "stream", "unary")
 MIB = 1 << 20
 
 
@@ -21,7 +19,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="server")
     parser.add_argument("--mib", type=int, nargs="+", default=[64, 256], help="payload sizes (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="of each way, interleaved (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,19 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
         (not all(1 <= mib <= 1024 for mib in a.mib), "--mib", a.mib, "each must be 1 to 1024"),
         (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
     ]
-    if any_mistake("selector bench transport", mistakes):
-        return 2
-    result = _measure(a.mib, a.repeats)
-    print(json.dumps(result) if a.json else _table(result))
-    return 0
+    return harness.run(a, mistakes, lambda _: _measure(a.mib, a.repeats), _table)
 
 
 def _measure(sizes: list[int], repeats: int) -> dict[str, Any]:
     import tempfile  # noqa: PLC0415
-    from pathlib import Path  # noqa: PLC0415
 
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.bench.transport_client import Trial, serving  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.bench.transport_ends import Trial, serving  # noqa: PLC0415
 
     memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
     machine, by_size = describe("cpu"), {}
@@ -65,7 +58,9 @@ def _measure(sizes: list[int], repeats: int) -> dict[str, Any]:
 
 
 def _summary(seconds: dict[str, list[float]], size: int) -> dict[str, Any]:
-    middle = {way: median(values) for way, values in seconds.items()}
+    from selector_tools.bench.measuring import medians  # noqa: PLC0415 - heavy
+
+    middle = medians(seconds)
     return {
         "gb_per_second": {way: size / value / 1e9 for way, value in middle.items()},
         "seconds": seconds,

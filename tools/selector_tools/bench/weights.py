@@ -1,12 +1,10 @@
-"""`selector bench weights`: a version's way from the trainer to being served, and what it costs others."""
+"""`selector bench weights`: how long a version takes from the trainer to being served, and what that costs others."""
 
 import argparse
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from selector_tools.mistakes import any_mistake, exit_status
+from selector_tools.bench import harness
 
 
 def add_parser(verbs: Any) -> None:
@@ -31,7 +29,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="swaps of a soak test (default %(default)s)")
     parser.add_argument("--readers", default="1,2,4,8", metavar="N,N", help="that fetch at once (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    harness.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,49 +44,39 @@ def run(arguments: argparse.Namespace) -> int:
         (a.soak < 0 or a.soak == 1, "--soak", a.soak, "must be 0 or at least 2"),
         (not all(1 <= n <= 64 for n in counts), "--readers", a.readers, "must be numbers from 1 to 64, with commas"),
     ]
-    if any_mistake("selector bench weights", mistakes):
-        return 2
-
-    def work() -> None:
-        with TemporaryDirectory() as folder:
-            result = _measure(a, counts, Path(folder))
-        print(json.dumps(result) if a.json else _table(result))
-
-    return exit_status("selector bench weights", work)
+    return harness.run(a, mistakes, lambda folder: _measure(a, counts, folder), _table)
 
 
 def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str, Any]:
     import redis  # noqa: PLC0415 - heavy, as are the others
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
 
-    from selector_tools.bench import weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
-    from selector_tools.bench.learners import learner  # noqa: PLC0415
-    from selector_tools.bench.machine import describe  # noqa: PLC0415
-    from selector_tools.demo.services import redis_server  # noqa: PLC0415
+    from selector_tools.bench import sidecars, weights_phases, weights_readers, weights_swaps  # noqa: PLC0415
+    from selector_tools.bench.learners import bundles, learner  # noqa: PLC0415
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.export.bundle_writer import export_learner  # noqa: PLC0415
+    from selector_tools.processes import redis_server  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
 
     machine = describe("cpu")
-    with Progress(console=Console(stderr=True)) as progress, redis_server() as url:
-        task = progress.add_task("export", total=None)
+    with bar("export", 5 + bool(a.soak)) as advance, redis_server() as url:
         module, source = learner(a.params)
         bundle = export_learner(source, folder / "large").bundle.path
-        flags = weights_swaps.bundles(folder, a.swap_params)
-        progress.update(task, description="trainer")
+        flags = bundles(folder, a.swap_params)
+        advance(1, "trainer")
         blocked = weights_phases.trainer_blocked(module, url)
-        progress.update(task, description="publish to serving")
+        advance(1, "publish to serving")
         phases = weights_phases.publish_to_serving(module, bundle, url, folder, a.repeats)
-        progress.update(task, description="readers")
+        advance(1, "readers")
         readers = weights_readers.measured(module, url, counts, a.repeats)
-        progress.update(task, description="requests during swaps")
+        advance(1, "requests during swaps")
         swaps = weights_swaps.during_swaps(flags, url, folder, a.swap_params, a.requests)
         soak = {}
         if a.soak:
-            progress.update(task, description="soak")
+            advance(1, "soak")
             soak = weights_swaps.soak(flags, url, folder, a.swap_params, a.soak)
         with redis.Redis.from_url(url) as client:
             server = client.info("server")
-        progress.update(task, total=1, completed=1)
+        advance(1)
     machine["versions"] |= {"redis-py": redis.__version__, server.get("server_name", "redis"): _version(server)}
     return {
         **{name: phases[name] for name in ("publish_to_serving_seconds", "over_raw")},
@@ -106,7 +94,7 @@ def _measure(a: argparse.Namespace, counts: list[int], folder: Path) -> dict[str
             "swap_parameters": a.swap_params,
             "candidates": weights_swaps.CANDIDATES,
             "canary_samples": weights_phases.CANARY_SAMPLES,
-            "poll_seconds": weights_phases.POLL_SECONDS,
+            "poll_seconds": sidecars.POLL_SECONDS,
         },
         **machine,
     }

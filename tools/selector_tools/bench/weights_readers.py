@@ -1,4 +1,4 @@
-"""Several sidecars fetch one version at once: how long it takes until all have it."""
+"""Several processes fetch one version at once, as several sidecars do."""
 
 import multiprocessing
 import time
@@ -17,8 +17,8 @@ WAIT_SECONDS = 120.0
 
 
 def measured(module: Learner, url: str, counts: list[int], repeats: int) -> list[dict[str, Any]]:
-    """Measures each count of readers: the medians of the seconds until all have the version, of their summed rate, and
-    of the server's processor time. The first fetch of each process warms up."""
+    """Returns for each count of readers the medians of the seconds until all have the version, of their summed rate,
+    and of the Redis server's processor time. The first fetch of each process warms up."""
     with WeightPublisher(url, RUN) as publisher:
         publisher.publish(1, module)
         if not publisher.flush(WAIT_SECONDS):
@@ -36,11 +36,11 @@ def _together(url: str, count: int, repeats: int) -> dict[str, Any]:
     try:
         for reader, (_, sender) in zip(readers, ends, strict=True):
             reader.start()
-            sender.close()  # so that a dead reader ends the wait for it
+            sender.close()  # a dead reader then ends the wait for it
         for repeat in range(1 + repeats):
             before = _processor_seconds(client)
             barrier.wait(WAIT_SECONDS)
-            started = time.perf_counter()  # one clock for all processes of a host
+            started = time.perf_counter()  # all processes of a host share this clock
             finished = [receiver.recv() for receiver, _ in ends]
             if repeat:
                 seconds.append(max(moment for moment, _ in finished) - started)

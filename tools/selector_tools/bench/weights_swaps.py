@@ -1,4 +1,4 @@
-"""What swaps cost the requests that are served meanwhile, and what many of them leave behind."""
+"""What swaps of weights cost the requests that are served meanwhile, and what many swaps leave behind."""
 
 import multiprocessing
 import os
@@ -18,38 +18,33 @@ from selector_client import Selector, WeightPublisher
 
 from selector_tools.bench import pinning
 from selector_tools.bench.learners import IMAGE, TEXT, learner
-from selector_tools.bench.served import Samples
-from selector_tools.bench.weights_phases import Served, served
-from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.bench.measuring import seconds_of
+from selector_tools.bench.memory import resident_bytes
+from selector_tools.bench.sidecars import FollowingSidecar, following
+from selector_tools.bench.synthetic import Samples
 
 CANDIDATES = 128
-SWAP_SECONDS = 1.0  # from one version to the next, as of a trainer that publishes every few steps
-BLOCKS = 4  # blocks of requests without swaps, and as many with them, take turns
-LIGHT_LOAD_SECONDS = 0.1  # the pause between two requests of the soak
-SETTLED_AFTER = 50  # after so many swaps of the soak, memory should not grow any more
+SWAP_SECONDS = 1.0  # between versions, as trainers publish every few steps
+BLOCKS = 4  # of requests without swaps, which take turns with as many blocks of requests with swaps
+LIGHT_LOAD_SECONDS = 0.1  # between requests of the soak
+SETTLED_AFTER = 50  # the swap of the soak after which memory is first read
 WAIT_SECONDS = 60.0
 _FLAGS = ("--threads", "1", "--max-pending-requests", "1000", "--log-level", "warning")
 _IDENTIFY_SECONDS = 2.0
 
 
-def bundles(folder: Path, parameters: float) -> tuple[str, ...]:
-    """Exports a small learner and reference, and returns the flags of a sidecar with them."""
-    _, source = learner(parameters)
-    export_learner(source, folder / "learner")
-    export_reference(source, folder / "reference")
-    return ("--learner", str(folder / "learner"), "--reference", str(folder / "reference"))
-
-
 def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: float, requests: int) -> dict[str, Any]:
-    """The p99 of requests while versions come one after the other, over the p99 without them. The requests are an open
-    loop at half of capacity, evenly spaced, and are timed from when they were due."""
+    """Returns the p99 of requests while versions come one after the other, over the p99 without versions.
+
+    Requests come evenly spaced in an open loop at half of the sidecar's capacity, and are timed from when they were
+    due."""
     samples = _samples()
     with (
-        served(folder / "swaps.log", url, "swaps", *flags, *_FLAGS) as sidecar,
+        following(folder / "swaps.log", url, "swaps", *flags, *_FLAGS) as sidecar,
         _publishing(url, "swaps", parameters) as swapping,
     ):
         swapping.set()
-        sidecar.wait_for(5)  # by then all its threads exist
+        sidecar.wait_for(5)  # all its threads exist by then
         pinned = _pin(sidecar)
         swapping.clear()
         try:
@@ -59,7 +54,7 @@ def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: flo
             moving: list[tuple[float, float]] = []
             swaps, swap_seconds = 0, 0.0
             for _ in range(BLOCKS):
-                _settled(sidecar)
+                sidecar.wait_until_settled()
                 still += _open_loop(selector, samples, interval, -(-requests // BLOCKS))
                 before, started = selector.weights_status().swaps, time.perf_counter()
                 swapping.set()
@@ -84,9 +79,9 @@ def during_swaps(flags: tuple[str, ...], url: str, folder: Path, parameters: flo
     }
 
 
-def _pin(sidecar: Served) -> dict[str, Any]:
-    """Pins the sidecar's threads to one core, and those that take over weights to the other with everything else. The
-    latter are found by what works while versions come and no request does."""
+def _pin(sidecar: FollowingSidecar) -> dict[str, Any]:
+    """Binds the sidecar's threads to one core, but those that take over weights to the other core, with everything
+    else. The latter are the threads that work while versions come and no request does."""
     found = pinning.cores()
     if found is None:
         return {"cores": None}
@@ -99,16 +94,8 @@ def _pin(sidecar: Served) -> dict[str, Any]:
     return {"cores": [compute, rest], "usable": usable, "threads_that_take_over": len(taking_over)}
 
 
-def _settled(sidecar: Served) -> None:
-    """Waits until no version is under way."""
-    swaps = -1
-    while (now := sidecar.selector.weights_status().swaps) != swaps:
-        swaps = now
-        time.sleep(0.5)
-
-
 def _open_loop(selector: Selector, samples: dict[str, Any], interval: float, count: int) -> list[tuple[float, float]]:
-    """The seconds of each request since it was due, and those that it spent inside the sidecar."""
+    """Returns for each request the seconds since it was due, and those that it spent inside the sidecar."""
 
     def one(due: float) -> tuple[float, float]:
         stages = selector.select(**samples).stage_seconds
@@ -129,9 +116,7 @@ def _p99(times: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _seconds(selector: Selector, samples: dict[str, Any]) -> float:
-    started = time.perf_counter()
-    selector.select(**samples)
-    return time.perf_counter() - started
+    return seconds_of(lambda: selector.select(**samples))
 
 
 def _samples() -> dict[str, Any]:
@@ -140,7 +125,7 @@ def _samples() -> dict[str, Any]:
 
 @contextmanager
 def _publishing(url: str, run: str, parameters: float) -> Iterator[Event]:
-    """A trainer in a process of its own that publishes at even intervals while the event is set."""
+    """Runs a trainer in a process of its own, which publishes at even intervals while the yielded event is set."""
     context = multiprocessing.get_context("spawn")
     swapping, stop = context.Event(), context.Event()
     arguments = (url, run, parameters, swapping, stop)
@@ -166,11 +151,11 @@ def _trainer(url: str, run: str, parameters: float, swapping: Event, stop: Event
 
 
 def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swaps: int) -> dict[str, Any]:
-    """Measures the sidecar's resident memory after the first swaps and after all, under a request now and then."""
+    """Returns the sidecar's resident memory after the first swaps and after all, under a request now and then."""
     module, _ = learner(parameters)
     settled, samples, resident = min(SETTLED_AFTER, swaps // 2), _samples(), []
     with (
-        served(folder / "soak.log", url, "soak", *flags, *_FLAGS) as sidecar,
+        following(folder / "soak.log", url, "soak", *flags, *_FLAGS) as sidecar,
         WeightPublisher(url, "soak") as publisher,
         _light_load(sidecar.selector, samples) as requests,
     ):
@@ -180,9 +165,9 @@ def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swap
             publisher.flush(WAIT_SECONDS)
             sidecar.wait_for(publisher.last_version)
             if number in (settled, swaps) or (number > settled and number % max(1, swaps // 10) == 0):
-                resident.append([number, pinning.resident_bytes(sidecar.pid)])
+                resident.append([number, resident_bytes(sidecar.pid)])
         seconds = time.perf_counter() - started
-        _settled(sidecar)
+        sidecar.wait_until_settled()
         done = sidecar.selector.weights_status().swaps
     return {
         "rss_growth": resident[-1][1] / resident[0][1] - 1,
@@ -196,7 +181,7 @@ def soak(flags: tuple[str, ...], url: str, folder: Path, parameters: float, swap
 
 @contextmanager
 def _light_load(selector: Selector, samples: dict[str, Any]) -> Iterator[list[float]]:
-    """Sends requests one at a time, with pauses; yields their seconds so far."""
+    """Sends requests one at a time, with pauses, and yields the growing list of their seconds."""
     stop, seconds = ThreadEvent(), list[float]()
 
     def work() -> None:

@@ -14,10 +14,10 @@ from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_tools.demo.data import Pairs, ZeroShot, draws
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.results import Arm
-from selector_tools.demo.services import sidecar
 from selector_tools.demo.training import train
+from selector_tools.processes import sidecar
 
-# Name on the command line -> how the sidecar picks; uniform needs no sidecar.
+# How the sidecar picks, by the arm's name on the command line; uniform needs no sidecar.
 SELECTIONS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "jest": {"policy": "joint"},
@@ -28,7 +28,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms share. `mislabelled` is bool [n] over the pool's rows."""
+    """What all arms share. `mislabelled`, bool [n], marks the pool's rows whose caption is wrong."""
 
     pairs: Pairs
     mislabelled: NDArray[np.bool_]
@@ -50,14 +50,15 @@ class Setting:
         return round(self.batch / (1 - self.filter_ratio))
 
     def fresh_model(self) -> SmallSigLip:
-        """The same weights at every call: they are also in the learner's bundle."""
+        """Returns a model with the same weights at every call; the learner's bundle has them, too."""
         torch.manual_seed(self.seed)
         return SmallSigLip(self.vocabulary)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One super-batch: its pool rows [B], what the sidecar picked of it, and each candidate's own score [B]."""
+    """One super-batch: its rows in the pool [B], the indices that the sidecar picked [b], and each candidate's own
+    score [B] in nats."""
 
     step: int
     rows: NDArray[np.int64]
@@ -68,7 +69,7 @@ class Snapshot:
 def run_arm(
     kind: str, label: str, steps: int, setting: Setting, on_step: Callable[[int], None]
 ) -> tuple[Arm, Snapshot | None]:
-    """Trains one arm from scratch; the snapshot is taken a third of the way in (None for uniform)."""
+    """Trains one arm from scratch, and takes a snapshot a third of the way in (None for uniform)."""
     with ExitStack() as stack:
         feed = _Uniform(setting) if kind == "uniform" else _Selected(kind, label, setting, steps, stack)
         run = train(
@@ -96,7 +97,7 @@ def run_arm(
 
 
 class _Uniform:
-    """Batches straight from the pool."""
+    """Batches that come straight from the pool."""
 
     publisher = None
     snapshot = None
@@ -112,7 +113,7 @@ class _Uniform:
 
 
 class _Selected:
-    """Sub-batches that a sidecar of its own picks, scored with the weights this run publishes."""
+    """Sub-batches that a sidecar of this arm's own picks; it scores with the weights that the arm publishes."""
 
     def __init__(self, kind: str, label: str, setting: Setting, steps: int, stack: ExitStack) -> None:
         self._setting, self._steps = setting, steps
@@ -128,16 +129,17 @@ class _Selected:
             "cache": setting.cache,
             "metrics-listen": "",
         }
-        self._address = stack.enter_context(
+        running = stack.enter_context(
             sidecar(setting.log, *(part for name, value in flags.items() for part in (f"--{name}", str(value))))
         )
+        self._address = running.address
         self._selector = stack.enter_context(
             Selector(self._address, run=run, seed=setting.seed, sub_batch_size=setting.batch, **SELECTIONS[kind])
         )
         self.publisher = stack.enter_context(WeightPublisher(setting.redis, run, every=setting.publish_every))
         rows = draws(len(setting.mislabelled), setting.super_batch, setting.seed)
         super_batches = (setting.pairs.at(next(rows)) for _ in range(steps))
-        # The demo's learner changes with every step: scores of one step ago are better than those of two.
+        # The demo's learner changes much with every step, so scores of one step ago are better than those of two.
         self._loader = SelectingLoader(super_batches, self._selector, take=self._take, prefetch=1)
 
     def __iter__(self) -> Iterator[Any]:
@@ -147,7 +149,7 @@ class _Selected:
             yield batch
 
     def _judge(self, step: int, rows: NDArray[np.int64], picked: NDArray[np.int64]) -> Snapshot | None:
-        """Has every candidate scored: an independent selection that keeps them all."""
+        """Has every candidate scored by an independent selection that keeps them all."""
         batch = self._setting.pairs.at(rows)
         with Selector(self._address, policy="independent", sub_batch_size=len(rows)) as judge:
             verdict = judge.select(batch["images"], batch["texts"])

@@ -1,4 +1,4 @@
-"""`selector demo`: its flags."""
+"""The flags of `selector demo`."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures and captions as the arrays that trainer and sidecar take."""
+"""Turns pictures and captions into the arrays that trainer and sidecar take."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ VOCABULARY = 8000
 
 
 def make_tokenizer(captions: Sequence[str], path: Path) -> Tokenizer:
-    """A word-level tokenizer of the most frequent words, saved as the bundles carry it."""
+    """Returns a word-level tokenizer of the most frequent words, and saves it in `path` for the bundles."""
     tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))  # noqa: S106 - a word, not a password
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -32,7 +32,7 @@ def make_tokenizer(captions: Sequence[str], path: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Pairs:
-    """`pixels` uint8 [n, 32, 32, 1] and `tokens` int64 [n, T] of n pairs."""
+    """Pairs as arrays: `pixels` uint8 [n, 32, 32, 1] and `tokens` int64 [n, T]."""
 
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Pairs:
         return Pairs(icons.pixels[..., None], tokenise(captions, tokenizer))
 
     def at(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        """The pairs of these rows, as a super-batch or a batch; the rows are their ids."""
+        """Returns the pairs of these rows as a super-batch or a batch; the rows are their ids."""
         return {"images": self.pixels[rows], "texts": self.tokens[rows], "ids": rows}
 
 
@@ -55,8 +55,8 @@ def tokenise(captions: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]
 
 
 def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Endless draws of `size` different rows of `count`, in shuffled epochs."""
-    # A stream of its own: with the same one as the captions', the first epoch would begin with all shuffled ones.
+    """Draws `size` different rows of `count` again and again without end, in shuffled epochs."""
+    # The stream must differ from the one that shuffles captions, or the first epoch begins with all shuffled ones.
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(count)
     cursor = 0
@@ -68,7 +68,7 @@ def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
 
 
 class ZeroShot:
-    """Top-1 accuracy of naming held-out pictures among all class names."""
+    """Measures the top-1 accuracy of naming held-out pictures among all class names, 0 to 1."""
 
     def __init__(self, data: DemoData, tokenizer: Tokenizer) -> None:
         named = data.labels >= 0

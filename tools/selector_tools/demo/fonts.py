@@ -29,7 +29,7 @@ VERSIONS = {
     "tkinter-icons-typicons": "1.1.1",
     "tkinter-icons-weather": "1.1.1",
 }
-"""Distribution -> the one version whose glyphs the demo's splits were made from."""
+"""For each distribution the one version whose glyphs the demo's splits were made from."""
 
 
 class DemoFontsError(RuntimeError):
@@ -38,13 +38,13 @@ class DemoFontsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Font:
-    """One font file with its name map (name -> code point); both paths as the distribution lists them."""
+    """One font file and the map from names to code points; both paths are as the distribution lists them."""
 
     distribution: str
     path: str
     names: str
-    prefix: str = ""  # regular expression: what its names begin with and does not tell of the picture
-    logos: bool = False  # pictures of brands, named after them: nothing to learn for other names
+    prefix: str = ""  # a regular expression for what names begin with and what tells nothing of the picture
+    logos: bool = False  # names of brands teach nothing about other names
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Family:
     """Fonts drawn by one hand: only other families can tell what a name looks like in general."""
 
     name: str
-    licence: str  # of the pictures, as the wheels state it; several where different parts have different ones
+    licence: str  # of the pictures as the wheels state it; parts may have different ones
     fonts: tuple[Font, ...]
     held_out: bool = False  # kept whole for the evaluation
 
@@ -127,7 +127,7 @@ FAMILIES = (
 
 
 def locate(font: Font, path: str) -> Path:
-    """Where `path` of the font's distribution is on disk.
+    """Returns where `path` of the font's distribution is on disk.
 
     Raises DemoFontsError where the distribution is missing, is another version or lacks the file.
     """
@@ -147,7 +147,7 @@ def locate(font: Font, path: str) -> Path:
 
 
 def glyphs(font: Font) -> Iterator[tuple[int, str]]:
-    """Each code point of the font once, in order, with its plainest name (words joined by - or _)."""
+    """Yields each code point of the font once, in order, with its plainest name (words joined by - or _)."""
     aliases: dict[int, list[str]] = defaultdict(list)
     for name, code in json.loads(locate(font, font.names).read_text("utf-8")).items():
         # Maps hold hexadecimal text ("f2ba", "0xf2ba") or plain numbers.

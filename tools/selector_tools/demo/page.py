@@ -1,6 +1,6 @@
-"""The demo's page: one static HTML file with everything in it, well-formed XML as well.
+"""The demo's page is one static HTML file with everything in it, and well-formed XML as well.
 
-Whatever comes from data passes `escape`: captions are other people's words.
+Whatever comes from data passes `escape`, for captions are other people's words.
 """
 
 import base64
@@ -14,7 +14,7 @@ from PIL import Image
 
 from selector_tools.demo.results import Example, Report
 
-SHOWN = 40  # thumbnails of a kind before the rest is folded away
+SHOWN = 40  # thumbnails of a kind are shown, the rest is folded away
 
 STYLE = """
 :root {
@@ -96,7 +96,7 @@ class Plots(NamedTuple):
 
 
 def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str]]], plots: Plots) -> str:
-    """The page. `rows` are those of the table: a name and a cell an arm, the arms' names first."""
+    """Returns the page. `rows` of the table are names with a cell per arm each; the first one has the arms' names."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -133,12 +133,12 @@ def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str
 
 
 def percent(share: float, decimals: int = 0) -> str:
-    """0.29 as "29 %"."""
+    """Shows a share of 0.29 as "29 %"."""
     return f"{100 * share:.{decimals}f} %"
 
 
 def _text(words: str) -> str:
-    """Escaped, and no line breaks between a number and what it counts."""
+    """Escapes the words, and keeps a number on the same line as what it counts."""
     return re.sub(r"(?<=\d) ", "\u00a0", escape(words))
 
 
@@ -211,7 +211,7 @@ def _tiles(examples: Iterable[Example]) -> str:
 
 def _tile(example: Example) -> str:
     stream = io.BytesIO()
-    Image.fromarray(255 - example.pixels).save(stream, "PNG", optimize=True)  # ink is dark, paper white
+    Image.fromarray(255 - example.pixels).save(stream, "PNG", optimize=True)  # ink becomes dark and paper white
     source = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     caption = escape(example.caption)
     score = f'<span class="score">score {example.score:+.2f}</span>'
@@ -224,7 +224,7 @@ def _tile(example: Example) -> str:
 
 
 def _advice(report: Report) -> list[str]:
-    """What the figures say and what they do not."""
+    """Says what the figures mean and what they do not."""
     scored = "; ".join(f"{escape(arm.name)}: {arm.scored / arm.trained:.1f}" for arm in report.arms if arm.trained)
     seconds = "; ".join(f"{escape(arm.name)}: {arm.train_seconds:.1f} s" for arm in report.arms)
     reference = percent(report.reference_accuracy, 1)

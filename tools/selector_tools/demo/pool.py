@@ -1,4 +1,4 @@
-"""The demo's data set: icons with their names, split into a noisy pool, a curated set and an evaluation.
+"""The demo's data set is icons with their names, split into a noisy pool, a curated set and an evaluation.
 
 A picture's *concept* is its name without words of style and size: "arrow-circle-left-20-filled" is "arrow
 circle left". The pool keeps the raw names. The curated set holds concepts that several families draw, so that
@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 
 from selector_tools.demo import fonts, raster
 
-RECIPE = 1  # raise it with every change that alters the data: part of the cache's key
+RECIPE = 1  # must rise with every change that alters the data, as it is part of the cache's key
 STYLE = """
     alt baseline bold duotone fill filled ios large lg light line logo ltr md medium micro mini o original
     outline outlined plain regular round rounded rtl sharp simple sm small solid thin variant wordmark xl xs
 """
-MOST_WORDS = 3  # in a concept that is curated or evaluated
-EVALUATED_FAMILIES = 3  # that draw a concept of the evaluation, one of them at least for training
-CURATED_FAMILIES = 2  # for training, that draw a concept of the curated set
+MOST_WORDS = 3  # that a concept may have to be curated or evaluated
+EVALUATED_FAMILIES = 3  # must draw a concept of the evaluation, at least one of them for training
+CURATED_FAMILIES = 2  # for training must draw a concept of the curated set
 CURATED_EACH = 4  # pictures of one concept in the curated set
 CURATED_SIZE = 5000
 CLASS_SIZE = 2  # pictures that make a concept of the evaluation a zero-shot class
 
-# Cosines above which a picture nearly repeats another.
-ALIKE = {"same": 0.97, "other": 0.98}  # of the same or of another concept
+# A picture whose cosine with another is above this nearly repeats it.
+ALIKE = {"same": 0.97, "other": 0.98}  # where the other has the same concept, or another one
 ALIKE_CURATED = {"same": 0.95, "other": 0.95}
 ALIKE_EVALUATED = 0.97
 
@@ -53,8 +53,8 @@ Mask = NDArray[np.bool_]
 class IconSet:
     """`n` icon pictures with their captions."""
 
-    pixels: NDArray[np.uint8]  # [n, 32, 32], ink: 0 = blank paper, 255 = full ink (multiples of 17: 4 bit)
-    captions: tuple[str, ...]  # pool: the raw name's words; curated and evaluation: the concept
+    pixels: NDArray[np.uint8]  # [n, 32, 32], from 0 (blank paper) to 255 (full ink) in multiples of 17 (4 bits)
+    captions: tuple[str, ...]  # the raw name's words in the pool, else the concept
     concepts: tuple[str, ...]  # "" where the name has no word
     families: tuple[str, ...]
 
@@ -67,27 +67,27 @@ class IconSet:
         return len(self.captions)
 
     def take(self, rows: Rows) -> "IconSet":
-        """The icons of these rows, in this order."""
+        """Returns the icons of these rows, in this order."""
         return IconSet(self.pixels[rows], *(_of(getattr(self, column), rows) for column in COLUMNS))
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """What the demo trains on (`pool` and `curated`, both in random order) and what it is judged by."""
+    """What the demo trains on (`pool` and `curated`, both in random order) and what it is judged by (`evaluation`)."""
 
     pool: IconSet
     curated: IconSet
     evaluation: IconSet
-    class_names: tuple[str, ...]  # zero-shot classes, sorted: concepts with two pictures or more in evaluation
+    class_names: tuple[str, ...]  # zero-shot classes, sorted: concepts with two or more evaluation pictures
     labels: NDArray[np.int64]  # [len(evaluation)], index into class_names, -1 where the icon is in no class
 
 
 def load(progress: Progress | None = None, cache_dir: Path | None = None) -> DemoData:
-    """The data, from the cache or else drawn from the installed fonts (half a minute) and cached.
+    """Returns the data from the cache, or else draws it from the installed fonts (half a minute) and caches it.
 
-    progress(stage, done, total) is called on the way: stage "draw" counts glyphs, then "split" its steps.
-    cache_dir: by default jest-selector in the user's cache folder. Raises DemoFontsError where the data is
-    not cached and the fonts are not installed.
+    `progress(stage, done, total)` is called on the way: the stage "draw" counts glyphs, then "split" its steps.
+    `cache_dir` is by default jest-selector in the user's cache folder. Raises DemoFontsError where the data is not
+    cached and the fonts are not installed.
     """
     folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jest-selector"
     # Pillow counts because it brings the FreeType that draws the glyphs.
@@ -95,7 +95,7 @@ def load(progress: Progress | None = None, cache_dir: Path | None = None) -> Dem
     path = folder / f"icons-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     try:
         return _read(path)
-    except Exception:  # not there; or damaged, of which zipfile and numpy complain in a dozen ways
+    except Exception:  # it is not there, or damaged, of which zipfile and numpy complain in a dozen ways
         data = build(progress=progress)
     try:
         _write(path, data)
@@ -105,7 +105,7 @@ def load(progress: Progress | None = None, cache_dir: Path | None = None) -> Dem
 
 
 def shuffle_captions(captions: Sequence[str], share: float, seed: int) -> tuple[tuple[str, ...], Mask]:
-    """Captions of which a random `share` (0 to 1) changed places, and bool [n]: which of them are now wrong.
+    """Returns captions of which a random `share` (0 to 1) changed places, and which are wrong now, bool [n].
 
     An entry that is handed the very words it had does not count as mislabelled.
     """
@@ -113,15 +113,17 @@ def shuffle_captions(captions: Sequence[str], share: float, seed: int) -> tuple[
         raise ValueError(f"share of captions to shuffle must be between 0 and 1, not {share}")
     chosen = np.random.default_rng(seed).permutation(len(captions))[: round(share * len(captions))].tolist()
     shuffled = list(captions)
-    for receiver, giver in zip(chosen, chosen[1:] + chosen[:1], strict=True):  # in a ring: none keeps its own
+    for receiver, giver in zip(
+        chosen, chosen[1:] + chosen[:1], strict=True
+    ):  # they move in a ring, so that none keeps its own
         shuffled[receiver] = captions[giver]
     return tuple(shuffled), np.array([new != old for new, old in zip(shuffled, captions, strict=True)], bool)
 
 
 def concept(name: str) -> str:
-    """The words of a glyph's name without style, size and numbers; sorted, as fonts differ in their order."""
+    """Returns the words of a glyph's name without style, size and numbers, sorted as fonts differ in their order."""
     words = sorted(set(re.findall("[a-z]+", name.lower())))
-    # A name of nothing but style words means them: "bold" in a text editor.
+    # A name of nothing but style words means them, as "bold" does in a text editor.
     return " ".join([word for word in words if word not in _STYLE] or words)
 
 
@@ -130,7 +132,7 @@ def build(
     curated_size: int = CURATED_SIZE,
     progress: Progress | None = None,
 ) -> DemoData:
-    """Draws the icons of `families` and splits them; the same result on every run."""
+    """Draws the icons of `families` and splits them. The result is the same on every run."""
     report: Progress = progress or (lambda *_: None)
     icons, logos = _draw(families, report)
     held_out = np.isin(icons.families, [family.name for family in families if family.held_out])
@@ -163,7 +165,7 @@ def build(
 
 
 def _draw(families: Sequence[fonts.Family], report: Progress) -> tuple[IconSet, Mask]:
-    """The families' icons without near-copies inside a family, and bool [n]: which are logos."""
+    """Returns the families' icons without near-copies inside a family, and which of them are logos, bool [n]."""
     glyphs = {font: list(fonts.glyphs(font)) for family in families for font in family.fonts}
     done, total = 0, sum(map(len, glyphs.values()))
     drawn: list[tuple[raster.Ink, str, str, bool]] = []  # ink, name, family, logo
@@ -188,7 +190,7 @@ def _of(column: Sequence[str], rows: Rows) -> tuple[str, ...]:
 
 
 def _at_most(times: int, words: Sequence[str]) -> Mask:
-    """bool [n]: False where the same string was there `times` times before."""
+    """Returns bool [n], which is False where the same string was there `times` times before."""
     seen: Counter[str] = Counter()
     seen_before = []
     for word in words:
@@ -198,7 +200,7 @@ def _at_most(times: int, words: Sequence[str]) -> Mask:
 
 
 def _artists(icons: IconSet, chosen: Mask) -> Rows:
-    """[n]: how many families draw the icon's concept, where only the `chosen` icons (bool [n]) count."""
+    """Returns for each icon [n] how many families draw its concept, counting only the `chosen` icons (bool [n])."""
     families = defaultdict(set)
     for row in np.flatnonzero(chosen).tolist():
         families[icons.concepts[row]].add(icons.families[row])
@@ -206,7 +208,7 @@ def _artists(icons: IconSet, chosen: Mask) -> Rows:
 
 
 def _judged_by(evaluation: IconSet, pool: IconSet, curated: IconSet) -> DemoData:
-    """The data with the classes of `evaluation`, and with concepts for captions in all but the pool."""
+    """Returns the data with the classes of `evaluation`, and with concepts for captions in all but the pool."""
     times = Counter(evaluation.concepts)
     names = tuple(sorted(words for words, count in times.items() if count >= CLASS_SIZE))
     index = {words: label for label, words in enumerate(names)}
@@ -216,7 +218,7 @@ def _judged_by(evaluation: IconSet, pool: IconSet, curated: IconSet) -> DemoData
 
 
 def _write(path: Path, data: DemoData) -> None:
-    """Stores the icons as an archive of plain arrays, whole or not at all."""
+    """Writes the icons as an archive of plain arrays, whole or not at all."""
     arrays: dict[str, NDArray[np.uint8]] = {}
     for part in PARTS:
         icons: IconSet = getattr(data, part)
@@ -236,7 +238,7 @@ def _write(path: Path, data: DemoData) -> None:
 
 
 def _read(path: Path) -> DemoData:
-    """The data `_write` stored; raises OSError, or others where the archive is damaged."""
+    """Returns the data that `_write` wrote. Raises OSError, or other errors where the archive is damaged."""
     parts = {}
     with np.load(path, allow_pickle=False) as arrays:
         for part in PARTS:

@@ -1,4 +1,4 @@
-"""Icons as ink: drawing a font's glyphs on 32x32 paper, and telling which pictures are nearly the same."""
+"""Draws a font's glyphs in ink on 32x32 paper, and tells which pictures are nearly the same."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 32  # pixels
-TYPICAL_INK = 29  # pixels: the largest ink side that nine glyphs in ten of a font stay under
+TYPICAL_INK = 29  # pixels, under which the longer side of nine glyphs in ten of a font stays
 TRIAL_SIZE = 28  # pixels per em
-NOT_DEFINED = chr(0x10FFFD)  # in no font, so what is drawn for it is the font's box for missing glyphs
-FAINTEST = 8  # standard deviation of the ink, below which a picture counts as blank
-BLOCK = 1024  # rows compared at a time: bounds memory to BLOCK x n similarities
+NOT_DEFINED = chr(0x10FFFD)  # no font has it, so what is drawn for it is the font's box for missing glyphs
+FAINTEST = 8  # a picture whose ink has a lower standard deviation counts as blank
+BLOCK = 1024  # rows are compared at a time, which bounds memory to BLOCK x n similarities
 
 Ink = NDArray[np.uint8]
 
@@ -22,10 +22,10 @@ class _Pen:
 
     def __init__(self, font: Path, size: int):
         self._font = ImageFont.truetype(font, size, layout_engine=ImageFont.Layout.BASIC)
-        self._page = 4 * size  # pixels: room for glyphs that are larger or farther off than they should be
+        self._page = 4 * size  # pixels, with room for glyphs that are larger or farther off than they should be
 
     def draw(self, char: str) -> Image.Image | None:
-        """The glyph cut to its ink (mode L, 255 = full ink), or None where there is none."""
+        """Returns the glyph cut to its ink (mode L, 255 is full ink), or None where there is no ink."""
         page = Image.new("L", (self._page, self._page))
         ImageDraw.Draw(page).text((self._page / 2, self._page / 2), char, 255, self._font, anchor="mm")
         box = page.getbbox()
@@ -33,14 +33,14 @@ class _Pen:
 
 
 def _fitting_pen(font: Path, chars: Sequence[str]) -> _Pen:
-    """A pen whose size gives icons of every font about the same extent, whatever its em square holds."""
+    """Returns a pen whose size gives icons of every font about the same extent, whatever its em square holds."""
     trial = _Pen(font, TRIAL_SIZE)
     extents = [max(glyph.size) for char in chars if (glyph := trial.draw(char))]
     return _Pen(font, round(TRIAL_SIZE * TYPICAL_INK / float(np.percentile(extents, 90))))
 
 
 def _on_paper(glyph: Image.Image) -> Ink:
-    """uint8 [32, 32]: the glyph centred, shrunk if it does not fit, in 16 shades (multiples of 17)."""
+    """Returns uint8 [32, 32]: the glyph centred, shrunk if it does not fit, in 16 shades (multiples of 17)."""
     if max(glyph.size) > SIDE:
         shrink = SIDE / max(glyph.size)
         width, height = (max(1, round(side * shrink)) for side in glyph.size)
@@ -51,7 +51,7 @@ def _on_paper(glyph: Image.Image) -> Ink:
 
 
 def render(font: Path, chars: Sequence[str]) -> Iterator[tuple[int, Ink]]:
-    """The index into `chars` and the ink, uint8 [32, 32], of every character the font really draws."""
+    """Yields the index into `chars` and the ink, uint8 [32, 32], of every character the font really draws."""
     pen = _fitting_pen(font, chars)
     missing = pen.draw(NOT_DEFINED)
     blank = _on_paper(missing).tobytes() if missing else b""
@@ -75,7 +75,7 @@ class _Shapes:
         self._length = np.sqrt(np.square(self._ink).sum(axis=1))
 
     def blocks(self, others: "_Shapes") -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """First row and float32 [up to BLOCK, len(others)]: cosines of the rows from there with `others`."""
+        """Yields a first row and the cosines of rows from there with `others`, float32 [up to BLOCK, len(others)]."""
         for start in range(0, len(self._ink), BLOCK):
             rows = slice(start, start + BLOCK)
             cosine = self._ink[rows] @ others._ink.T
@@ -85,7 +85,7 @@ class _Shapes:
 
 
 def resembles(pixels: Ink, others: Ink, above: float) -> NDArray[np.bool_]:
-    """bool [n]: which of `pixels`, uint8 [n, 32, 32], has a cosine > `above` with any of `others`."""
+    """Returns bool [n]: which of `pixels`, uint8 [n, 32, 32], have a cosine > `above` with any of `others`."""
     found = np.zeros(len(pixels), bool)
     for start, cosine in _Shapes(pixels).blocks(_Shapes(others)):
         found[start : start + len(cosine)] = (cosine > above).any(axis=1)
@@ -93,11 +93,12 @@ def resembles(pixels: Ink, others: Ink, above: float) -> NDArray[np.bool_]:
 
 
 def distinct(pixels: Ink, kinds: Sequence[str], same: float, other: float) -> NDArray[np.intp]:
-    """Rows of `pixels`, uint8 [n, 32, 32], that copy no earlier row and nearly repeat no kept one, in order.
+    """Returns the rows of `pixels`, uint8 [n, 32, 32], that copy no earlier row and nearly repeat no kept one.
 
-    Two pictures repeat each other where their cosine is > `same` if they are of one kind, > `other` if not.
+    The rows ascend. Two pictures repeat each other where their cosine is > `same` if they are of one kind, else where
+    it is > `other`.
     """
-    first: dict[bytes, int] = {}  # exact copies are many, and found without comparing all with all
+    first: dict[bytes, int] = {}  # exact copies are many, and are found without comparing all with all
     for row, picture in enumerate(pixels):
         first.setdefault(picture.tobytes(), row)
     rows = np.fromiter(first.values(), np.intp)

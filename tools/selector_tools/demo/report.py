@@ -1,4 +1,4 @@
-"""The demo's report: a table for the terminal, and a folder with a page, its plot and the raw figures.
+"""The demo's report is a table for the terminal, and a folder with a page, its plot and the raw figures.
 
 Nothing is measured here. The headline compares the second arm, JEST, with the first, uniform.
 """
@@ -26,7 +26,7 @@ from selector_tools.demo.results import Arm, Report
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of the plot; those of the arms differ for colour-blind readers too."""
+    """Colours of the plot; those of the arms differ for colour-blind readers, too."""
 
     text: str
     faint: str
@@ -42,13 +42,13 @@ WIDE, NARROW = (10.0, 5.6), (4.2, 4.4)  # inches, for a desktop's window and for
 class Column(NamedTuple):
     """One measure of all arms."""
 
-    header: str  # for the terminal: narrow, of up to three lines
+    header: str  # for the terminal, hence narrow and of up to three lines
     name: str
-    cells: list[str]  # one an arm
+    cells: list[str]  # one for each arm
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Writes index.html, accuracy.png and results.json into `folder` (made if needed); returns the page.
+    """Writes index.html, accuracy.png and results.json into `folder`, which is made if needed, and returns the page.
 
     The page carries its plot and thumbnails in itself, so that this one file can be passed on.
     """
@@ -65,7 +65,7 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def table(report: Report) -> Table:
-    """The arms one below the other, for a terminal of 100 columns or more."""
+    """Returns the arms one below the other, for a terminal of 100 columns or more."""
     names, *measures = columns(report)
     result = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     result.add_column(
@@ -74,14 +74,14 @@ def table(report: Report) -> Table:
     for measure in measures:
         result.add_column(measure.header, justify="right", no_wrap=True)
     for cells in zip(names.cells, *(measure.cells for measure in measures), strict=True):
-        result.add_row(*map(Text, cells))  # as text: brackets in a name are no markup
+        result.add_row(*map(Text, cells))  # brackets in a name are no markup
     result.caption = Text(f"The reference alone reaches {page.percent(report.reference_accuracy, 1)}.")
     result.caption_justify = "left"
     return result
 
 
 def columns(report: Report) -> list[Column]:
-    """What terminal and page tell of every arm, its name first."""
+    """Returns what terminal and page tell of every arm, its name first."""
     arms = report.arms
 
     def column(header: str, name: str, cell: Callable[[Arm], str]) -> Column:
@@ -113,7 +113,7 @@ def columns(report: Report) -> list[Column]:
 
 
 def headline(report: Report) -> str:
-    """One sentence: how soon JEST was as good as uniform was at its end, if ever."""
+    """Returns one sentence that says how soon JEST was as good as uniform was at its end, if ever."""
     uniform, *others = report.arms
     target = page.percent(uniform.final, 1)
     if uniform.final <= 0:
@@ -137,7 +137,7 @@ def headline(report: Report) -> str:
 
 
 def figures(report: Report) -> dict[str, Any]:
-    """What results.json holds: the report less the pixels, and what is derived from it for the table."""
+    """Returns what results.json holds: the report less the pixels, and what is derived from it for the table."""
     document = asdict(report)
     for arm, entry in zip(report.arms, document["arms"], strict=True):
         steps, ratio = _reached(arm, report.arms[0]) or (None, None)
@@ -148,7 +148,7 @@ def figures(report: Report) -> dict[str, Any]:
 
 
 def plot(report: Report, size: tuple[float, float], theme: Theme) -> Figure:
-    """Accuracy against steps: every arm, the reference (dashed) and uniform's final accuracy (thin)."""
+    """Draws accuracy against steps for every arm, with the reference (dashed) and uniform's final accuracy (thin)."""
     figure = Figure(figsize=size, layout="constrained", facecolor=theme.paper)
     axes = figure.add_subplot(facecolor=theme.paper, axisbelow=True)
     points = 12 if size is WIDE else 10
@@ -185,7 +185,7 @@ def plot(report: Report, size: tuple[float, float], theme: Theme) -> Figure:
 
 
 def spread(values: list[float], gap: float) -> list[float]:
-    """The values, in their order, moved up as far as needed for any two to be `gap` apart."""
+    """Returns the values in their order, moved up as far as needed for any two to be `gap` apart."""
     moved, lowest = list(values), -np.inf
     for index in np.argsort(values, kind="stable"):
         moved[index] = max(values[index], lowest)
@@ -195,7 +195,9 @@ def spread(values: list[float], gap: float) -> list[float]:
 
 def _label_ends(axes: Axes, gap: float, points: int) -> None:
     """Names the lines right of the axes; two names are `gap` apart, a share of the height of the axes."""
-    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]  # _: has no label
+    lines = [
+        line for line in axes.lines if not str(line.get_label()).startswith("_")
+    ]  # an underscore stands for no label
     ends = [float(np.asarray(line.get_ydata(), float)[-1]) for line in lines]
     right = axes.get_yaxis_transform()
     for line, height in zip(lines, spread(ends, gap * axes.get_ylim()[1]), strict=True):
@@ -204,13 +206,13 @@ def _label_ends(axes: Axes, gap: float, points: int) -> None:
 
 
 def _reached(arm: Arm, uniform: Arm) -> tuple[float, float] | None:
-    """Steps of `arm` to uniform's final accuracy, and how many times as many uniform itself took."""
+    """Returns the steps of `arm` to uniform's final accuracy, and how many times as many uniform itself took."""
     steps, own = arm.steps_to(uniform.final), uniform.steps_to(uniform.final)
-    return (steps, own / steps) if steps and own else None  # 0 steps: there was nothing to reach
+    return (steps, own / steps) if steps and own else None  # at 0 steps there was nothing to reach
 
 
 def _svg(figure: Figure) -> bytes:
-    """The figure with its letters as shapes: the same in every browser, whatever fonts it has."""
+    """Returns the figure with its letters as shapes, so that it is the same in every browser, whatever fonts it has."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""What the demo measured; the report shows it and adds nothing."""
+"""What the demo measured. The report shows it and adds nothing."""
 
 from dataclasses import dataclass, field
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Arm:
-    """One training run. `accuracy` is (step, zero-shot top-1 in 0..1), ending at the last step; seconds are wall
-    clock; `versions` counts the weights versions that scored its picks; `mislabelled` is the share of its trained
+    """One training run. `accuracy` holds (step, zero-shot top-1 in 0..1) up to the last step, seconds are by the wall
+    clock, `versions` counts the weights versions that scored its picks, and `mislabelled` is the share of its trained
     pairs whose caption belongs to another picture."""
 
     name: str
@@ -28,7 +28,7 @@ class Arm:
         return self.accuracy[-1][1]
 
     def steps_to(self, target: float) -> float | None:
-        """First step at which accuracy reaches `target`, interpolated between evaluations; None if never."""
+        """Returns the step at which accuracy first reaches `target`, interpolated between evaluations, or None."""
         previous_step, previous = 0, 0.0
         for step, value in self.accuracy:
             if value >= target:
@@ -40,8 +40,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Example:
-    """One candidate of a super-batch: uint8 [32, 32] ink, its caption, the learnability of the pair itself in nats as
-    the sidecar scored it, and whether the caption was shuffled."""
+    """One candidate of a super-batch: its ink, uint8 [32, 32], its caption, the learnability of the pair itself in nats
+    as the sidecar scored it, and whether the caption was shuffled."""
 
     pixels: NDArray[np.uint8]
     caption: str

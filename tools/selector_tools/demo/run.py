@@ -1,4 +1,4 @@
-"""The demo from data to report."""
+"""Runs the demo from data to report."""
 
 import os
 import platform
@@ -18,13 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from selector_tools.demo import pool
 from selector_tools.demo.arms import Setting, Snapshot, run_arm
 from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
-from selector_tools.demo.model import SmallSigLip
+from selector_tools.demo.model import SmallSigLip, exportable
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Example, Report
-from selector_tools.demo.services import redis_server
-from selector_tools.demo.source import source
 from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.processes import redis_server
 
 BATCH = 128
 FILTER_RATIO = 0.8
@@ -38,9 +37,9 @@ def run(arms: Sequence[str], steps: int, noise: float, seed: int, out: Path) -> 
     with a schedule of its own."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a log has no width to respect
+        console = Console(width=120)  # a log has no width that must be respected
     out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # one core trains, the other one selects
+    torch.set_num_threads(1)  # one core trains while the other one selects
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -130,14 +129,14 @@ def _train_reference(curated: Pairs, vocabulary: int, seed: int, progress: Progr
 
 def _export(setting: Setting, reference: SmallSigLip, tokenizer: Path, progress: Progress) -> None:
     task = progress.add_task("export learner, reference", total=2)
-    export_learner(source("demo-learner", setting.fresh_model(), setting.vocabulary, tokenizer), setting.learner)
+    export_learner(exportable("demo-learner", setting.fresh_model(), setting.vocabulary, tokenizer), setting.learner)
     progress.advance(task)
-    export_reference(source("demo-reference", reference, setting.vocabulary, tokenizer), setting.reference)
+    export_reference(exportable("demo-reference", reference, setting.vocabulary, tokenizer), setting.reference)
     progress.advance(task)
 
 
 def _schedule(arms: Sequence[str], steps: int) -> list[tuple[str, str, int]]:
-    """(kind, label, steps) of every training run."""
+    """Returns the kind, label and steps of every training run."""
     labels = {"jest": "JEST"}
     runs = [(kind, labels.get(kind, kind), steps) for kind in arms]
     short = steps // 4
@@ -150,7 +149,7 @@ def _examples(
     captions: Sequence[str],
     mislabelled: NDArray[np.bool_],
 ) -> tuple[list[Example], list[Example]]:
-    """The picked, and as many of the dropped."""
+    """Returns the picked candidates, and as many of the dropped ones."""
     if snapshot is None:
         return [], []
     dropped = np.setdiff1d(np.arange(len(snapshot.rows)), snapshot.picked)[: len(snapshot.picked)]

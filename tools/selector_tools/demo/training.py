@@ -1,4 +1,4 @@
-"""The trainer: knows nothing of selection. It takes batches from an iterable and may publish its weights."""
+"""The trainer knows nothing of selection: it takes batches from an iterator and may publish its weights."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ DECAY_SHARE = 0.2
 
 @dataclass
 class Run:
-    """What a training run recorded. `accuracy` is (step, value); `rows` are the pool rows of each batch."""
+    """What a training run recorded: `accuracy` holds (step, value), and `rows` the pool's rows of each batch."""
 
     accuracy: list[tuple[int, float]] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
@@ -35,7 +35,7 @@ def train(
     publisher: WeightPublisher | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """AdamW with warm-up, a constant stretch and a linear decay; `seconds` leaves evaluation out."""
+    """Trains by AdamW with warm-up, a constant stretch and a linear decay. Seconds leave evaluation out."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     run = Run()
     for step in range(steps):

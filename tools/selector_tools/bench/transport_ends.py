@@ -5,9 +5,9 @@ import multiprocessing
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -22,14 +22,15 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_server.buffers import Pool
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SPARE, SharedFolder
+from selector_tools.bench.measuring import in_turns, seconds_of
 
 _LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-SUMMERS = 2  # threads that sum what arrived
+SUMMERS = 2  # threads of the server that sum what arrived
 _STREAM, _UNARY = "/bench/Stream", "/bench/Unary"
 
 
 class Trial:
-    """One size of payload, sent each way in turn."""
+    """A client that sends payloads of one size each way in turn."""
 
     def __init__(self, address: str, folder: str, size: int) -> None:
         self._channel = grpc.insecure_channel(address, options=_LARGE)
@@ -43,23 +44,20 @@ class Trial:
         self._unary = self._channel.unary_unary(_UNARY, pb.SelectRequest.SerializeToString, bytes)
 
     def run(self, repeats: int) -> dict[str, list[float]]:
-        """Seconds of each way, after one round that warms up."""
+        """Returns the seconds of each way, after one round that warms up. Raises RuntimeError if bytes are lost."""
         ways: dict[str, Callable[[], bytes | None]] = {
             "shared_memory": self._by_shared_memory,
             "stream": lambda: self._stream(self._candidates.messages(pb.Selection())),
             "unary": lambda: self._unary(pb.SelectRequest(payload=self._data.tobytes())),
             "memcpy": lambda: np.copyto(self._copy, self._data),
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for number in range(repeats + 1):
-            for way, send in ways.items():
-                started = perf_counter()
-                answer = send()
-                if number:
-                    seconds[way].append(perf_counter() - started)
-                if answer is not None and int(answer) != self._sum:
-                    raise RuntimeError(f"{way} lost bytes: the sum is {int(answer)}, not {self._sum}")
-        return seconds
+
+        def sent(way: str) -> None:
+            answer = ways[way]()
+            if answer is not None and int(answer) != self._sum:
+                raise RuntimeError(f"{way} lost bytes: the sum is {int(answer)}, not {self._sum}")
+
+        return in_turns({way: partial(seconds_of, partial(sent, way)) for way in ways}, repeats, warm_up=1)
 
     def _by_shared_memory(self) -> bytes:
         slot = self._ring.take()
@@ -83,7 +81,7 @@ class Trial:
 
 @contextmanager
 def serving(folder: str) -> Iterator[str]:
-    """Address of a server in a process of its own, which shares `folder`."""
+    """Runs a server in a process of its own, which shares `folder`, and yields its address."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(folder, theirs), daemon=True)

@@ -1,4 +1,4 @@
-"""How alike two ways to score the same candidates are."""
+"""Compares two ways to score the same candidates: how alike are the orders and the picks that they lead to?"""
 
 import numpy as np
 import torch
@@ -11,13 +11,13 @@ from selector_tools.reference.rank_statistics import rank_correlation
 
 
 def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]:
-    """Of one super-batch scored in two ways:
+    """Returns these figures of one super-batch that is scored in two ways:
 
-    - loss: rank correlation of candidates' own losses, the learner's alone; where both have a learner
-    - own: that of their own scores
-    - joint: that of their scores given the first half of the picks that `true` makes; of the candidates left
+    - loss: the rank correlation of candidates' own losses under the learner alone, where both ways have a learner
+    - own: the rank correlation of candidates' own scores
+    - joint: the rank correlation of scores given the first half of `true`'s picks, over the candidates that are left
     - overlap: the share of `true`'s picks that `other` makes too, with the same noise
-    - kept: `true`'s score of `other`'s picks: 0 is as uniform picks, 1 as its own
+    - kept: how `true` scores `other`'s picks: 0 if like uniform picks, 1 if like its own
     """
     picks, others = Joint().pick(true, plan).indices, Joint().pick(other, plan).indices
     half = picks[: plan.picks // 2]
@@ -35,12 +35,12 @@ def compare(true: PairScores, other: PairScores, plan: Plan) -> dict[str, float]
 
 
 def overlap(picks: torch.Tensor, others: torch.Tensor) -> float:
-    """Share of picks, int64 [b], that are among the others."""
+    """Returns the share of picks, int64 [b], that are among the others."""
     return float(torch.isin(picks, others).double().mean())
 
 
 def _given(scores: PairScores, picked: torch.Tensor) -> NDArray[np.float64]:
-    """Scores of the candidates left once these are picked, float64 [B - b]."""
+    """Returns the scores of the candidates that are left once these are picked, float64 [B - b]."""
     running = scores.running()
     running.add(Chunk.of(scores.models, picked))
     left = torch.ones(scores.size, dtype=torch.bool)

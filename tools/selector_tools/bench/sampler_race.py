@@ -1,10 +1,8 @@
-"""The sampler, its matrix products alone, and the paper's pseudo-code, on the same candidates in turns."""
+"""The sampler races its matrix products alone and the paper's pseudo-code, in turns and on the same candidates."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,15 +11,15 @@ from torch import Tensor
 from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.losses.strips import Side, tiles
 from selector_server.sampling.policies import Joint
-from selector_tools.bench import literal
-from selector_tools.bench.machine import describe
+from selector_tools.bench import baselines
+from selector_tools.bench.measuring import describe, in_turns, medians, seconds_of
 from selector_tools.bench.memory import HOW, peak_mib
 from selector_tools.bench.synthetic import candidates
 
 
 @dataclass(frozen=True)
 class Race:
-    """One setting. `dim` is the embeddings' width, and candidates and noise are made from `seed`."""
+    """One setting: `dim` is the embeddings' width, and `seed` makes both candidates and noise."""
 
     super_batch: int
     picks: int
@@ -33,27 +31,29 @@ class Race:
     threads: int
 
     def run(self, repeats: int, literal_repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-        """Median seconds, memory, and whether the picks agree, with everything that a figure depends on."""
+        """Returns medians, memory and whether the picks agree, with everything that a figure depends on."""
         torch.set_num_threads(self.threads)
-        machine = describe(self.device)  # the load before we make it ourselves
+        machine = describe(self.device)  # before the race loads the machine
         scores, plan = candidates(self.super_batch, self.dim, self.seed, self.device), self.plan
-        ours = sampled(scores, plan)  # warms up, too
-        runs: dict[str, Callable[[], Tensor | None]] = {
+        ours = theirs = sampled(scores, plan)  # this warms up, too
+
+        def literal() -> None:
+            nonlocal theirs
+            theirs = pseudo_code(scores, plan)
+
+        calls: dict[str, Callable[[], object]] = {
             "sampler": partial(sampled, scores, plan),
             "products": partial(products, scores, torch.split(ours, list(plan.sizes))),
-            "pseudo-code": partial(pseudo_code, scores, plan),
+            "pseudo-code": literal,
         }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        theirs = ours
-        for repeat in range(repeats):
-            for name, call in runs.items():
-                if name != "pseudo-code" or repeat < literal_repeats:
-                    picks, elapsed = self._timed(call)
-                    seconds[name].append(elapsed)
-                    theirs = picks if name == "pseudo-code" and picks is not None else theirs
-                    say(f"{name} {repeat + 1}: {elapsed:.3f} s")
+        seconds = in_turns(
+            {name: partial(self._seconds, call) for name, call in calls.items()},
+            repeats,
+            fewer={"pseudo-code": literal_repeats},
+            on_run=lambda name, turn, took: say(f"{name} {turn + 1}: {took:.3f} s"),
+        )
         say("memory")
-        middle = {name: median(values) for name, values in seconds.items()}
+        middle = medians(seconds)
         return {
             "seconds": middle["sampler"],
             "literal_seconds": middle["pseudo-code"],
@@ -73,11 +73,12 @@ class Race:
     def plan(self) -> Plan:
         return Plan(chunk_sizes(self.picks, self.chunks), self.gain, Draw.SAMPLE, self.seed)
 
-    def _timed(self, call: Callable[[], Tensor | None]) -> tuple[Tensor | None, float]:
-        started = perf_counter()
-        result = call()
-        torch.get_device_module(self.device).synchronize()
-        return result, perf_counter() - started
+    def _seconds(self, call: Callable[[], object]) -> float:
+        def finished() -> None:
+            call()
+            torch.get_device_module(self.device).synchronize()
+
+        return seconds_of(finished)
 
 
 def sampled(scores: PairScores, plan: Plan) -> Tensor:
@@ -87,12 +88,12 @@ def sampled(scores: PairScores, plan: Plan) -> Tensor:
 def pseudo_code(scores: PairScores, plan: Plan) -> Tensor:
     assert scores.learner is not None
     assert scores.reference is not None
-    return literal.pick(scores.learner, scores.reference, plan)
+    return baselines.pseudo_code(scores.learner, scores.reference, plan)
 
 
 def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
-    """Computes the products of every round, tile by tile as the sampler forms them, and nothing else. In the last round
-    only picks meet picks."""
+    """Forms the products of every round, tile by tile as the sampler does, and nothing else. In the last round only
+    picks meet picks."""
     for round_, rows in enumerate(chunks):
         for _, model in scores.models:
             picked = model.at(rows)
@@ -102,6 +103,6 @@ def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
 
 
 def _prepare(race: Race, pick: Callable[[PairScores, Plan], Tensor]) -> Callable[[], Tensor]:
-    """The call whose memory is measured. A small draw beforehand loads whatever a first draw loads."""
+    """Returns the draw whose memory is measured. A small draw beforehand loads what only the first one loads."""
     pick(candidates(64, race.dim, race.seed, race.device), Plan((8, 8), race.gain, Draw.SAMPLE, race.seed))
     return partial(pick, candidates(race.super_batch, race.dim, race.seed, race.device), race.plan)

@@ -1,4 +1,4 @@
-"""Bundles to serve and to measure, and the loops that a served one is measured against."""
+"""Bundles that are served and measured, and the bare loops that the sidecar is measured against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,20 +34,20 @@ MICRO_BATCHES = (8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Bundles:
-    """One model twice: with its weights as graph inputs, and as constants."""
+    """One model twice: as a learner its weights are graph inputs, as a reference they are constants."""
 
     learner: Bundle
     reference: Bundle
 
 
 def exported(source: TorchModel, folder: Path) -> Bundles:
-    """Learner and reference of the same architecture, resolution and weights, for those do not matter here."""
+    """Exports learner and reference from the same model, for what they have learned does not matter here."""
     learner = export_learner(source, folder / "learner").bundle
     return Bundles(learner, export_reference(source, folder / "reference").bundle)
 
 
 class Trifle(nn.Module):
-    """Two towers of nearly no work: what remains is the sidecar's own cost."""
+    """Two towers that do nearly no work, so that what remains is the sidecar's own cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,16 +55,16 @@ class Trifle(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """A few pixels' colour."""
+        """Looks at the colour of a few pixels only."""
         return self.image(images[:, :, ::37, ::37].mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Mean of the words."""
+        """Takes the mean of the words."""
         return self.words(tokens).mean(dim=1)  # type: ignore[no-any-return]
 
 
 def trifle(image: ImageInput, max_tokens: int) -> TorchModel:
-    """As a source, for samples of the same size as the model that is measured."""
+    """Returns such towers for samples of the same size as those of the model that is measured."""
     return TorchModel(
         name="trifle",
         module=Trifle(),
@@ -75,13 +75,13 @@ def trifle(image: ImageInput, max_tokens: int) -> TorchModel:
 
 
 class Loop:
-    """Runs towers one after the other over B samples, in micro-batches."""
+    """Towers that run one after the other over B samples, in micro-batches."""
 
     def __init__(self, towers: list[tuple[str, Callable[[NDArray[Any]], None]]], finish: Callable[[], None]) -> None:
         self._towers, self._finish = towers, finish
 
     def seconds(self, samples: dict[str, NDArray[Any]], micro_batch: int) -> float:
-        """Time that it takes; `samples` are those of the towers' inputs."""
+        """Returns the time of one run over `samples`, which are keyed by the names of the towers' inputs."""
         started = perf_counter()
         for data, run in self._towers:
             for start in range(0, len(samples[data]), micro_batch):
@@ -91,13 +91,13 @@ class Loop:
 
 
 def bare(device: Device, *bundles: Bundle) -> Loop:
-    """Plain ONNX Runtime sessions with their default options: all cores, spinning threads, weights bound once.
+    """Returns plain ONNX Runtime sessions with their default options: all cores, spinning threads, weights bound once.
     Nothing is normalised, joined or picked."""
     return Loop([tower for bundle in bundles for tower in _bare_towers(bundle, device)], lambda: None)
 
 
 def compiled(device: Device, source: TorchModel, dtype: torch.dtype, times: int) -> Loop:
-    """torch.compile of the same model, run `times` over."""
+    """Returns the same model through torch.compile; one run goes `times` over the samples."""
     model = source.frozen(dtype).to(device.torch)
     image, text = (torch.compile(partial(encode, model)) for encode in (source.encode_image, source.encode_text))
     (mean, std) = (

@@ -1,5 +1,5 @@
-"""The chunk study: what joint selection in N chunks reaches of what Gibbs sampling reaches, over independent selection
-(the paper's figure 2, middle)."""
+"""The chunk study: how much of what Gibbs sampling gains over independent selection does joint selection in N chunks
+gain? (This is the middle of the paper's figure 2.)"""
 
 import math
 from collections.abc import Callable
@@ -14,30 +14,28 @@ from tokenizers import Tokenizer
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
-from selector_tools.bench.gibbs import gibbs, matrix
+from selector_tools.bench.baselines import gibbs, matrix
+from selector_tools.bench.measuring import mean_and_error
 from selector_tools.demo import pool
 from selector_tools.demo.data import Pairs, draws, make_tokenizer
 from selector_tools.demo.model import SmallSigLip
 from selector_tools.demo.training import train
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
-# The models are trained at this batch, and their bias fits so many negatives. With the demo's 128, and 512 picks, pairs
-# would weigh more than candidates' own scores, far from the paper's setting.
+# The models are trained at this size, so that their bias fits as many negatives. With the demo's 128, and 512 picks,
+# pairs would weigh more than candidates' own scores, far from the paper's setting.
 BATCH = 1024
 REFERENCE_STEPS = 200
 LEARNING_RATE = 2e-3
 NOISE = 0.5
 
-OnStep = Callable[[int], None]
+OnStep = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The scores of sub-batches from one super-batch, in nats per pick.
-
-    `chunks` has those of draws in N chunks, by N, and `gibbs` those after each sweep of Gibbs sampling, which re-drew
-    `gibbs_steps` members.
-    """
+    """Scores of sub-batches from one super-batch, in nats per pick: `chunks` those of a draw in N chunks, by N, and
+    `gibbs` those after each sweep of Gibbs sampling, which drew members anew `gibbs_steps` times."""
 
     chunks: dict[int, float]
     gibbs: list[float]
@@ -45,21 +43,21 @@ class Trial:
 
     @property
     def gap(self) -> float:
-        """How much better Gibbs sampling is than independent selection, in nats per pick."""
         return self.gibbs[-1] - self.chunks[1]
 
 
 def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
-    """The demo's pool as its learner sees it after some steps of uniform batches, and as its reference sees it."""
+    """Returns the demo's pool as two models see it: a learner after `learner_steps` steps of uniform batches, and the
+    reference. `on_step` is called after each step of both."""
     candidates, curated, tokenizer = prepare(pool.load(), 0)
     vocabulary = tokenizer.get_vocab_size()
     reference = _trained(curated, vocabulary, 1, REFERENCE_STEPS, 1e-2, on_step)
-    learner = _trained(candidates, vocabulary, 0, learner_steps, 1e-4, lambda step: on_step(REFERENCE_STEPS + step))
+    learner = _trained(candidates, vocabulary, 0, learner_steps, 1e-4, on_step)
     return PairScores(Criterion.LEARNABILITY, embedded(learner, candidates), embedded(reference, candidates))
 
 
 def prepare(data: pool.DemoData, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
-    """The pool with a share NOISE of its captions shuffled, the curated set, and a tokenizer of the words of both."""
+    """Returns the pool with a share NOISE of its captions shuffled, the curated set, and the words of both."""
     captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, seed)
     with TemporaryDirectory() as folder:
         tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
@@ -69,21 +67,21 @@ def prepare(data: pool.DemoData, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
 
 @torch.no_grad()
 def embedded(model: SmallSigLip, pairs: Pairs, at_once: int = 4096) -> Embedded:
-    """All pairs as the model sees them."""
+    """Returns the embeddings of all pairs; `at_once` bounds memory."""
     halves = zip(*(torch.split(torch.from_numpy(side), at_once) for side in (pairs.pixels, pairs.tokens)), strict=True)
     images, texts = zip(*(model(pixels, tokens) for pixels, tokens in halves), strict=True)
     return Embedded(torch.cat(images), torch.cat(texts), float(model.log_scale.exp()), float(model.bias))
 
 
 def at(scores: PairScores, rows: torch.Tensor) -> PairScores:
-    """The candidates of these rows, int64 [B]."""
+    """Returns the scores of the candidates in these rows, int64 [B]."""
     assert scores.learner is not None
     assert scores.reference is not None
     return PairScores(scores.criterion, scores.learner.at(rows), scores.reference.at(rows))
 
 
 def trial(scores: PairScores, picks: int, gain: float, seed: int) -> Trial:
-    """Draws from these candidates in each number of chunks, and by Gibbs sampling."""
+    """Draws from these candidates in every way that is compared."""
 
     def draw(chunks: int) -> torch.Tensor:
         return Joint().pick(scores, Plan(chunk_sizes(picks, chunks), gain, Draw.SAMPLE, seed)).indices
@@ -95,7 +93,7 @@ def trial(scores: PairScores, picks: int, gain: float, seed: int) -> Trial:
 
 
 def summary(trials: list[Trial]) -> dict[str, Any]:
-    """The means over all trials and their standard errors, as JSON has them."""
+    """Returns means over trials, and their standard errors."""
     gap, error = mean_and_error([t.gap for t in trials])
     longest = max(len(t.gibbs) for t in trials)
     by_sweep = [[t.gibbs[min(sweep, len(t.gibbs) - 1)] for t in trials] for sweep in range(longest)]
@@ -114,14 +112,9 @@ def summary(trials: list[Trial]) -> dict[str, Any]:
     }
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean, and its standard error."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
 def _ratio(trials: list[Trial], scores: list[float]) -> tuple[float, float]:
-    """Where the mean of these scores lies between independent (0) and Gibbs (1), and its standard error, which is that
-    of a ratio of paired means by its residuals."""
+    """Returns where the mean of these scores lies between independent (0) and Gibbs (1), and the standard error of
+    that: it is a ratio of paired means, whose error follows from its residuals."""
     won = [score - t.chunks[1] for score, t in zip(scores, trials, strict=True)]
     gap = float(np.mean([t.gap for t in trials]))
     ratio = float(np.mean(won)) / gap
@@ -134,5 +127,5 @@ def _trained(pairs: Pairs, vocabulary: int, seed: int, steps: int, weight_decay:
     model = SmallSigLip(vocabulary)
     torch.nn.init.constant_(model.bias, -math.log(BATCH))
     batches = (pairs.at(rows) for rows in draws(len(pairs.pixels), BATCH, 0))
-    train(model, batches, steps, learning_rate=LEARNING_RATE, weight_decay=weight_decay, on_step=on_step)
+    train(model, batches, steps, learning_rate=LEARNING_RATE, weight_decay=weight_decay, on_step=lambda _: on_step())
     return model

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, interpolate
 from selector_tools.demo.model import SIDE, SmallSigLip
 
 WIDTH, DEPTH, HEADS = 64, 3, 4
-KEPT = (0, 2, 5, 7)  # rows and columns of tokens that are left when others are dropped: evenly spread
+KEPT = (0, 2, 5, 7)  # these rows and columns of tokens are left when others are dropped; they are spread evenly
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Form:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of the whole picture, rows and columns."""
+        """The rows and columns of patches in the whole picture."""
         return self.side // self.patch, self.side // self.patch
 
     @property
     def tokens(self) -> int:
-        """Tokens that the transformer is given."""
+        """How many tokens the transformer is given."""
         return len(KEPT) ** 2 if self.dropping else self.grid[0] * self.grid[1]
 
     @property
     def flops(self) -> int:
-        """Of the image tower for one picture: 2 per multiplication of its matrix products."""
+        """FLOPs of the image tower for one picture: two for each multiplication in its matrix products."""
         per_token = self.patch**2 * WIDTH + DEPTH * (12 * WIDTH**2 + 2 * self.tokens * WIDTH)
         return 2 * self.tokens * per_token
 
@@ -50,23 +50,24 @@ LOW = (PATCH_8, SIDE_16, DROPPED)
 
 
 class FlexiSigLip(SmallSigLip):
-    """The demo's SigLIP with a vision transformer for pictures: its kernel and positions fit the form `built`, and are
-    resized for others inside the forward pass, so that gradients reach the stored ones."""
+    """The demo's SigLIP with a vision transformer for pictures. Its kernel and positions fit the form `built` and are
+    resized for other forms inside the forward pass, so that gradients reach the stored ones."""
 
     def __init__(self, vocabulary: int, seen: Sequence[Form] = (FULL,), built: Form = FULL) -> None:
-        """`seen`: the forms that a batch of pictures is split among, in equal and contiguous parts."""
+        """A batch of pictures is split among the forms `seen`, in equal and contiguous parts."""
         super().__init__(vocabulary)
         del self.stem, self.conv
         self.seen, self.built = seen, built
         self.embed = nn.Conv2d(1, WIDTH, built.patch, stride=built.patch)
-        # As large as patches are: with the usual 0.02, 1.3 % instead of 2.2 % zero-shot after 600 steps at patch 8.
+        # They start as large as patches are: with the usual 0.02, zero-shot after 600 steps at patch 8 is 1.3 %
+        # instead of 2.2 %.
         self.positions = nn.Parameter(torch.randn(built.tokens, WIDTH))
         self.blocks = nn.Sequential(*(_block() for _ in range(DEPTH)))
         self.norm = nn.LayerNorm(WIDTH)
         self.project = nn.Linear(WIDTH, self.project.out_features)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """float [B, 1, SIDE, SIDE], normalised by MEAN and STD, to [B, D]."""
+        """Takes float [B, 1, SIDE, SIDE], normalised by MEAN and STD, and returns [B, D]."""
         parts = images.chunk(len(self.seen))
         return torch.cat([self._encode(part, form) for part, form in zip(parts, self.seen, strict=True)])
 
@@ -81,13 +82,13 @@ class FlexiSigLip(SmallSigLip):
         return out
 
     def _kernel(self, form: Form) -> Tensor:
-        """float [WIDTH, 1, patch, patch]."""
+        """Returns the kernel for this form's patches, float [WIDTH, 1, patch, patch]."""
         size, to = ((patch, patch) for patch in (self.built.patch, form.patch))
         resize = torch.tensor(patch_matrix(size, to, "bilinear", False), dtype=torch.float32)
         return (self.embed.weight.flatten(2) @ resize.T).view(WIDTH, 1, form.patch, form.patch)
 
     def _positions(self, form: Form) -> Tensor:
-        """float [rows * columns, WIDTH]."""
+        """Returns the positions for this form's grid, float [rows * columns, WIDTH]."""
         resize = torch.tensor(resize_matrix(self.built.grid, form.grid, "bilinear", True), dtype=torch.float32)
         return resize @ self.positions
 
