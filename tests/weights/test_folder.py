@@ -218,6 +218,8 @@ def test_mistakes(tmp_path, folder, monkeypatch):
             WeightPublisher(f"file://{path}", "run")
         with pytest.raises(SetupError, match=f"^redis is file://{path}; must be a folder that exists"):
             load({"redis": f"file://{path}"}, {}, None)
+    with pytest.raises(ValueError, match="must be a folder that exists"):
+        open_store(f"file:///{'long' * 100}")
     # Permissions do not stop the administrator, whom tests may run as: /sys is a folder that nobody can write to.
     with pytest.raises(ValueError, match=r"^/sys/kernel; must be a folder that can be written"):
         WeightPublisher("file:///sys/kernel", "run")

@@ -31,8 +31,8 @@ def open_folder(url: str, options: LinkOptions, write: bool) -> "FolderStore":
     parts, shown = split(url), masked(url)
     if parts is None or parts.netloc not in ("", "localhost") or parts.query or not parts.path.startswith("/"):
         raise LinkError(shown, "must be file:///folder, a whole path and nothing else")
-    folder = Path(unquote(parts.path))
-    if not folder.is_dir():
+    folder = unquote(parts.path)
+    if not os.path.isdir(folder):  # Path.is_dir raises OSError for a name that is too long
         raise LinkError(shown, "must be a folder that exists")
     for name in _LOGIN:
         if (value := getattr(options, name)) is not None:
