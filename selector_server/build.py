@@ -7,8 +7,9 @@ from typing import Literal
 
 import selector_proto
 import torch
+from selector_proto.weights.link import masked
 
-from selector_server.config import Config, mask_url
+from selector_server.config import Config
 from selector_server.encoding import bundle
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
@@ -184,7 +185,7 @@ def _subscriber(
     if config.redis is None:
         return None
     if learner is None or versions is None:
-        raise SetupError("redis", mask_url(config.redis), "weights need a learner; set learner too")
+        raise SetupError("redis", masked(config.redis), "weights need a learner; set learner too")
     share = None if config.weights_share is None else HostShare(config.weights_share)
     fetcher = Fetcher(config.redis, config.run, config.max_weights_bytes, config.link(), share)
     news = News(config.redis, config.run, config.link())

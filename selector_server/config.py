@@ -16,7 +16,6 @@ from selector_server.device_kinds import DEVICE_NAMES, DEVICE_PATTERN
 from selector_server.errors import SetupError
 
 ENV_PREFIX = "SELECTOR_"
-mask_url = masked
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
@@ -153,7 +152,7 @@ class Config(BaseModel):
         """All settings as text, secrets masked."""
         values = {name: "" if value is None else str(value) for name, value in self}
         if self.redis is not None:
-            values["redis"] = mask_url(self.redis)
+            values["redis"] = masked(self.redis)
         if self.redis_username is not None:
             values["redis_username"] = "***"
         if self.otlp_endpoint:

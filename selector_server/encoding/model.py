@@ -22,7 +22,7 @@ from selector_server.encoding.resizing import resized, source_shape
 from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
-from selector_server.telemetry.encoding import EncodingMetrics
+from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 # The least cosine that is accepted. Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more
 # than 0.999.

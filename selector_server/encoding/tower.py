@@ -11,7 +11,7 @@ from torch import Tensor
 from selector_server.encoding.bundle import EMBEDDING
 from selector_server.encoding.device import Device, MicroBatch, OutOfMemory
 from selector_server.errors import BundleError, NotPossible
-from selector_server.telemetry.encoding import EncodingMetrics
+from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 Bound = Mapping[str, Tensor]  # from a graph input's name to a contiguous tensor on the tower's device
 

@@ -16,7 +16,7 @@ from selector_server.engine.task import Result, ServedWeights, Task
 from selector_server.errors import NotPossible
 from selector_server.sampling import Needs, ScalarScores, Scores
 from selector_server.sampling.quality import assess
-from selector_server.telemetry.quality import NATS
+from selector_server.telemetry.quality_metrics import NATS
 
 
 class Scorer:

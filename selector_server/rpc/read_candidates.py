@@ -13,8 +13,8 @@ from selector_server.config import Config
 from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
-from selector_server.engine.candidates.losses import Losses
 from selector_server.engine.candidates.samples import Samples
+from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.models import Floats
 from selector_server.errors import InvalidRequest, LimitExceeded
 from selector_server.sampling import MAX_LOGIT, Criterion, Needs, Policy
@@ -112,7 +112,7 @@ def _embeddings(request: _Request) -> Embeddings:
     return Embeddings(**_of_models(request, request.selection.embeddings, "embeddings", read_model))
 
 
-def _losses(request: _Request) -> Losses:
+def _losses(request: _Request) -> ScalarLosses:
     if request.policy.needs is Needs.PAIRS:
         limit = "needs pairs; scalar losses serve independent and uniform only"
         raise InvalidRequest("policy", repr(request.policy.name), limit)
@@ -123,7 +123,7 @@ def _losses(request: _Request) -> Losses:
         _finite(field, array)
         return array, size
 
-    return Losses(**_of_models(request, request.selection.losses, "losses", read_model))
+    return ScalarLosses(**_of_models(request, request.selection.losses, "losses", read_model))
 
 
 FORMS: Mapping[str, Callable[[_Request], Candidates]] = {

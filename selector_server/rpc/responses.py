@@ -7,8 +7,9 @@ from typing import Any
 
 import selector_proto
 from selector_proto.v1 import selector_pb2 as pb
+from selector_proto.weights.link import masked
 
-from selector_server.config import Config, mask_url
+from selector_server.config import Config
 from selector_server.encoding.model import Model
 from selector_server.engine.request import Request
 from selector_server.engine.task import Result
@@ -68,7 +69,7 @@ class About:
         shared: SharedFolder | None,
         store: Versions[Any] | None,
     ) -> None:
-        self._source = mask_url(config.redis) if config.redis else ""
+        self._source = masked(config.redis) if config.redis else ""
         self._info, self._store = _server_info(config, policies, learner, reference, shared), store
 
     def info(self) -> pb.GetServerInfoResponse:

@@ -4,8 +4,8 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from selector_server.telemetry.encoding import EncodingMetrics
-from selector_server.telemetry.quality import QualityMetrics
+from selector_server.telemetry.encoding_metrics import EncodingMetrics
+from selector_server.telemetry.quality_metrics import QualityMetrics
 from selector_server.telemetry.readings import Readings
 
 # Edges grow by a factor of 1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.

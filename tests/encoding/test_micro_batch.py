@@ -12,7 +12,7 @@ from selector_server.encoding.bundle import load
 from selector_server.encoding.device import PATIENCE, Device, MicroBatch, OutOfMemory
 from selector_server.encoding.model import Model
 from selector_server.errors import NotPossible
-from selector_server.telemetry.encoding import EncodingMetrics
+from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 
 class Tight(Device):
@@ -87,7 +87,7 @@ from pathlib import Path
 from selector_server.encoding.bundle import load
 from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
-from selector_server.telemetry.encoding import EncodingMetrics
+from selector_server.telemetry.encoding_metrics import EncodingMetrics
 torch.set_num_threads(1)
 metrics = EncodingMetrics()
 model = Model(load(Path(sys.argv[1]), "reference"), Device("cpu", 1), 4096, metrics)

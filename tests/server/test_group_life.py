@@ -8,7 +8,7 @@ import pytest
 from support.model import POLICIES, plan
 
 from selector_server.engine.admission import Admission
-from selector_server.engine.candidates.losses import Losses
+from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.ranks import one_sidecar as module
 from selector_server.engine.ranks.one_sidecar import OneSidecar
 from selector_server.engine.request import Request
@@ -44,7 +44,7 @@ class Draw:
 
 
 def prepared(rank, size=10, gain=100.0):
-    candidates = Losses(np.zeros(size, np.float32), None)
+    candidates = ScalarLosses(np.zeros(size, np.float32), None)
     kind = {"policy": POLICIES["independent"], "criterion": Criterion.HARD_LEARNER, "loss": Loss.SIGMOID}
     return Task(candidates, plan=plan(2, 1, gain=gain, seed=rank), **kind)
 

@@ -12,10 +12,10 @@ from support.wire import some_losses
 MOST_THREADS = 32
 PREPARE_FOR_EVER = """
 import ctypes
-from selector_server.engine.candidates.losses import Losses
+from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.sampling import Policy
 
-Losses.prepare = lambda self, task, preparation, request: ctypes.CDLL(None).sleep(600)
+ScalarLosses.prepare = lambda self, task, preparation, request: ctypes.CDLL(None).sleep(600)
 
 class Unused(Policy):
     name = "unused"

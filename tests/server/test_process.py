@@ -12,11 +12,10 @@ import selector_proto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from selector_proto.v1 import selector_pb2 as pb
+from selector_proto.weights.link import masked
 from support.model import samples
 from support.processes import READY, SlowClient, eventually, listens
 from support.wire import losses, raw, some_losses
-
-from selector_server.config import mask_url
 
 # Life and death
 
@@ -187,7 +186,7 @@ def test_the_password_of_redis_is_never_shown(sidecar, bundles, redis_url):
     ],
 )
 def test_urls_are_shown_without_secrets(url, shown):
-    assert mask_url(url) == shown
+    assert masked(url) == shown
 
 
 def test_the_metrics_port_is_bound_where_asked(plain_server):

@@ -10,7 +10,7 @@ from support.metric_names import of_server
 from selector_server.encoding.device import Device
 from selector_server.machine import resident
 from selector_server.telemetry.metrics import Metrics
-from selector_server.telemetry.quality import NATS, QualityMetrics
+from selector_server.telemetry.quality_metrics import NATS, QualityMetrics
 from selector_server.telemetry.readings import BulkHistogram, Readings
 
 

@@ -25,7 +25,7 @@ from selector_server.sampling import PairScores, Picks, Plan, Scores
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.quality import assess
 from selector_server.sampling.sharded import ShardLost, ShardsDisagree, pick_sharded
-from selector_server.telemetry.quality import NATS
+from selector_server.telemetry.quality_metrics import NATS
 
 
 class ManySidecars:

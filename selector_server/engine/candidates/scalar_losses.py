@@ -15,7 +15,7 @@ from selector_server.sampling import ScalarScores
 
 
 @dataclass(frozen=True)
-class Losses(Given):
+class ScalarLosses(Given):
     """One loss a candidate of each model, float [B]; None for a model that the criterion does not need."""
 
     form: ClassVar[str] = "losses"
