@@ -42,7 +42,7 @@ class Pool(Protocol):
 
 def draw_in_chunks(scores: PairScores, running: RunningScores, plan: Plan, pool: Pool) -> Picks:
     """Draws plan.picks from the pool, of which `scores` and `running` have the candidates held here."""
-    device = running.scores().device
+    device = scores.models[0][1].image.device
     keys = Keys(plan, scores.size, device, pool.first)
     taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
     indices: list[Tensor] = []
