@@ -46,8 +46,6 @@ test: $(VENV)/.dev ## every test (15 to 20 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
-	@command -v prometheus promtool >/dev/null || echo "prometheus is missing, most of this is skipped: apt-get install prometheus" >&2
-	@command -v npm >/dev/null || echo "npm is missing, the dashboard's types are not checked: apt-get install npm" >&2
 	MONITORING_TEST=1 $(BIN)/python -m pytest tests/monitoring --show-capture=no $(TEST_FLAGS)
 
 deploy-test: $(VENV)/.deploy ## chart and kustomize; with IMAGE=… ENGINE=podman the pods run too (about 2 minutes)

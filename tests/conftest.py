@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import pytest
 from support.processes import Sidecar, free_port
 
+pytest_plugins = ["support.report"]
+
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
