@@ -67,8 +67,20 @@ def trainer(environments):
 
 @pytest.fixture(scope="module")
 def picks(trainer, sidecars, candidates):
-    """What a client of one side picks through a sidecar of another."""
-    return cache(lambda client, server: trainer(client, "select", sidecars[server].address, candidates))
+    """What a client of one side picks through a sidecar of another, which must have read the shared payloads: a client
+    sends what cannot be read in the stream, and picks the same."""
+
+    @cache
+    def picked(client: str, server: str) -> dict[str, list[int]]:
+        def shared() -> float:
+            return sidecars[server].metrics()("selector_shm_payloads_total")
+
+        before = shared()
+        found = trainer(client, "select", sidecars[server].address, candidates)
+        assert shared() - before == sum(form.endswith("by shared memory") for form in found) == 3
+        return found
+
+    return picked
 
 
 @pytest.mark.parametrize("server", SIDES)
