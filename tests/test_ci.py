@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ("bash", "dirname", "mktemp", "rm")
 DEBIAN = ("prometheus", "redis-server", "redis-sentinel")
-VERBS = ["check", "test", "monitoring-test", "deploy-test", "audit"]
+VERBS = ["check", "test", "test-integration", "monitoring-test", "deploy-test", "audit"]
 # Stands for `make VERB TEST_FLAGS="…"`: runs the tests in the folder VERB, if there is one.
 MAKE = """
 import os, shlex, subprocess, sys
