@@ -7,6 +7,8 @@ VENV ?= .venv
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 OUT ?= demo-out
+# How many processes run the tests side by side.
+WORKERS ?= 4
 # The image: what builds it, and what runs it in image-test. ENGINE may also be a program that is called as
 # SCRIPT CONTEXT TAG [build options].
 ENGINE ?= docker
@@ -32,22 +34,25 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test monitoring-test deploy-test check audit format proto manifests bench fuzz lock bundles image image-test clean
+.PHONY: help demo test test-integration monitoring-test deploy-test check audit format proto manifests bench fuzz lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html (about 3 minutes)
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
 
-# Two halves side by side; a file's tests stay together, for they share what they start.
-test: $(VENV)/.dev ## every test (15 to 20 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
+# A file's tests stay together, for they share what they start; files come in the order of tests/support/order.py.
+# Many tests wait, so that there are more workers than cores; each of them computes in one thread.
+test: $(VENV)/.dev ## every test but those of the verbs below (8 minutes on two free cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --ignore tests/integration $(TEST_FLAGS)
+
+test-integration: $(VENV)/.integration ## the loader, the callbacks and the examples with the libraries of others (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration $(TEST_FLAGS)
 
 monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
-	@command -v prometheus promtool >/dev/null || echo "prometheus is missing, most of this is skipped: apt-get install prometheus" >&2
-	@command -v npm >/dev/null || echo "npm is missing, the dashboard's types are not checked: apt-get install npm" >&2
 	MONITORING_TEST=1 $(BIN)/python -m pytest tests/monitoring --show-capture=no $(TEST_FLAGS)
 
 deploy-test: $(VENV)/.deploy ## chart and kustomize; with IMAGE=… ENGINE=podman the pods run too (about 2 minutes)
@@ -128,6 +133,10 @@ $(VENV)/.export: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.export
+
+$(VENV)/.integration: $(VENV)/.dev
+	$(PIP) --editable '.[integration]'
+	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev
 	$(PIP) --editable '.[deploy-test]'

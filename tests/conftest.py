@@ -3,20 +3,33 @@
 import itertools
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from support.made_once import made_once
 from support.processes import Sidecar, free_port
+
+pytest_plugins = ["support.report"]
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory):
-    """Learner and reference, exported once, with the torch modules that they came from."""
+def shared_folder(tmp_path_factory, request) -> Callable[[str, Callable[[Path], object]], Path]:
+    """shared_folder(name, make) is a folder that all workers share, and that make(folder) fills once."""
+    base = tmp_path_factory.getbasetemp()
+    everyones = base.parent if hasattr(request.config, "workerinput") else base
+    return lambda name, make: made_once(everyones / name, make)
+
+
+@pytest.fixture(scope="session")
+def bundles(shared_folder):
+    """Learner and reference, exported once, and the torch modules that they came from. Tests leave them as they are."""
     from support.model import Models  # torch, which many tests do without
 
     # Its exporter logs thousands of lines, which would hide what a failing test says.
     logging.getLogger("torch.__trace").propagate = False
-    return Models(tmp_path_factory.mktemp("bundles"))
+    return Models(shared_folder)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -26,13 +26,6 @@ def instructions() -> list[tuple[str, str]]:
 
 def given(name: str) -> list[str]:
     return [rest for one, rest in instructions() if one == name]
-
-
-def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name.upper()} IS NOT INSTALLED: pip install -e '.[dev]'")
-    return found
 
 
 def requirements(text: str) -> dict[str, Requirement]:
@@ -57,7 +50,8 @@ def pins() -> dict[str, str]:
 
 
 def test_it_lints_clean():
-    done = subprocess.run([program("hadolint"), "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
+    hadolint = programs.required("hadolint")
+    done = subprocess.run([hadolint, "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -119,7 +113,8 @@ def test_gpu_requirements_and_torch_agree(tmp_path):
     """For real, from their metadata: nothing is downloaded but that, and no GPU image is built here."""
     wanted = f"torch=={pins()['torch']}"
     platform = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11"]
-    command = [program("uv"), "pip", "install", "--dry-run", "--target", tmp_path, *platform, "--only-binary", ":all:"]
+    uv = programs.required("uv")
+    command = [uv, "pip", "install", "--dry-run", "--target", tmp_path, *platform, "--only-binary", ":all:"]
     done = subprocess.run(
         [*command, "--requirement", LOCKS / "requirements-gpu.txt", wanted],
         capture_output=True,

@@ -2,10 +2,10 @@
 
 import os
 import re
-import shutil
 import subprocess
 
 import pytest
+from support import programs
 from support.prometheus import MONITORING
 
 GRAFANA, TYPESCRIPT = "13.2.3", "5.9.3"
@@ -31,8 +31,7 @@ def compiled(folder, text: str) -> str:
 def schema(tmp_path_factory):
     if os.environ.get("MONITORING_TEST") != "1":
         pytest.skip("downloads Grafana's schema: make monitoring-test runs it")
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed (Debian: apt-get install npm)")
+    programs.optional("npm", "npm")
     folder = tmp_path_factory.mktemp("schema")
     command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
     packages = [f"@grafana/schema@{GRAFANA}", f"typescript@{TYPESCRIPT}"]

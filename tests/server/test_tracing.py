@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import numpy as np
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from selector_client import Selector
 from support.model import samples
 from support.processes import SlowClient, eventually
@@ -18,8 +19,6 @@ from support.wire import raw, some_losses
 
 from selector_server.errors import SetupError
 from selector_server.telemetry.tracing import Tracing
-
-trace_service_pb2 = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

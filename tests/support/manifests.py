@@ -2,9 +2,7 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +10,8 @@ from pathlib import Path
 
 import yaml
 from generate_manifests import EXAMPLES, FOLDERS, KUSTOMIZE, example, rendered
+
+from support import programs
 
 Object = dict
 HELM = importlib.util.find_spec("helm_python") is not None
@@ -76,9 +76,8 @@ def kustomized(folder: Path, resource: str, components: list[str]) -> list[Objec
 
 
 def kustomize(folder: Path) -> list[Object]:
-    program = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert program, NO_HELM
-    done = subprocess.run([program, "kustomize", folder], capture_output=True, text=True, timeout=60)
+    kubectl = programs.required("kubectl", "deploy-test")
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 

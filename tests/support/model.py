@@ -47,17 +47,21 @@ def source(name, module, tokenizer=None, **more) -> TorchModel:
 
 
 class Models:
-    """The exported bundles and the torch modules that they came from."""
+    """The exported bundles and the torch modules that they came from, which are the same in every process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, shared_folder) -> None:
         self.learner, self.reference = TwoTower(1).eval(), TwoTower(2).eval()
         with torch.no_grad():
             self.reference.logit_scale.fill_(math.log(20.0))
             self.reference.logit_bias.fill_(-9.0)
-        self.tokenizer = tokenizer = write_tokenizer(folder / "tokenizer.json")
+        folder = shared_folder("bundles", self._export)
+        self.tokenizer = folder / "tokenizer.json"
         self.learner_path, self.reference_path = folder / "learner", folder / "reference"
-        export_learner(source("tiny", self.learner, tokenizer), self.learner_path)
-        export_reference(source("tiny-ref", self.reference, tokenizer), self.reference_path)
+
+    def _export(self, folder: Path) -> None:
+        tokenizer = write_tokenizer(folder / "tokenizer.json")
+        export_learner(source("tiny", self.learner, tokenizer), folder / "learner")
+        export_reference(source("tiny-ref", self.reference, tokenizer), folder / "reference")
 
     @property
     def flags(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import urllib.error
 import urllib.parse
@@ -11,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import promql_parser
-import pytest
 import yaml
 
+from support import programs
 from support.processes import eventually, free_port, spawn
 
 MONITORING = Path(__file__).resolve().parents[2] / "deploy" / "monitoring"
@@ -22,10 +21,8 @@ FOREIGN = {"up", "ALERTS", "process_start_time_seconds", "process_resident_memor
 
 
 def needs(program: str) -> str:
-    """Its path; skips the test, loudly, without it."""
-    if (path := shutil.which(program)) is None:
-        pytest.skip(f"{program} is not installed (Debian: apt-get install prometheus)")
-    return path
+    """Path of a program of Debian's package prometheus; skips the test without it."""
+    return programs.optional(program, "prometheus")
 
 
 def alerts() -> list[dict]:

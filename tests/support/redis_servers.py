@@ -1,19 +1,17 @@
 """Real servers that the wheel's Valkey is not: with TLS, watched by Sentinels, in a cluster."""
 
-import shutil
 from pathlib import Path
 
-import pytest
 import redis
 
+from support import programs
 from support.processes import eventually, free_port, spawn
 
 
-def needs(*programs) -> None:
-    """Skips the test, loudly, without these programs."""
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed (Debian: apt-get install redis-server redis-sentinel openssl)")
+def needs(*names: str) -> None:
+    """Skips the test without these programs, each of which comes in Debian's package of the same name."""
+    for name in names:
+        programs.optional(name, name)
 
 
 class Program:
@@ -24,7 +22,7 @@ class Program:
         self.log, config = folder / "log", folder / "server.conf"
         config.write_text("\n".join(["bind 127.0.0.1", 'save ""', f"dir {folder}", *lines]) + "\n")
         with self.log.open("ab") as stream:
-            self.process = spawn(config, program=shutil.which(program), stdout=stream, stderr=stream)
+            self.process = spawn(config, program=programs.find(program), stdout=stream, stderr=stream)
 
     def wait(self, client) -> None:
         def answers():

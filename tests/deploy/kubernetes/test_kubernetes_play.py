@@ -6,7 +6,6 @@ for it is in `playable`, and nothing else: what is probed, the test asks itself.
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -19,6 +18,7 @@ import pytest
 from generate_manifests import example, rendered
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from selector_client import LinkOptions, ModelEmbeddings, Selector, WeightPublisher
+from support import programs
 from support.manifests import NO_HELM, Pod, sidecars
 from support.model import TwoTower, samples
 from support.processes import eventually, free_port, spawn
@@ -56,7 +56,7 @@ def podman(*arguments, check=True) -> str:
 def image():
     if not IMAGE:
         pytest.skip("NOT RUN: no image given (make deploy-test IMAGE=… ENGINE=podman)")
-    if os.path.basename(ENGINE) != "podman" or shutil.which(ENGINE) is None:
+    if os.path.basename(ENGINE) != "podman" or programs.find(ENGINE) is None:
         pytest.skip(f"NOT RUN: {ENGINE} is not podman, or not installed; only podman has `kube play`")
     if subprocess.run([ENGINE, "image", "exists", IMAGE]).returncode:
         pytest.skip(f"NOT RUN: podman has no image {IMAGE}")

@@ -3,8 +3,10 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
+import webdataset as wds
 from PIL import Image
 from selector_client import SelectingLoader, Selector
 from support.model import samples
@@ -22,7 +24,6 @@ def png(pixels) -> bytes:
 @pytest.fixture
 def shards(tmp_path):
     """Two tar files of pictures and token ids."""
-    wds = pytest.importorskip("webdataset")
     for shard in range(2):
         with wds.TarWriter(str(tmp_path / f"pairs-{shard}.tar")) as writer:
             for index in range(30 * shard, 30 * shard + 30):
@@ -33,7 +34,6 @@ def shards(tmp_path):
 
 def test_webdataset(server, shards):
     """Pictures travel as files; only the picks are decoded by the trainer."""
-    wds = pytest.importorskip("webdataset")
     stream = (
         wds.WebDataset(shards, shardshuffle=False).to_tuple("__key__", "png", "json").batched(20, collation_fn=list)
     )
@@ -56,7 +56,6 @@ def test_webdataset(server, shards):
 
 
 def test_hugging_face_datasets(server):
-    datasets = pytest.importorskip("datasets")
     table = {"pixels": list(PIXELS), "tokens": list(TOKENS), "row": list(range(60))}
     dataset = datasets.Dataset.from_dict(table).with_format("numpy")
 

@@ -9,6 +9,10 @@ from selector_tools.export.torchvision import make_importable
 from support.loaders import BATCH, SIZE, Chooser, over, rest
 
 make_importable()  # both import torchvision
+import lightning.pytorch as lightning  # noqa: E402
+import transformers  # noqa: E402
+from selector_client.callbacks.huggingface import SelectorCallback as TransformersCallback  # noqa: E402
+from selector_client.callbacks.lightning import SelectorCallback as LightningCallback  # noqa: E402
 
 
 class Choosing(Chooser):
@@ -40,14 +44,7 @@ def unsized(chooser):
 WANTED = [batch.tolist() for batch in rest(sized(Chooser()), 10)]
 
 
-@pytest.fixture
-def lightning():
-    return pytest.importorskip("lightning.pytorch", reason="LIGHTNING IS NOT INSTALLED: its callback did not run")
-
-
-def fit(lightning, folder, make, seen, *, epochs, save_at=None, resume=None, stop_at=-1):
-    from selector_client.callbacks.lightning import SelectorCallback
-
+def fit(folder, make, seen, *, epochs, save_at=None, resume=None, stop_at=-1):
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -61,7 +58,7 @@ def fit(lightning, folder, make, seen, *, epochs, save_at=None, resume=None, sto
             return torch.optim.SGD(self.parameters(), 0.1)
 
     chooser = Choosing(seed=5 if resume is None else 99)
-    callbacks = [SelectorCallback(chooser, loader := make(chooser))]
+    callbacks = [LightningCallback(chooser, loader := make(chooser))]
     if save_at is not None:
         callbacks.append(
             lightning.callbacks.ModelCheckpoint(folder, filename="kept", every_n_train_steps=save_at, save_top_k=-1)
@@ -76,32 +73,30 @@ def fit(lightning, folder, make, seen, *, epochs, save_at=None, resume=None, sto
 
 
 @pytest.mark.parametrize("make", [sized, unsized])
-def test_lightning_sees_every_epoch_and_goes_on_from_a_checkpoint(lightning, tmp_path, make):
+def test_lightning_sees_every_epoch_and_goes_on_from_a_checkpoint(tmp_path, make):
     epochs = 2 if make is sized else 1
     seen = []
-    loader = fit(lightning, tmp_path, make, seen, epochs=epochs)
+    loader = fit(tmp_path, make, seen, epochs=epochs)
     assert seen == WANTED
     assert loader.progress.steps == 10
     first, second = [], []
-    fit(lightning, tmp_path, make, first, epochs=epochs, save_at=3, stop_at=4)
+    fit(tmp_path, make, first, epochs=epochs, save_at=3, stop_at=4)
     assert first == WANTED[:4]
-    loader = fit(lightning, tmp_path, make, second, epochs=epochs, resume=tmp_path / "kept.ckpt")
+    loader = fit(tmp_path, make, second, epochs=epochs, resume=tmp_path / "kept.ckpt")
     assert second == WANTED[3:]
     assert loader.progress.steps == 10
+
+
+def test_lightnings_own_trainer_takes_the_callback():
+    base = LightningCallback.__mro__[1]
+    assert base is lightning.Callback
+    assert all(hasattr(base, name) for name in vars(LightningCallback) if name.startswith("on_"))
 
 
 # transformers
 
 
-@pytest.fixture
-def transformers():
-    pytest.importorskip("accelerate", reason="ACCELERATE IS NOT INSTALLED: transformers' Trainer did not run")
-    return pytest.importorskip("transformers")
-
-
-def train(transformers, folder, seen, *, stop_at=-1, accumulate=1, resume=None, late=False):
-    from selector_client.callbacks.huggingface import SelectorCallback
-
+def train(folder, seen, *, stop_at=-1, accumulate=1, resume=None, late=False):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -122,7 +117,7 @@ def train(transformers, folder, seen, *, stop_at=-1, accumulate=1, resume=None, 
         gradient_accumulation_steps=accumulate,
         **quiet,
     )
-    callback = SelectorCallback(chooser, loader)
+    callback = TransformersCallback(chooser, loader)
     trainer = transformers.Trainer(Model(), settings, callbacks=[] if late else [callback])
     if late:
         trainer.add_callback(callback)
@@ -132,23 +127,23 @@ def train(transformers, folder, seen, *, stop_at=-1, accumulate=1, resume=None, 
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_transformers_sees_every_epoch_and_goes_on_from_a_checkpoint(transformers, tmp_path, accumulate):
+def test_transformers_sees_every_epoch_and_goes_on_from_a_checkpoint(tmp_path, accumulate):
     """The third step is in the middle of an epoch, or its last: then two batches make a step, and the fifth its own."""
     trained = {1: 3, 2: 5}[accumulate]
     seen, first, second = [], [], []
-    loader = train(transformers, tmp_path / "whole", seen, accumulate=accumulate)
+    loader = train(tmp_path / "whole", seen, accumulate=accumulate)
     assert seen == WANTED
     assert loader.progress.steps == 10
-    train(transformers, tmp_path / "part", first, accumulate=accumulate, stop_at=4)
+    train(tmp_path / "part", first, accumulate=accumulate, stop_at=4)
     assert first == WANTED[: len(first)]
     assert len(first) > trained
     checkpoint = str(tmp_path / "part" / "checkpoint-3")
-    loader = train(transformers, tmp_path / "part", second, accumulate=accumulate, resume=checkpoint)
+    loader = train(tmp_path / "part", second, accumulate=accumulate, resume=checkpoint)
     assert second == WANTED[trained:]
     assert loader.progress.steps == 10
 
 
-def test_transformers_is_told_when_it_would_leave_out_sub_batches(transformers, tmp_path):
-    train(transformers, tmp_path, [], stop_at=4, late=True)
+def test_transformers_is_told_when_it_would_leave_out_sub_batches(tmp_path):
+    train(tmp_path, [], stop_at=4, late=True)
     with pytest.raises(ValueError, match="ignore_data_skip is False; must be True to resume"):
-        train(transformers, tmp_path, [], resume=str(tmp_path / "checkpoint-3"), late=True)
+        train(tmp_path, [], resume=str(tmp_path / "checkpoint-3"), late=True)

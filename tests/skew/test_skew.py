@@ -1,0 +1,121 @@
+"""The released client with the current sidecar, and the other way round: selections, shared memory and weights."""
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selector_client import Selector
+from support.model import TwoTower, as_published, embed, plan, samples
+from support.processes import eventually, spawn
+from support.wire import some_embeddings
+
+SIDES = ("released", "current")
+RUN = "skew"
+# Payloads of more than 64 KiB go through shared memory.
+PIXELS, TOKENS = samples(500)
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory) -> Path:
+    (learner_image, learner_text, *_), (reference_image, reference_text, *_) = some_embeddings(1000, 16)
+    losses = np.random.default_rng(0).random((2, 10_000), dtype=np.float32)
+    file = tmp_path_factory.mktemp("skew") / "candidates.npz"
+    np.savez(
+        file,
+        pixels=PIXELS,
+        tokens=TOKENS,
+        learner_image=learner_image,
+        learner_text=learner_text,
+        reference_image=reference_image,
+        reference_text=reference_text,
+        learner_losses=losses[0],
+        reference_losses=losses[1],
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def sidecars(environments, start_sidecars, bundles, redis_url, tmp_path_factory):
+    """One of each side; both take their weights from the same run."""
+    flags = bundles.flags | {"redis": redis_url, "run": RUN, "weights_poll_seconds": 0.05}
+    with start_sidecars() as start:
+        started = {}
+        for side in SIDES:
+            folder = tmp_path_factory.mktemp("shared")
+            started[side] = start(flags | {"shared_memory_dir": folder}, env=environments[side], wait=False)
+        for one in started.values():
+            one.wait_healthy()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def trainer(environments):
+    """Runs trainer.py in the version of a side; what it printed."""
+
+    def run(side: str, *arguments):
+        program = Path(__file__).parent / "trainer.py"
+        process = spawn(program, *arguments, env=environments[side], stdout=subprocess.PIPE, text=True)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        return json.loads(said)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def picks(trainer, sidecars, candidates):
+    """What a client of one side picks through a sidecar of another, which must have read the shared payloads: a client
+    sends what cannot be read in the stream, and picks the same."""
+
+    @cache
+    def picked(client: str, server: str) -> dict[str, list[int]]:
+        def shared() -> float:
+            return sidecars[server].metrics()("selector_shm_payloads_total")
+
+        before = shared()
+        found = trainer(client, "select", sidecars[server].address, candidates)
+        assert shared() - before == sum(form.endswith("by shared memory") for form in found) == 3
+        return found
+
+    return picked
+
+
+@pytest.mark.parametrize("server", SIDES)
+@pytest.mark.parametrize("client", SIDES)
+def test_a_client_picks_the_same_through_an_older_and_a_newer_sidecar(client, server, picks, bundles):
+    found = picks(client, server)
+    assert found == picks("current", "current")
+    wanted = bundles.picks(PIXELS, TOKENS, plan(100, seed=3))
+    assert found["samples by stream"] == found["samples by shared memory"] == wanted
+    assert {len(indices) for indices in found.values()} == {100, 200, 2000}
+
+
+def written(file: Path, model: TwoTower) -> Path:
+    """The model's weights, with a canary that a sidecar checks them by."""
+    pixels, tokens = PIXELS[:4], TOKENS[:4]
+    seen = embed(model, pixels, tokens)
+    canary = {"pixels": pixels, "tokens": tokens, "image": seen.image.numpy(), "text": seen.text.numpy()}
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    np.savez(file, **state, **{f"canary_{name}": array for name, array in canary.items()})
+    return file
+
+
+def test_both_sidecars_take_the_weights_of_both_publishers(trainer, sidecars, bundles, redis_url, tmp_path):
+    """One publisher takes the run over from the other, as when a trainer goes on with another version."""
+    for step, side in enumerate(("released", "current", "released"), 1):
+        model = TwoTower(step).eval()
+        version = trainer(side, "publish", redis_url, RUN, step, written(tmp_path / f"{step}.npz", model))
+        wanted = bundles.picks(PIXELS, TOKENS, plan(100, seed=3), learner=as_published(model))
+        for name, server in sidecars.items():
+            wait_served(server, version)
+            with Selector(server.address, seed=3, on_error="raise", timeout=30.0) as selector:
+                found = selector.select(PIXELS, TOKENS)
+            assert found.indices.tolist() == wanted, (side, name)
+            assert (found.weights_version, found.weights_step) == (version, step)
+
+
+def wait_served(server, version: int) -> None:
+    eventually(lambda: server.status().serving.version == version, 20, lambda: server.text)

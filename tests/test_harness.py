@@ -1,0 +1,57 @@
+"""What the tests themselves stand on."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import programs
+from support.made_once import made_once
+
+
+def test_programs_beside_this_python_are_found_first_and_then_those_on_path(tmp_path, monkeypatch):
+    for folder in ("environment", "machine"):
+        (tmp_path / folder).mkdir()
+    for name in ("environment/python", "environment/both", "machine/both", "machine/one"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "environment" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "machine"))
+    assert programs.find("both") == str(tmp_path / "environment" / "both")
+    assert programs.find("one") == str(tmp_path / "machine" / "one")
+    assert programs.find("none") is None
+
+
+def test_what_an_extra_installs_must_be_there_and_what_debian_has_may_be_missing():
+    assert Path(programs.required("ruff")).name == "ruff"
+    with pytest.raises(pytest.fail.Exception, match=r"none-such is missing, .*pip install -e '\.\[dev\]'"):
+        programs.required("none-such")
+    with pytest.raises(pytest.skip.Exception, match=r"none-such .* \(Debian: apt-get install package\)"):
+        programs.optional("none-such", "package")
+
+
+def test_a_folder_is_made_once_and_seen_only_when_it_is_whole(tmp_path):
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "one").write_text("1")
+        assert not (tmp_path / "it").exists()
+        if len(made) == 1:
+            raise RuntimeError("no room")
+        (folder / "two").write_text("2")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        made_once(tmp_path / "it", make)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: made_once(tmp_path / "it", make), range(4)))
+    assert found == [tmp_path / "it"] * 4
+    assert len(made) == 2
+    assert {file.name for file in found[0].iterdir()} == {"one", "two"}
+
+
+def test_what_make_test_installs_is_no_reason_to_skip():
+    """Only the tests of the chart are skipped without a package: its extra is that of another verb."""
+    root = Path(__file__).parent
+    word = "import" + "orskip"
+    skipping = {file.parent.relative_to(root) for file in root.rglob("*.py") if word in file.read_text()}
+    assert skipping == {Path("deploy/kubernetes")}
