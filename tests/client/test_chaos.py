@@ -2,6 +2,7 @@
 
 import random
 import signal
+import statistics
 import threading
 import time
 from collections import Counter
@@ -82,8 +83,7 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
     url = f"redis://127.0.0.1:{redis_port}"
     flags = bundles.flags | {"redis": url, "run": run_name, "weights_poll_seconds": 0.1}
     chaos = Chaos(sidecar, flags | ({"shared_memory_dir": tmp_path / "shm"} if shared_memory else {}), redis_port)
-    sizes, repeated, epochs, longest = [], 0, [], 0.0
-    started = time.monotonic()
+    sizes, repeated, epochs, waits = [], 0, [], []
     try:
         with (
             Selector(f"127.0.0.1:{chaos.port}", timeout=1.0, filter_ratio=0.8, seed=1) as selector,
@@ -95,7 +95,7 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
                 epochs.append([])
                 asked = time.monotonic()
                 for batch in loader:
-                    longest = max(longest, time.monotonic() - asked)
+                    waits.append(time.monotonic() - asked)
                     indices = batch["index"].tolist()
                     sizes.append(len(indices))
                     repeated += len(indices) - len(set(indices))
@@ -109,7 +109,7 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
         chaos.calm.set()
         chaos.join()
         chaos.redis.terminate()
-    seconds, progress = time.monotonic() - started, loader.progress
+    progress, usual = loader.progress, statistics.median(waits)
     print(f"{progress} while {', '.join(f'{n} x {harm}' for harm, n in Counter(chaos.done).items())}")  # noqa: T201 - its report
     assert sizes == [SUPER_BATCH // 5] * STEPS
     assert repeated == 0
@@ -117,5 +117,6 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
     assert len(set(chaos.done)) == 3
     assert progress.steps == STEPS
     assert 0 < progress.fallbacks.total() < STEPS, "some selections failed, some did not"
-    assert longest < 2.5, "a timeout and its retries, never more"
-    assert progress.wait_seconds < 0.5 * seconds
+    assert max(waits) < 2.5, "a timeout and its retries, never more"
+    # What a selection takes by itself is the machine's business; what a fault costs is ours.
+    assert sum(max(0.0, wait - 5 * usual) for wait in waits) < 2.0 * len(chaos.done)

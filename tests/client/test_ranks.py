@@ -1,6 +1,5 @@
 """Trainers of several ranks, one process each on gloo, that select as one through one sidecar."""
 
-import multiprocessing
 import os
 import time
 from datetime import timedelta
@@ -9,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from selector_client import ModelEmbeddings, Selector
+from support.forked import PROCESSES
 from support.model import POLICIES
 from support.wire import some_embeddings
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 
-# Forked from a server that imported torch once: a rank starts in milliseconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "torch.distributed", "selector_client", "support.wire"])
 SIZE, STEPS, DIES_AT = 40, 4, 2
 
 

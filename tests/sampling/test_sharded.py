@@ -1,6 +1,5 @@
 """Shards in real processes on gloo against one process, bit for bit; and what they do when something is wrong."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -10,14 +9,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from support.forked import PROCESSES
 
 from selector_server.sampling import Criterion, Draw, Embedded, Loss, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.sharded import ShardError, pick_sharded
 
-# Forked from a server that imported torch once: a shard starts in milliseconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "torch.distributed", "selector_server.sampling.sharded"])
 PLAN = Plan(chunk_sizes(101, 5), 5.0, Draw.SAMPLE, seed=2**64 - 3)
 COUNT, TIMEOUT = 1200, 1.0
 

@@ -193,7 +193,7 @@ def cgroup():
 
 
 def test_requests_are_refused_before_the_kernel_kills(cgroup, sidecar):
-    server = sidecar({"memory_guard_share": 0.8}, wait=False)
+    server = sidecar({"memory_guard_share": 0.8}, new=True, wait=False)
     (cgroup / "cgroup.procs").write_text(str(server.process.pid))
     server.wait_healthy()
     assert f"of 700 MiB used (cgroup {cgroup}), refusing above 560 MiB" in server.text

@@ -38,7 +38,7 @@ def watch(server, statuses) -> threading.Thread:
 
 def test_sigterm_lets_a_running_request_finish_and_waits_for_nothing_else(sidecar):
     """A client that watches health, as Kubernetes-aware ones do, does not keep the process."""
-    server, statuses = sidecar({"drain_seconds": 300}), []
+    server, statuses = sidecar({"drain_seconds": 300}, new=True), []
     watcher, slow = watch(server, statuses), SlowClient(server)
     server.wait_pending(1)
     eventually(lambda: statuses == ["SERVING"])
@@ -56,7 +56,7 @@ def test_sigterm_lets_a_running_request_finish_and_waits_for_nothing_else(sideca
 
 
 def test_drain_is_bounded(sidecar):
-    server = sidecar({"drain_seconds": 0.5})
+    server = sidecar({"drain_seconds": 0.5}, new=True)
     slow = SlowClient(server)
     server.wait_pending(1)
     server.signal(signal.SIGINT)
@@ -70,7 +70,7 @@ def test_drain_is_bounded(sidecar):
 
 
 def test_a_second_signal_cuts_the_drain_short(sidecar):
-    server = sidecar({"drain_seconds": 300})
+    server = sidecar({"drain_seconds": 300}, new=True)
     slow = SlowClient(server)
     server.wait_pending(1)
     server.signal(signal.SIGTERM)

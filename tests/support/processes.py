@@ -18,6 +18,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 from selector_tools.processes import ends_with_parent
 
+from support.forked import ForkedCommand
 from support.wire import Request, some_losses
 
 READY = "selector.v1.SelectorService"
@@ -26,19 +27,24 @@ READY = "selector.v1.SelectorService"
 def spawn(*arguments, program=sys.executable, env=None, **options) -> subprocess.Popen:
     """This Python, or another program's path, with `arguments`; it dies with us. `env` is added to the environment,
     without SELECTOR_*."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
     command = [*ends_with_parent(signal.SIGKILL), program, *map(str, arguments)]
-    return subprocess.Popen(command, env=clean | (env or {}), **options)
+    return subprocess.Popen(command, env=_environment() | (env or {}), **options)
 
 
-def serve_command(flags) -> list[str]:
+def _environment() -> dict[str, str]:
+    """Ours, without the settings of a sidecar."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
+
+
+def _serve(flags) -> list[str]:
+    """The arguments of the `selector` command."""
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
-    return ["-m", "selector_tools.cli", "serve", *(part for pair in pairs for part in pair)]
+    return ["serve", *(part for pair in pairs for part in pair)]
 
 
 def run_serve(flags, env=None, timeout=60) -> tuple[int, str]:
     """Exit status and stderr of a `selector serve` that is expected to end by itself."""
-    process = spawn(*serve_command(flags), env=env, stderr=subprocess.PIPE, text=True)
+    process = spawn("-m", "selector_tools.cli", *_serve(flags), env=env, stderr=subprocess.PIPE, text=True)
     try:
         _, stderr = process.communicate(timeout=timeout)
     finally:
@@ -65,17 +71,21 @@ def listens(port) -> bool:
 
 
 class Sidecar:
-    """`selector serve` as a process of its own; `dial(address)` opens a channel to it."""
+    """`selector serve` as a process of its own; `dial(address)` opens a channel to it. It is a new Python if `new` says
+    so, or if it has an environment of its own, which may matter to what it imports."""
 
-    def __init__(self, log: Path, flags=None, *, env=None, port=None, dial=grpc.insecure_channel) -> None:
+    def __init__(self, log: Path, flags=None, *, env=None, port=None, dial=grpc.insecure_channel, new=False) -> None:
         self._dial = dial
         self.port, self.metrics_port = port or free_port(), free_port()
         self.address, self.log = f"127.0.0.1:{self.port}", log
         addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
         self.started = time.time()
-        with log.open("ab") as stream:
-            command = serve_command(addresses | {"threads": 2} | (flags or {}))
-            self.process = spawn(*command, env=env, stdout=stream, stderr=stream)
+        arguments = _serve(addresses | {"threads": 2} | (flags or {}))
+        if new or env:
+            with log.open("ab") as stream:
+                self.process = spawn("-m", "selector_tools.cli", *arguments, env=env, stdout=stream, stderr=stream)
+        else:
+            self.process = ForkedCommand(arguments, _environment(), log)
         self._channel: grpc.Channel | None = None
 
     @property
