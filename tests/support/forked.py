@@ -26,6 +26,7 @@ class ForkedCommand:
     """The `selector` command with these arguments, its output appended to a log; to be used like a subprocess.Popen."""
 
     def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
+        log.touch()
         # As a daemon, so that nobody waits for it at the end; it is killed then.
         settings = (arguments, env, os.getcwd(), str(log))
         self._process = PROCESSES.Process(target=_run, args=settings, daemon=True)

@@ -8,13 +8,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds of the files that take longest, by themselves on a free core; those of the others matter little.
+# Seconds of the files that take longest, about; those of the others matter little.
 SECONDS = {
     "tests/examples/test_examples.py": 115,
+    "tests/client/test_chaos.py": 90,
+    "tests/server/test_peers.py": 70,
+    "tests/export/test_open_clip.py": 50,
+    "tests/weights/test_staleness.py": 45,
+    "tests/weights/test_faults.py": 45,
+    "tests/server/test_manners.py": 45,
+    "tests/weights/test_sync.py": 40,
+    "tests/server/test_groups_that_fail.py": 40,
     "tests/tools/test_bench_weights.py": 36,
+    "tests/export/test_transformers.py": 35,
+    "tests/server/test_process.py": 35,
+    "tests/client/test_resume.py": 30,
+    "tests/server/test_sample_ids.py": 30,
+    "tests/weights/test_protocol.py": 29,
+    "tests/weights/test_host_share.py": 25,
+    "tests/export/test_own.py": 25,
+    "tests/client/test_bad_links.py": 25,
+    "tests/sampling/test_kernel.py": 25,
     "tests/test_package.py": 25,
+    "tests/client/test_ranks.py": 24,
+    "tests/weights/test_killed.py": 24,
     "tests/tools/test_serving.py": 24,
+    "tests/weights/test_news.py": 23,
+    "tests/weights/test_many_swaps.py": 22,
+    "tests/client/test_transport.py": 20,
+    "tests/monitoring/test_files.py": 20,
+    "tests/server/test_overload.py": 20,
+    "tests/server/test_untrusted_bundles.py": 20,
     "tests/tools/test_bench_load.py": 20,
+    "tests/weights/test_admin.py": 20,
+    "tests/weights/test_links.py": 20,
+    "tests/weights/test_bad_versions.py": 20,
+    "tests/weights/test_under_requests.py": 18,
+    "tests/weights/test_sharded_publish.py": 16,
     "tests/skew/test_skew.py": 12,
 }
 

@@ -72,7 +72,7 @@ def listens(port) -> bool:
 
 class Sidecar:
     """`selector serve` as a process of its own; `dial(address)` opens a channel to it. It is a new Python if `new` says
-    so, or if it has an environment of its own, which may matter to what it imports."""
+    so, or if its environment says that it finds other packages; otherwise it is forked from one."""
 
     def __init__(self, log: Path, flags=None, *, env=None, port=None, dial=grpc.insecure_channel, new=False) -> None:
         self._dial = dial
@@ -81,11 +81,11 @@ class Sidecar:
         addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
         self.started = time.time()
         arguments = _serve(addresses | {"threads": 2} | (flags or {}))
-        if new or env:
+        if new or "PYTHONPATH" in (env or {}):
             with log.open("ab") as stream:
                 self.process = spawn("-m", "selector_tools.cli", *arguments, env=env, stdout=stream, stderr=stream)
         else:
-            self.process = ForkedCommand(arguments, _environment(), log)
+            self.process = ForkedCommand(arguments, _environment() | (env or {}), log)
         self._channel: grpc.Channel | None = None
 
     @property
