@@ -290,6 +290,19 @@ def test_a_copy_in_another_process_goes_on_from_there(monkeypatch, prefetch):
     assert found + rest(copy, 4) == wanted
 
 
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_copy_goes_on_from_its_place_though_its_selector_was_copied_later(monkeypatch, given):
+    monkeypatch.setenv("SELECTOR_OFF", "1")
+    one, other = (Selector("localhost:1", filter_ratio=0.75, seed=1) for _ in range(2))
+    wanted, loader = rest(over(one, prefetch=0, view=pictures), 6), over(other, prefetch=2, view=pictures)
+    found = rest(loader, given)
+    state = loader.__getstate__()
+    other.resume(other.count + 3)  # as a thread does that selects meanwhile
+    copy = SelectingLoader.__new__(SelectingLoader)
+    copy.__setstate__(pickle.loads(pickle.dumps(state)))
+    assert found + rest(copy, 6 - given) == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -48,6 +48,11 @@ class Iteration:
         """The items that the trainer was given and has not used."""
         return [item for item in self.items if item.given]
 
+    @property
+    def last_count(self) -> int:
+        """How many selections the selector had begun once it had begun that of the last item."""
+        return self.items[-1].picked.count if self.items else self.count
+
     def pending(self) -> list[Picked]:
         """Returns all picks that follow `position`, in order."""
         return [item.picked for item in self.items]

@@ -77,6 +77,8 @@ class SelectingLoader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+        # The selector was copied after the iteration, and other threads may have selected in between.
+        self._picker.resume(self._iteration.last_count, None)
 
     @classmethod
     def over(
@@ -177,10 +179,11 @@ class SelectingLoader:
         own = loaded.process == process_name()
         kept = loaded.ahead if own and not self._picker.joint else []
         self.progress.steps, self._picker.picks = loaded.steps, loaded.picks
-        self._picker.resume(kept[-1].count if kept else loaded.count, loaded.seed if own else None)
+        resting = Iteration(loaded.position, loaded.count, kept, begun=False)
+        self._picker.resume(resting.last_count, loaded.seed if own else None)
         self.close()
         with self._lock:
-            self._iteration = Iteration(loaded.position, loaded.count, kept, begun=False)
+            self._iteration = resting
 
     def _begin(self) -> tuple[Iteration, Iterator[tuple[Item, Any]]]:
         """Begins an iteration. If one was left before, super-batches that can go back to what was not yielded do so,
