@@ -35,8 +35,8 @@ class Exclusion(Enum):
 
 class SelectorError(Exception):
     """`field` is what the error is about, `value` what it was, `limit` what was expected. `rejection` is the word for
-    it among the rejected requests, empty if the request was not rejected for the server's sake. `exclusion` says why the
-    candidate cannot be used, if the error is one candidate's alone: then it may be left out instead."""
+    it among the rejected requests, empty if the request was not rejected for the server's sake. `exclusion` says why
+    a candidate cannot be used, if the error is one candidate's alone: then that one may be left out instead."""
 
     rejection = ""
     exclusion: Exclusion | None = None
