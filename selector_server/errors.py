@@ -17,20 +17,40 @@ SelectorError
     └── BundleError       a bundle is missing or malformed
 """
 
+from enum import Enum
 from typing import Self
+
+
+class Exclusion(Enum):
+    """Why one candidate cannot be used; the contract's ExclusionReason has the same names."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    FORMAT = "format"
+    TOO_LARGE = "too_large"
+    TEXT = "text"
+    VALUE = "value"
+    REPEATED = "repeated"
 
 
 class SelectorError(Exception):
     """`field` is what the error is about, `value` what it was, `limit` what was expected. `rejection` is the word for
-    it among the rejected requests, empty if the request was not rejected for the server's sake."""
+    it among the rejected requests, empty if the request was not rejected for the server's sake. `exclusion` says why
+    a candidate cannot be used, if the error is one candidate's alone: then that one may be left out instead."""
 
     rejection = ""
+    exclusion: Exclusion | None = None
 
     def __init__(self, field: str, value: object, limit: str) -> None:
         shown = str(value)
         self.field, self.limit = field, limit
         self.value = shown if len(shown) <= 200 else shown[:200] + "…"
         super().__init__(f"{field} is {self.value}; {limit}")
+
+    def excluding(self, reason: Exclusion) -> Self:
+        """This error, as one candidate's alone."""
+        self.exclusion = reason
+        return self
 
     def again(self) -> Self:
         """Returns the same error for another request: without its traceback, which holds on to a request's arrays."""

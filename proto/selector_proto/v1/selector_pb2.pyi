@@ -114,6 +114,68 @@ DRAW_TOP_K: Draw.ValueType  # 2
 """The highest scores; ties go to the lower index."""
 Global___Draw: _TypeAlias = Draw  # noqa: Y015
 
+class _BadSamples:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BadSamplesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BadSamples.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BAD_SAMPLES_UNSPECIFIED: _BadSamples.ValueType  # 0
+    BAD_SAMPLES_REFUSE: _BadSamples.ValueType  # 1
+    """Refuse the request for the first candidate that cannot be used."""
+    BAD_SAMPLES_EXCLUDE: _BadSamples.ValueType  # 2
+    """Leave such candidates out and say so in SelectResponse.exclusions; the others compete, as long as b are left."""
+
+class BadSamples(_BadSamples, metaclass=_BadSamplesEnumTypeWrapper): ...
+
+BAD_SAMPLES_UNSPECIFIED: BadSamples.ValueType  # 0
+BAD_SAMPLES_REFUSE: BadSamples.ValueType  # 1
+"""Refuse the request for the first candidate that cannot be used."""
+BAD_SAMPLES_EXCLUDE: BadSamples.ValueType  # 2
+"""Leave such candidates out and say so in SelectResponse.exclusions; the others compete, as long as b are left."""
+Global___BadSamples: _TypeAlias = BadSamples  # noqa: Y015
+
+class _ExclusionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExclusionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExclusionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXCLUSION_REASON_UNSPECIFIED: _ExclusionReason.ValueType  # 0
+    EXCLUSION_REASON_MISSING: _ExclusionReason.ValueType  # 1
+    """The candidate has no image or no text."""
+    EXCLUSION_REASON_UNREADABLE: _ExclusionReason.ValueType  # 2
+    """The image cannot be decoded: it is damaged or cut off."""
+    EXCLUSION_REASON_FORMAT: _ExclusionReason.ValueType  # 3
+    """The image, or the text, is in a format that is not served."""
+    EXCLUSION_REASON_TOO_LARGE: _ExclusionReason.ValueType  # 4
+    """The image has too many bytes or pixels, or the text too many bytes or tokens."""
+    EXCLUSION_REASON_TEXT: _ExclusionReason.ValueType  # 5
+    """The text is not Unicode."""
+    EXCLUSION_REASON_VALUE: _ExclusionReason.ValueType  # 6
+    """An embedding, loss or token id is not a number that the model can take."""
+    EXCLUSION_REASON_REPEATED: _ExclusionReason.ValueType  # 7
+    """An earlier candidate of this super-batch has the same id, or is the same sample."""
+
+class ExclusionReason(_ExclusionReason, metaclass=_ExclusionReasonEnumTypeWrapper): ...
+
+EXCLUSION_REASON_UNSPECIFIED: ExclusionReason.ValueType  # 0
+EXCLUSION_REASON_MISSING: ExclusionReason.ValueType  # 1
+"""The candidate has no image or no text."""
+EXCLUSION_REASON_UNREADABLE: ExclusionReason.ValueType  # 2
+"""The image cannot be decoded: it is damaged or cut off."""
+EXCLUSION_REASON_FORMAT: ExclusionReason.ValueType  # 3
+"""The image, or the text, is in a format that is not served."""
+EXCLUSION_REASON_TOO_LARGE: ExclusionReason.ValueType  # 4
+"""The image has too many bytes or pixels, or the text too many bytes or tokens."""
+EXCLUSION_REASON_TEXT: ExclusionReason.ValueType  # 5
+"""The text is not Unicode."""
+EXCLUSION_REASON_VALUE: ExclusionReason.ValueType  # 6
+"""An embedding, loss or token id is not a number that the model can take."""
+EXCLUSION_REASON_REPEATED: ExclusionReason.ValueType  # 7
+"""An earlier candidate of this super-batch has the same id, or is the same sample."""
+Global___ExclusionReason: _TypeAlias = ExclusionReason  # noqa: Y015
+
 class _StalenessPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -237,6 +299,9 @@ class Selection(_message.Message):
     WHEN_STALE_FIELD_NUMBER: _builtins.int
     SAMPLE_IDS_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    BAD_SAMPLES_FIELD_NUMBER: _builtins.int
+    MAX_EXCLUDED_SHARE_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
@@ -293,6 +358,12 @@ class Selection(_message.Message):
     """Most seconds since the weights were published, in (0, 1e9]. Default: the server's setting."""
     when_stale: Global___StalenessPolicy.ValueType
     """What happens when the served weights are older than that. Default: the server's setting."""
+    bad_samples: Global___BadSamples.ValueType
+    """What happens to candidates that cannot be used. Default: the whole request is refused for the first of them."""
+    max_excluded_share: _builtins.float
+    """With bad_samples EXCLUDE: the request is refused when a larger share of the candidates is excluded, in (0, 1].
+    Default 0.5.
+    """
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -316,6 +387,12 @@ class Selection(_message.Message):
     @_builtins.property
     def tags(self) -> Global___Tensor:
         """RESERVED FOR LATER: one tag per candidate, I32 or I64 [B]."""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """With bad_samples EXCLUDE: candidates that the client excludes itself, because it saw that they cannot be used. What
+        it sends in their place is not looked at, but must have the form of the others.
+        """
 
     def __init__(
         self,
@@ -347,15 +424,20 @@ class Selection(_message.Message):
         when_stale: Global___StalenessPolicy.ValueType = ...,
         sample_ids: Global___SampleIds | None = ...,
         tags: Global___Tensor | None = ...,
+        bad_samples: Global___BadSamples.ValueType = ...,
+        max_excluded_share: _builtins.float | None = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_lag_steps", b"max_lag_steps", "payload_crc32", b"payload_crc32", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "payload_crc32", b"payload_crc32", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_lag_steps", b"max_lag_steps", "min_weights_version", b"min_weights_version", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "rank", b"rank", "request_id", b"request_id", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "min_weights_version", b"min_weights_version", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "rank", b"rank", "request_id", b"request_id", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
     _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
     _WhichOneofReturnType__max_age_seconds: _TypeAlias = _typing.Literal["max_age_seconds"]  # noqa: Y015
     _WhichOneofArgType__max_age_seconds: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_excluded_share: _TypeAlias = _typing.Literal["max_excluded_share"]  # noqa: Y015
+    _WhichOneofArgType__max_excluded_share: _TypeAlias = _typing.Literal["_max_excluded_share", b"_max_excluded_share"]  # noqa: Y015
     _WhichOneofReturnType__max_lag_steps: _TypeAlias = _typing.Literal["max_lag_steps"]  # noqa: Y015
     _WhichOneofArgType__max_lag_steps: _TypeAlias = _typing.Literal["_max_lag_steps", b"_max_lag_steps"]  # noqa: Y015
     _WhichOneofReturnType__payload_crc32: _TypeAlias = _typing.Literal["payload_crc32"]  # noqa: Y015
@@ -373,6 +455,8 @@ class Selection(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_age_seconds) -> _WhichOneofReturnType__max_age_seconds | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_excluded_share) -> _WhichOneofReturnType__max_excluded_share | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_lag_steps) -> _WhichOneofReturnType__max_lag_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payload_crc32) -> _WhichOneofReturnType__payload_crc32 | None: ...
@@ -386,6 +470,37 @@ class Selection(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_size) -> _WhichOneofReturnType_size | None: ...
 
 Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class Exclusion(_message.Message):
+    """Candidates that may not be picked, for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    reason: Global___ExclusionReason.ValueType
+    first: _builtins.str
+    """What was wrong with the first of them, in words: at most 300 characters."""
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Candidates, ascending, 0 <= index < B."""
+
+    def __init__(
+        self,
+        *,
+        reason: Global___ExclusionReason.ValueType = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        first: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "indices", b"indices", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exclusion: _TypeAlias = Exclusion  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
@@ -665,6 +780,9 @@ class SelectResponse(_message.Message):
     CACHED_REFERENCES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     REPEATED_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    NOT_EXAMINED_FIELD_NUMBER: _builtins.int
+    UNSERVED_WEIGHTS_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """b as used."""
     seed: _builtins.int
@@ -686,6 +804,8 @@ class SelectResponse(_message.Message):
     """The weights that scored are older than the request, or the server's setting, accepts; see when_stale."""
     repeated: _builtins.bool
     """This reply was made for an earlier request with the same request_id."""
+    not_examined: _builtins.int
+    """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[b] picked candidates, 0 <= index < B, no repeats, in draw order (chunk 1 first)."""
@@ -706,6 +826,16 @@ class SelectResponse(_message.Message):
 
     @_builtins.property
     def stages(self) -> Global___StageSeconds: ...
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """Candidates that were not picked because they cannot be used, those of the request among them, one entry a reason;
+        no index stands twice. Empty unless the request said bad_samples EXCLUDE.
+        """
+
+    @_builtins.property
+    def unserved_weights(self) -> Global___UnservedWeights:
+        """Why the newest version that the server knows of is not served; unset when it is, or without weight sync."""
+
     def __init__(
         self,
         *,
@@ -723,10 +853,13 @@ class SelectResponse(_message.Message):
         cached_references: _builtins.int = ...,
         stale: _builtins.bool = ...,
         repeated: _builtins.bool = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+        not_examined: _builtins.int = ...,
+        unserved_weights: Global___UnservedWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "indices", b"indices", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "repeated", b"repeated", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "exclusions", b"exclusions", "indices", b"indices", "not_examined", b"not_examined", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "repeated", b"repeated", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -738,6 +871,35 @@ class SelectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__objective_uniform) -> _WhichOneofReturnType__objective_uniform | None: ...
 
 Global___SelectResponse: _TypeAlias = SelectResponse  # noqa: Y015
+
+@_typing.final
+class UnservedWeights(_message.Message):
+    """A version of the weights that is not served, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """0 if no version could be read."""
+    state: Global___SyncState.ValueType
+    reason: _builtins.str
+    """As in GetWeightsStatusResponse.last_error."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        state: Global___SyncState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnservedWeights: _TypeAlias = UnservedWeights  # noqa: Y015
 
 @_typing.final
 class WeightsVersion(_message.Message):
