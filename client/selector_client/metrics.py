@@ -6,6 +6,8 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from selector_client.selecting.unserved import STATES
+
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
 REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
 
@@ -52,6 +54,12 @@ class _Selector(_Source):
         for reason, count in (dict.fromkeys(REASONS, 0) | counts.fallbacks).items():
             fallbacks.add_metric([reason], count)
         yield fallbacks
+        unserved = CounterMetricFamily(
+            "selector_client_unserved", "Selections whose sidecar does not serve the newest weights", labels=["state"]
+        )
+        for state, count in (dict.fromkeys(STATES.values(), 0) | counts.unserved).items():
+            unserved.add_metric([state], count)
+        yield unserved
 
 
 class _Loader(_Source):
@@ -75,6 +83,8 @@ class _Publisher(_Source):
             ("published", "Versions published", publisher.published),
             ("superseded", "Snapshots that newer ones replaced unpublished", publisher.superseded),
             ("publish_failures", "Publications that failed", publisher.failures),
+            ("refused", "Models that were not published, since no learner could serve them", publisher.refused),
+            ("refusals", "Versions that sidecars refused, once for each", publisher.refusals),
         ):
             yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
         yield GaugeMetricFamily(

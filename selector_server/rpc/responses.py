@@ -31,7 +31,7 @@ _STATES = {
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "numpy")
 
 
-def selected(request: Request, result: Result) -> pb.SelectResponse:
+def selected(request: Request, result: Result, unserved_weights: pb.UnservedWeights | None = None) -> pb.SelectResponse:
     weights = result.weights
     return pb.SelectResponse(
         indices=result.indices.tolist(),
@@ -54,6 +54,7 @@ def selected(request: Request, result: Result) -> pb.SelectResponse:
         request_id=request.id,
         cached_references=result.cached,
         stale=weights is not None and weights.stale,
+        unserved_weights=unserved_weights,
     )
 
 
@@ -75,6 +76,13 @@ class About:
     def info(self) -> pb.GetServerInfoResponse:
         """Limits, policies, models and settings, which stay the same."""
         return self._info
+
+    def unserved_weights(self) -> pb.UnservedWeights | None:
+        """Why the newest version is not served; None if it is, or without weight sync."""
+        unserved = None if self._store is None else self._store.unserved()
+        if unserved is None:
+            return None
+        return pb.UnservedWeights(version=unserved.version, state=_STATES[unserved.state], reason=unserved.reason)
 
     def weights_status(self) -> pb.GetWeightsStatusResponse:
         """The served version, and how it relates to the newest one."""

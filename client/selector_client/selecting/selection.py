@@ -81,7 +81,8 @@ class SelectionCounts:
 class Statistics(SelectionCounts):
     """What a selector counted since its start. `seconds` were spent in requests, `fallbacks` counts uniform sub-batches
     by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
-    that were sent again."""
+    that were sent again. `unserved` counts selections whose sidecar did not serve the newest weights, by its state
+    ("rejected", "disconnected", "pinned")."""
 
     requests: int = 0
     candidates: int = 0
@@ -91,6 +92,7 @@ class Statistics(SelectionCounts):
     retries: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
+    unserved: Counter[str] = field(default_factory=Counter)
 
     def add(self, selection: Selection, candidates: int, seconds: float) -> None:
         """Counts a request that has ended, by whatever it brought."""

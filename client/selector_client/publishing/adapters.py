@@ -1,0 +1,157 @@
+"""The weights that a model with adapters (LoRA) computes with, without changing the model.
+
+A sidecar knows the parameters of the model that its bundle was made of, not those of an adapter beside them. So each
+adapted weight is published as W + s B A. The libraries are recognised by what their layers look like, not imported.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selector_proto.weights.names import adapted
+
+# Of peft's tuners, these add to the weight, and say what by `get_delta_weight`.
+_ADDITIVE = ("lora", "loha", "lokr")
+_ROOT = ("base_model", "model")  # the names under which a PeftModel has its model
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A weight and the adapters on it, which are added when it is its turn: all sums at once may not fit into memory.
+    `base` is the weight without them."""
+
+    base: Any
+    layer: Any
+    adapters: tuple[str, ...]
+    bias: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(self.base.shape)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether all ranks must take part in `whole`."""
+        return hasattr(self.base, "full_tensor")
+
+    def whole(self) -> Any:
+        """Computes the sum, in the weight's own dtype as peft does, on its device."""
+        with sys.modules["torch"].no_grad():
+            total = self.base.detach()
+            for adapter in self.adapters:
+                total = total + self._delta(adapter).to(total.dtype)
+            return total.full_tensor() if self.sharded else total
+
+    def _delta(self, adapter: str) -> Any:
+        if self.bias:
+            return self.layer.lora_B[adapter].bias * self.layer.scaling[adapter]
+        return self.layer.get_delta_weight(adapter)
+
+
+@dataclass(frozen=True)
+class Unmerged:
+    """A weight with an adapter that cannot be added to it; `reason` says why."""
+
+    reason: str
+
+
+def merged_state(model: Any) -> dict[str, Any]:
+    """Returns the state_dict of a module, or the mapping that `model` is, without adapters: under the name of each
+    weight that has one stands a `Merged` or an `Unmerged`."""
+    module = hasattr(model, "state_dict")
+    state: Mapping[str, Any] = model.state_dict() if module else model
+    layers = dict(model.named_modules()) if module and hasattr(model, "named_modules") else {}
+    if not any(adapted(name) is not None for name in state) and not any(map(_is_tuner, layers.values())):
+        return dict(state)
+    found: dict[str, Any] = {}
+    unmerged: dict[str, Unmerged] = {}
+    for name, value in state.items():
+        place = _place(name, layers)
+        if place is None:
+            continue
+        if (changed := adapted(place)) is not None:  # nothing above knew it
+            changed = changed.removeprefix(".".join(_ROOT) + ".")
+            unmerged.setdefault(changed, Unmerged(f"{name} belongs to an adapter that is not merged"))
+        else:
+            found[place] = value
+    for path, layer in layers.items():
+        if _is_tuner(layer):
+            for name, value in _merged(path, layer, state).items():
+                found[str(_place(name, layers))] = value
+    return found | unmerged
+
+
+def _place(name: str, layers: Mapping[str, Any]) -> str | None:
+    """The name that an entry has without adapters; None for what belongs to an adapter that is merged or not in use."""
+    segments, kept, at = name.split("."), list[str](), 0
+    while at < len(segments):
+        layer: Any = layers.get(".".join(segments[:at]))
+        segment = segments[at]
+        if hasattr(layer, "peft_config") and tuple(segments[at : at + 2]) == _ROOT:
+            at += 2
+        elif _is_tuner(layer):
+            if segment != "base_layer":
+                return None
+            at += 1
+        elif segment == "token_adapter" and "token_adapter" in getattr(layer, "_modules", ()):
+            at += 1
+        elif _is_copied(layer) and segment in ("original_module", "modules_to_save"):
+            used = [] if layer.disable_adapters else layer.active_adapters[:1]
+            if segment == "original_module" and not used:
+                at += 1
+            elif segment == "modules_to_save" and segments[at + 1 : at + 2] == list(used):
+                at += 2
+            else:
+                return None
+        else:
+            kept.append(segment)
+            at += 1
+    return ".".join(kept)
+
+
+def _is_tuner(layer: Any) -> bool:
+    own = getattr(layer, "_modules", ())  # wrappers lend the attributes of what they wrap
+    return "base_layer" in own and hasattr(layer, "active_adapters")
+
+
+def _is_copied(layer: Any) -> bool:
+    """Whether it is peft's ModulesToSaveWrapper, of which one copy is in use."""
+    return type(layer).__name__ == "ModulesToSaveWrapper"
+
+
+def _merged(path: str, layer: Any, state: Mapping[str, Any]) -> dict[str, Merged | Unmerged]:
+    """Returns what stands for the entries of `state` that the layer's adapters change."""
+    if layer.merged or layer.disable_adapters:
+        return {}
+    names = [name for name in layer.adapter_layer_names if hasattr(layer, name)]
+    active = tuple(a for a in layer.active_adapters if any(a in getattr(layer, name) for name in names))
+    if not active:
+        return {}
+    target = "in_proj_weight" if type(layer).__name__ == "MultiheadAttention" else "weight"
+    weight, bias = f"{path}.base_layer.{target}", f"{path}.base_layer.bias"
+    if problem := _problem(layer, active, state.get(weight)):
+        return {weight: Unmerged(f"{path} has {problem}, which cannot be merged for publishing")}
+    found: dict[str, Merged | Unmerged] = {weight: Merged(state[weight], layer, active, bias=False)}
+    if any(biased := [a for a in active if getattr(layer, "lora_bias", {}).get(a)]):
+        if bias not in state:
+            return {weight: Unmerged(f"{path} has an adapter with a bias, and no bias itself to add it to")}
+        found[bias] = Merged(state[bias], layer, tuple(biased), bias=True)
+    return found
+
+
+def _problem(layer: Any, active: tuple[str, ...], weight: Any) -> str:
+    """Why the adapters cannot be added to the weight; empty if they can."""
+    module = type(layer).__module__.split(".")
+    tuner = module[2] if module[:2] == ["peft", "tuners"] and len(module) > 2 else ".".join(module)
+    variants = getattr(layer, "lora_variant", {})
+    for adapter in active:
+        if adapter in variants or getattr(layer, "use_dora", {}).get(adapter):
+            kind = type(variants[adapter]).__name__ if adapter in variants else "DoRA"
+            return f"a variant of LoRA ({kind})"
+    if tuner not in _ADDITIVE or not hasattr(layer, "get_delta_weight") or type(layer).__name__ == "ParamWrapper":
+        return f"an adapter of another kind than LoRA, LoHa or LoKr ({tuner}, {type(layer).__name__})"
+    if weight is None or not weight.is_floating_point():
+        return "an adapter on a weight that is " + ("not in the state_dict" if weight is None else "quantised")
+    return ""
