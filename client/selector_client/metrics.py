@@ -6,8 +6,6 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from selector_client.selecting.unserved import STATES
-
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
 REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
 
@@ -57,7 +55,7 @@ class _Selector(_Source):
         unserved = CounterMetricFamily(
             "selector_client_unserved", "Selections whose sidecar does not serve the newest weights", labels=["state"]
         )
-        for state, count in (dict.fromkeys(STATES.values(), 0) | counts.unserved).items():
+        for state, count in counts.unserved.items():
             unserved.add_metric([state], count)
         yield unserved
 

@@ -7,6 +7,7 @@ adapted weight is published as W + s B A. The libraries are recognised by what t
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from selector_proto.weights.names import adapted
@@ -57,68 +58,73 @@ class Unmerged:
     reason: str
 
 
+class _Kind(Enum):
+    """What peft made of a module."""
+
+    MODEL = "PeftModel"
+    TUNER = "a layer that has its original as base_layer"
+    COPIED = "ModulesToSaveWrapper"
+    TOKENS = "TrainableTokensWrapper"
+
+
 def merged_state(model: Any) -> dict[str, Any]:
     """Returns the state_dict of a module, or the mapping that `model` is, without adapters: under the name of each
     weight that has one stands a `Merged` or an `Unmerged`."""
     module = hasattr(model, "state_dict")
     state: Mapping[str, Any] = model.state_dict() if module else model
-    layers = dict(model.named_modules()) if module and hasattr(model, "named_modules") else {}
-    if not any(adapted(name) is not None for name in state) and not any(map(_is_tuner, layers.values())):
+    named = model.named_modules() if module and hasattr(model, "named_modules") else ()
+    layers = {path: (kind, layer) for path, layer in named if (kind := _kind(layer)) is not None}
+    if not layers and not any(adapted(name) is not None for name in state):
         return dict(state)
     found: dict[str, Any] = {}
     unmerged: dict[str, Unmerged] = {}
     for name, value in state.items():
-        place = _place(name, layers)
-        if place is None:
+        if (place := _place(name, layers)) is None:
             continue
-        if (changed := adapted(place)) is not None:  # nothing above knew it
+        if (changed := adapted(place)) is not None:  # no layer above knows it
             changed = changed.removeprefix(".".join(_ROOT) + ".")
             unmerged.setdefault(changed, Unmerged(f"{name} belongs to an adapter that is not merged"))
         else:
             found[place] = value
-    for path, layer in layers.items():
-        if _is_tuner(layer):
-            for name, value in _merged(path, layer, state).items():
-                found[str(_place(name, layers))] = value
+    for path, (kind, layer) in layers.items():
+        for name, one in _merged(path, layer, state).items() if kind is _Kind.TUNER else ():
+            found[str(_place(name, layers))] = one
     return found | unmerged
 
 
-def _place(name: str, layers: Mapping[str, Any]) -> str | None:
+def _kind(layer: Any) -> _Kind | None:
+    # Wrappers lend the attributes of what they wrap, so that only children count.
+    children = {name for name, _ in layer.named_children()}
+    if "base_model" in children and hasattr(layer, "peft_config"):
+        return _Kind.MODEL
+    if "base_layer" in children and hasattr(layer, "active_adapters"):
+        return _Kind.TUNER
+    if type(layer).__name__ == _Kind.COPIED.value:
+        return _Kind.COPIED
+    return _Kind.TOKENS if "token_adapter" in children else None
+
+
+def _place(name: str, layers: Mapping[str, tuple[_Kind, Any]]) -> str | None:
     """The name that an entry has without adapters; None for what belongs to an adapter that is merged or not in use."""
     segments, kept, at = name.split("."), list[str](), 0
     while at < len(segments):
-        layer: Any = layers.get(".".join(segments[:at]))
-        segment = segments[at]
-        if hasattr(layer, "peft_config") and tuple(segments[at : at + 2]) == _ROOT:
-            at += 2
-        elif _is_tuner(layer):
+        nothing: tuple[None, Any] = (None, None)
+        kind, layer = layers.get(".".join(segments[:at]), nothing)
+        segment, skipped = segments[at], 1
+        if kind is _Kind.MODEL and tuple(segments[at : at + 2]) == _ROOT:
+            skipped = 2
+        elif kind is _Kind.TUNER:
             if segment != "base_layer":
                 return None
-            at += 1
-        elif segment == "token_adapter" and "token_adapter" in getattr(layer, "_modules", ()):
-            at += 1
-        elif _is_copied(layer) and segment in ("original_module", "modules_to_save"):
-            used = [] if layer.disable_adapters else layer.active_adapters[:1]
-            if segment == "original_module" and not used:
-                at += 1
-            elif segment == "modules_to_save" and segments[at + 1 : at + 2] == list(used):
-                at += 2
-            else:
+        elif kind is _Kind.COPIED:
+            used = [] if layer.disable_adapters else list(layer.active_adapters[:1])
+            skipped = 1 + len(used)
+            if segments[at : at + skipped] != (["modules_to_save", *used] if used else ["original_module"]):
                 return None
-        else:
+        elif kind is not _Kind.TOKENS or segment != "token_adapter":
             kept.append(segment)
-            at += 1
+        at += skipped
     return ".".join(kept)
-
-
-def _is_tuner(layer: Any) -> bool:
-    own = getattr(layer, "_modules", ())  # wrappers lend the attributes of what they wrap
-    return "base_layer" in own and hasattr(layer, "active_adapters")
-
-
-def _is_copied(layer: Any) -> bool:
-    """Whether it is peft's ModulesToSaveWrapper, of which one copy is in use."""
-    return type(layer).__name__ == "ModulesToSaveWrapper"
 
 
 def _merged(path: str, layer: Any, state: Mapping[str, Any]) -> dict[str, Merged | Unmerged]:

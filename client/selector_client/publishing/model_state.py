@@ -57,7 +57,8 @@ class Naming:
     ) -> None:
         self._choose = weights if callable(weights) else None
         beginnings = dict(weights) if isinstance(weights, Mapping) else {}
-        if weights is not None and self._choose is None and not all(isinstance(b, str) for b in beginnings.values()):
+        given = weights is None or callable(weights) or isinstance(weights, Mapping)
+        if not given or not all(isinstance(part, str) for pair in beginnings.items() for part in pair):
             raise ValueError("weights must be a function, or a mapping from beginnings of names to others")
         if beginnings and (strip_prefix or add_prefix):
             raise ValueError("weights already says how names begin; leave strip_prefix and add_prefix out")

@@ -12,16 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike
 from selector_proto.copying import copy_threads
-from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
+from selector_proto.weights.layout import CANARY, Keys
 from selector_proto.weights.link import LinkOptions
 from selector_proto.weights.reports import MAX_REASON
 from selector_proto.weights.store import StoreError
@@ -29,6 +26,7 @@ from selector_proto.weights.transports import open_store
 
 from selector_client.errors import PublishError
 from selector_client.publishing import frozen
+from selector_client.publishing.canary import Canary
 from selector_client.publishing.listeners import Listeners, learner_of
 from selector_client.publishing.model_state import ModelState, Naming, Unfit, is_sharded, whole
 from selector_client.publishing.shipping import BaseLost, Fenced, Shipper, Unsafe
@@ -43,28 +41,6 @@ _GATHERED_BYTES = 64 << 20
 # Live keys are renewed at least this often, and live four times as long.
 HEARTBEAT_SECONDS = 15.0
 _HEARING_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Canary:
-    """Samples, and the embeddings that the trainer's model computed of them with the weights it publishes. The sidecar
-    serves the weights only if it comes to the same embeddings. `pixels` are uint8 [n, H, W, C] of the bundle's size and
-    `tokens` int [n, T], as they are sent to be selected from; `image` and `text` are float [n, D]; n is 1 to 16."""
-
-    pixels: ArrayLike
-    tokens: ArrayLike
-    image: ArrayLike
-    text: ArrayLike
-
-    def tensors(self) -> dict[str, Any]:
-        """Returns the arrays as they travel beside the weights. Raises ValueError if their lengths do not fit."""
-        arrays = {name: np.asarray(value) for name, value in vars(self).items()}
-        if not 1 <= len(arrays["pixels"]) <= MAX_CANARY or len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError(
-                f"canary has {[len(a) for a in arrays.values()]} samples; must be 1 to {MAX_CANARY}, all the same"
-            )
-        dtypes = {"pixels": np.uint8, "tokens": np.int64, "image": np.float32, "text": np.float32}
-        return {CANARY + name: array.astype(dtypes[name]) for name, array in arrays.items()}
 
 
 class WeightPublisher:

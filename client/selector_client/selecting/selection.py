@@ -8,6 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
+# Why the newest weights may not be served. These are shown from the start, for Prometheus needs a first value.
+UNSERVED = {
+    pb.SYNC_STATE_REJECTED: "rejected",
+    pb.SYNC_STATE_DISCONNECTED: "disconnected",
+    pb.SYNC_STATE_PINNED: "pinned",
+}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -92,7 +99,7 @@ class Statistics(SelectionCounts):
     retries: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
-    unserved: Counter[str] = field(default_factory=Counter)
+    unserved: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(UNSERVED.values(), 0)))
 
     def add(self, selection: Selection, candidates: int, seconds: float) -> None:
         """Counts a request that has ended, by whatever it brought."""

@@ -6,13 +6,10 @@ from collections import Counter
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights.reports import kind_of, printable
 
+from selector_client.selecting.selection import UNSERVED
+
 log = logging.getLogger(__name__)
 
-STATES = {
-    pb.SYNC_STATE_REJECTED: "rejected",
-    pb.SYNC_STATE_DISCONNECTED: "disconnected",
-    pb.SYNC_STATE_PINNED: "pinned",
-}
 # More kinds of reasons than any sidecar has.
 _MOST = 64
 
@@ -29,7 +26,7 @@ class Unserved:
         if not response.HasField("unserved_weights"):
             return
         found = response.unserved_weights
-        state, reason = STATES.get(found.state, "other"), printable(found.reason)
+        state, reason = UNSERVED.get(found.state, "other"), printable(found.reason)
         self._counts[state] += 1
         if (kind := f"{state} {kind_of(reason)}") in self._told or len(self._told) >= _MOST:
             return

@@ -82,7 +82,8 @@ def difference(needed: Iterable[str], given: Iterable[str]) -> str:
     said = f"{len(missing)} of {len(needed)} parameters are missing: {_listed(missing)}"
     if not unknown:
         return f"{said}; {'nothing came' if not given else 'nothing came instead'}"
-    return f"{said}; {len(unknown)} others came: {_listed(_likest(missing, unknown))}{_advice(missing, unknown)}"
+    others = f"{len(unknown)} others" if len(unknown) > 1 else "another"
+    return f"{said}; {others} came instead: {_listed(_likest(missing, unknown))}{_advice(missing, unknown)}"
 
 
 def _advice(missing: list[str], unknown: list[str]) -> str:
