@@ -152,6 +152,25 @@ def test_other_adapters_that_add_to_a_weight(kind):
         torch.testing.assert_close(found[name], value)
 
 
+def test_attention_is_published_as_it_computes():
+    """peft's attention adds the adapter of `out_proj` twice, in what it computes and in what it merges."""
+    attention = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2)})
+    attention.prepare_inputs_for_generation = None
+    adapted = peft.get_peft_model(attention, peft.LoraConfig(r=2, target_modules=["attn"])).eval()
+    samples, plain = torch.randn(5, 1, 8), nn.MultiheadAttention(8, 2).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+        wanted = adapted.base_model.model["attn"](samples, samples, samples)[0]
+        state = merged_state(Inside(adapted))
+        assert set(state) == {f"clip.attn.{name}" for name in plain.state_dict()}
+        for name, parameter in plain.named_parameters():
+            value = state[f"clip.attn.{name}"]
+            parameter.copy_(value.whole() if isinstance(value, Merged) else value)
+        torch.testing.assert_close(plain(samples, samples, samples)[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

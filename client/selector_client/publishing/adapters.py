@@ -4,6 +4,8 @@ A sidecar knows the parameters of the model that its bundle was made of, not tho
 adapted weight is published as W + s B A. The libraries are recognised by what their layers look like, not imported.
 """
 
+import copy
+import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +22,12 @@ _ROOT = ("base_model", "model")  # the names under which a PeftModel has its mod
 @dataclass(frozen=True)
 class Merged:
     """A weight and the adapters on it, which are added when it is its turn: all sums at once may not fit into memory.
-    `base` is the weight without them."""
+    `base` is the weight without them, and `target` what it is in its layer."""
 
     base: Any
     layer: Any
     adapters: tuple[str, ...]
-    bias: bool
+    target: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,15 +42,24 @@ class Merged:
     def whole(self) -> Any:
         """Computes the sum, in the weight's own dtype as peft does, on its device."""
         with sys.modules["torch"].no_grad():
+            if _is_attention(self.layer):
+                return self._of_copy()
             total = self.base.detach()
             for adapter in self.adapters:
                 total = total + self._delta(adapter).to(total.dtype)
             return total.full_tensor() if self.sharded else total
 
     def _delta(self, adapter: str) -> Any:
-        if self.bias:
+        if self.target == "bias":
             return self.layer.lora_B[adapter].bias * self.layer.scaling[adapter]
         return self.layer.get_delta_weight(adapter)
+
+    def _of_copy(self) -> Any:
+        """Lets a copy of the layer merge itself. Attention computes with merged weights, and peft (0.14 to 0.21) adds
+        to `out_proj` twice: nobody else knows what it computes with."""
+        layer = copy.deepcopy(self.layer)
+        layer.merge(adapter_names=list(self.adapters))
+        return operator.attrgetter(self.target)(layer.base_layer).detach()
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def merged_state(model: Any) -> dict[str, Any]:
             unmerged.setdefault(changed, Unmerged(f"{name} belongs to an adapter that is not merged"))
         else:
             found[place] = value
-    for path, (kind, layer) in layers.items():
+    for path, (kind, layer) in reversed(layers.items()):  # what contains another layer has the last word
         for name, one in _merged(path, layer, state).items() if kind is _Kind.TUNER else ():
             found[str(_place(name, layers))] = one
     return found | unmerged
@@ -102,6 +113,10 @@ def _kind(layer: Any) -> _Kind | None:
     if type(layer).__name__ == _Kind.COPIED.value:
         return _Kind.COPIED
     return _Kind.TOKENS if "token_adapter" in children else None
+
+
+def _is_attention(layer: Any) -> bool:
+    return type(layer).__name__ == "MultiheadAttention"
 
 
 def _place(name: str, layers: Mapping[str, tuple[_Kind, Any]]) -> str | None:
@@ -135,15 +150,15 @@ def _merged(path: str, layer: Any, state: Mapping[str, Any]) -> dict[str, Merged
     active = tuple(a for a in layer.active_adapters if any(a in getattr(layer, name) for name in names))
     if not active:
         return {}
-    target = "in_proj_weight" if type(layer).__name__ == "MultiheadAttention" else "weight"
-    weight, bias = f"{path}.base_layer.{target}", f"{path}.base_layer.bias"
-    if problem := _problem(layer, active, state.get(weight)):
-        return {weight: Unmerged(f"{path} has {problem}, which cannot be merged for publishing")}
-    found: dict[str, Merged | Unmerged] = {weight: Merged(state[weight], layer, active, bias=False)}
-    if any(biased := [a for a in active if getattr(layer, "lora_bias", {}).get(a)]):
-        if bias not in state:
-            return {weight: Unmerged(f"{path} has an adapter with a bias, and no bias itself to add it to")}
-        found[bias] = Merged(state[bias], layer, tuple(biased), bias=True)
+    targets = ["in_proj_weight", "out_proj.base_layer.weight"] if _is_attention(layer) else ["weight"]
+    if biased := tuple(adapter for adapter in active if getattr(layer, "lora_bias", {}).get(adapter)):
+        targets.append("bias")
+    found: dict[str, Merged | Unmerged] = {}
+    for target in targets:
+        name = f"{path}.base_layer.{target}"
+        if problem := _problem(layer, active, state.get(name)):
+            return {f"{path}.base_layer.{targets[0]}": Unmerged(f"{path} has {problem}, and cannot be merged")}
+        found[name] = Merged(state[name], layer, biased if target == "bias" else active, target)
     return found
 
 
