@@ -4,15 +4,15 @@ refused at the trainer."""
 import copy
 
 import pytest
+import redis
 import torch
 from selector_client import PublishError, WeightPublisher
 from selector_proto.v1 import selector_pb2 as pb
-from support.model import TwoTower, as_published
+from support.model import TwoTower, as_published, plan
 from support.processes import eventually
-from support.runs import newest
+from support.runs import IDS, PIXELS, POLL, chunk_key, fetch, newest
+from support.wire import raw
 from torch import nn
-
-from selector_server.weights.fetcher import Fetcher
 
 
 class Wrapped(nn.Module):
@@ -189,18 +189,15 @@ def test_a_frozen_tower_travels_once(run):
     model = freeze(TwoTower(105), "image")
     with WeightPublisher(run.url, run.keys.run, skip_frozen=True) as publisher:
 
-        def publish() -> set[str]:
+        def publish() -> bytes:
+            """Publishes, and returns the manifest of what is then served."""
             assert publisher.publish(0, model)
             assert publisher.flush(20), publisher.last_error
             version = publisher.last_version
             eventually(lambda: run.server.status().serving.version == version, 20, lambda: str(run.server.status()))
             served(run, model)
-            fetcher = Fetcher(run.url, run.keys.run, 1 << 30)
-            whole = set(model.state_dict())
-            assert set(fetcher.fetch(version, fetcher.manifest(version)).tensors) == whole
-            text = fetcher.manifest(version)
-            fetcher.close()
-            return text
+            assert set(fetch(run.url, run.keys.run, version).tensors) == set(model.state_dict())
+            return run.redis.get(run.keys.manifest(version))
 
         assert b"base_version" not in publish()
         for seed in range(106, 112):  # more than are kept, so that the base must be
@@ -208,8 +205,8 @@ def test_a_frozen_tower_travels_once(run):
                 model.text.weight.copy_(TwoTower(seed).text.weight)
                 model.words.weight.copy_(TwoTower(seed).words.weight)
             assert b"base_version" in publish()
-        size = len(run.redis.get(chunk(run, publisher.last_version)))
-        assert size < 7000 < 3072 * 2 + 4096, "the image tower is not in it"
+        size = len(run.redis.get(chunk_key(run.redis, run.keys, publisher.last_version, 0)))
+        assert size < 16 * 192 * 2, "the image tower is not in it"
         with torch.no_grad():
             model.image.weight.copy_(TwoTower(113).image.weight)  # a checkpoint was loaded, say
         assert b"base_version" in publish(), "the bias alone is still the same"
@@ -218,17 +215,7 @@ def test_a_frozen_tower_travels_once(run):
         assert b"base_version" not in publish(), "whole again"
 
 
-def chunk(run, version):
-    from support.runs import chunk_key
-
-    return chunk_key(run.redis, run.keys, version, 0)
-
-
 def test_a_sidecar_that_comes_later_composes_and_a_lost_base_is_published_again(sidecar, bundles, redis_url, run_name):
-    import redis
-    from support.runs import IDS, PIXELS, POLL, Run
-    from support.wire import raw
-
     client = redis.Redis.from_url(redis_url)
     model = freeze(TwoTower(120), "image", "words")
     with WeightPublisher(redis_url, run_name, skip_frozen=True) as publisher:
@@ -239,10 +226,8 @@ def test_a_sidecar_that_comes_later_composes_and_a_lost_base_is_published_again(
             assert publisher.flush()
         server = sidecar(bundles.flags | POLL | {"redis": redis_url, "run": run_name})
         eventually(lambda: server.status().serving.version == 2, 20, lambda: str(server.status()))
-        wanted = Run.picks_of
-        assert list(server.select(raw(PIXELS, IDS, seed=3)).indices) == wanted(
-            type("R", (), {"models": bundles})(), as_published(model)
-        )
+        wanted = bundles.picks(PIXELS, IDS, plan(12, seed=3), learner=as_published(model))
+        assert list(server.select(raw(PIXELS, IDS, seed=3)).indices) == wanted
         for key in client.scan_iter(f"selector:{{{run_name}}}:weights:*"):
             client.delete(key)
         publisher._next_beat = 0.0
