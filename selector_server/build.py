@@ -43,6 +43,7 @@ from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
 from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.host_share import HostShare
+from selector_server.weights.reporter import Reporter
 from selector_server.weights.subscriber import Subscriber
 from selector_server.weights.versions import SyncState, Version, Versions
 
@@ -189,7 +190,8 @@ def _subscriber(
     share = None if config.weights_share is None else HostShare(config.weights_share)
     fetcher = Fetcher(config.redis, config.run, config.max_weights_bytes, config.link(), share)
     news = News(config.redis, config.run, config.link())
-    return Subscriber(fetcher, versions, learner.bind, metrics, config.weights_poll_seconds, news)
+    reporter = Reporter(config.redis, config.run, versions, learner.needs, config.link())
+    return Subscriber(fetcher, versions, learner.bind, metrics, config.weights_poll_seconds, news, reporter)
 
 
 def _sampler_settings(config: Config, device: Device) -> SamplerSettings:

@@ -11,7 +11,8 @@ from selector_proto.weights.link import LinkOptions
 
 from selector_client.errors import Denied, PublishError, RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.loading.loader import SelectingLoader
-from selector_client.publishing.publisher import Canary, WeightPublisher
+from selector_client.publishing.canary import Canary
+from selector_client.publishing.publisher import WeightPublisher
 from selector_client.selecting.async_selector import AsyncSelector
 from selector_client.selecting.candidates import ModelEmbeddings
 from selector_client.selecting.credentials import Access

@@ -52,6 +52,12 @@ class _Selector(_Source):
         for reason, count in (dict.fromkeys(REASONS, 0) | counts.fallbacks).items():
             fallbacks.add_metric([reason], count)
         yield fallbacks
+        unserved = CounterMetricFamily(
+            "selector_client_unserved", "Selections whose sidecar does not serve the newest weights", labels=["state"]
+        )
+        for state, count in counts.unserved.items():
+            unserved.add_metric([state], count)
+        yield unserved
 
 
 class _Loader(_Source):
@@ -75,6 +81,8 @@ class _Publisher(_Source):
             ("published", "Versions published", publisher.published),
             ("superseded", "Snapshots that newer ones replaced unpublished", publisher.superseded),
             ("publish_failures", "Publications that failed", publisher.failures),
+            ("refused", "Models that were not published, since no learner could serve them", publisher.refused),
+            ("refusals", "Versions that sidecars refused, once for each", publisher.refusals),
         ):
             yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
         yield GaugeMetricFamily(

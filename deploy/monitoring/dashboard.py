@@ -363,11 +363,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         ),
         series(
             "Publishing",
-            "Versions published, replaced by newer ones before, and failed.",
+            "Versions published, replaced by newer ones before, failed, and refused by sidecars.",
             "cps",
             (rate("selector_client_published_total", by="instance", of=T), "{{instance}} published"),
             (rate("selector_client_superseded_total", by="instance", of=T), "{{instance}} superseded"),
             (FAILURES, "{{instance}} failed"),
+            (rate("selector_client_refusals_total", by="instance", of=T), "{{instance}} refused"),
             width=12,
         ),
     ],

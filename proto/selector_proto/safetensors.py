@@ -59,15 +59,7 @@ def decode(file: memoryview) -> dict[str, TensorView]:
     length = int.from_bytes(file[:8], "little")
     if length > min(MAX_HEADER_BYTES, len(file) - 8):
         raise LayoutError(f"header length {length} exceeds the file or {MAX_HEADER_BYTES} bytes")
-    try:
-        header = json.loads(bytes(file[8 : 8 + length]))
-    except (ValueError, RecursionError) as error:
-        raise LayoutError(f"header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise LayoutError("header is not a JSON object")
-    header.pop("__metadata__", None)
-    if len(header) > MAX_TENSORS:
-        raise LayoutError(f"{len(header)} tensors; at most {MAX_TENSORS}")
+    header = _header(bytes(file[8 : 8 + length]))
     data = file[8 + length :]
     views: dict[str, TensorView] = {}
     end = 0
@@ -81,6 +73,26 @@ def decode(file: memoryview) -> dict[str, TensorView]:
     return views
 
 
+def entries(header: bytes) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yields name, dtype and shape of each tensor of a file whose header is `header`, without its length. Raises
+    LayoutError."""
+    for name, entry in _header(header).items():
+        yield name, *_described(name, entry)
+
+
+def _header(text: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise LayoutError("header is not a JSON object")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise LayoutError(f"{len(header)} tensors; at most {MAX_TENSORS}")
+    return header
+
+
 def _offset(item: tuple[str, object]) -> tuple[int, int]:
     """Where a header entry says that its tensor lies. Malformed entries come first; `_view` refuses them."""
     match item[1]:
@@ -89,9 +101,9 @@ def _offset(item: tuple[str, object]) -> tuple[int, int]:
     return -1, -1
 
 
-def _view(name: str, entry: object, data: memoryview) -> tuple[TensorView, int, int]:
+def _described(name: str, entry: object) -> tuple[str, tuple[int, ...]]:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(), int()]}:
             pass
         case _:
             raise LayoutError(f"tensor {name!r} has a malformed entry")
@@ -99,8 +111,14 @@ def _view(name: str, entry: object, data: memoryview) -> tuple[TensorView, int, 
         raise LayoutError(f"tensor {name!r} has dtype {dtype!r}; known are {', '.join(ITEM_BYTES)}")
     if len(shape) > 16 or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise LayoutError(f"tensor {name!r} has shape {str(shape)[:200]}")
+    return dtype, tuple(shape)
+
+
+def _view(name: str, entry: object, data: memoryview) -> tuple[TensorView, int, int]:
+    dtype, shape = _described(name, entry)
+    start, end = _offset((name, entry))
     if not 0 <= start <= end <= len(data):
         raise LayoutError(f"tensor {name!r} lies at bytes {start} to {end} of {len(data)}")
     if end - start != prod(shape) * ITEM_BYTES[dtype]:
         raise LayoutError(f"tensor {name!r} has {end - start} bytes, its dtype and shape need another number")
-    return TensorView(dtype, tuple(shape), data[start:end]), start, end
+    return TensorView(dtype, shape, data[start:end]), start, end

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
+from selector_proto.weights import names
 from selector_proto.weights.layout import CANARY, MAX_CANARY
 from torch import Tensor
 
@@ -63,6 +64,13 @@ class Model:
         # The shape that each parameter of the trainer must have, by its name.
         self._shapes = {name: self._source_shape(name, parameter) for name, parameter in parameters.items()}
 
+    @property
+    def needs(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all that `bind` needs of a trainer, by name; scale and bias of the logits may also be [1]."""
+        logit = self.bundle.manifest.logit
+        scalars = () if logit is None else (logit.scale_parameter, logit.bias_parameter)
+        return {name: () for name in scalars if name is not None} | self._shapes
+
     def encode(
         self,
         pixels: NDArray[np.uint8],
@@ -107,20 +115,30 @@ class Model:
             raise BundleError("weights", self.bundle.path / WEIGHTS, str(error)) from error
 
     def bind(self, tensors: Mapping[str, TensorView], timed: Timed = lambda _: nullcontext()) -> Weights:
-        """Makes a new set of the trainer's tensors, by their state_dict names. No other set is touched. `timed` is
-        told the phases upload, probe and canary.
+        """Makes a new set of the trainer's tensors, by their state_dict names, in which wrappers' parts (`module.`,
+        `_orig_mod.`) do not count. No other set is touched. `timed` is told the phases upload, probe and canary.
 
         Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
         encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
         are not encoded as the trainer encoded them. Tensors that the graphs do not use are ignored.
         """
         with timed("upload"):
-            weights = self._uploaded(tensors)
+            weights = self._uploaded(self._named(tensors))
         with timed("probe"):
             self.warm_up(weights)
         with timed("canary"):
             self._check_canary(tensors, weights)
         return weights
+
+    def _named(self, tensors: Mapping[str, TensorView]) -> dict[str, TensorView]:
+        """Returns what the learner needs under the names that it knows. Raises NotPossible, with what came instead."""
+        needs = self.needs
+        given = [name for name in tensors if not name.startswith(CANARY)]
+        found = names.match(needs, given)
+        if first := next((name for name in needs if name not in found), None):
+            needed = f"the learner needs it with shape {list(needs[first])}"
+            raise NotPossible(f"parameter {first}", "missing", f"{needed}; {names.difference(needs, given)}")
+        return {name: tensors[theirs] for name, theirs in found.items()}
 
     def _uploaded(self, tensors: Mapping[str, TensorView]) -> Weights:
         manifest = self.bundle.manifest

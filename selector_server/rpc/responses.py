@@ -81,6 +81,13 @@ class About:
         """Limits, policies, models and settings, which stay the same."""
         return self._info
 
+    def unserved_weights(self) -> pb.UnservedWeights | None:
+        """Why the newest version is not served; None if it is, or without weight sync."""
+        unserved = None if self._store is None else self._store.unserved()
+        if unserved is None:
+            return None
+        return pb.UnservedWeights(version=unserved.version, state=_STATES[unserved.state], reason=unserved.reason)
+
     def weights_status(self) -> pb.GetWeightsStatusResponse:
         """The served version, and how it relates to the newest one."""
         if self._store is None:
@@ -97,18 +104,6 @@ class About:
             rejections=status.rejections,
             source=self._source,
         )
-
-    def unserved_weights(self) -> pb.UnservedWeights | None:
-        """Why the newest version that was published is not served; None if it is, and without weight sync."""
-        if self._store is None:
-            return None
-        status, current = self._store.status, self._store.current
-        # In these states nothing is missing; before the first publication, and while the newest version is the pinned
-        # one, the status has no error.
-        settled = status.state in (SyncState.OFF, SyncState.CURRENT)
-        if settled or (not status.last_error and status.newest_version in (0, current.version)):
-            return None
-        return pb.UnservedWeights(version=status.newest_version, state=_STATES[status.state], reason=status.last_error)
 
 
 def _server_info(

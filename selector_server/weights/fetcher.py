@@ -11,6 +11,7 @@ from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights.layout import (
+    CANARY,
     DIGEST_BYTES,
     MAX_MANIFEST_BYTES,
     Keys,
@@ -58,6 +59,7 @@ class Fetcher:
         self.keys = Keys(run)
         self._max_bytes, self._share = max_bytes, share
         self._store = open_store(url, link)
+        self._base: Fetched | None = None  # what partial versions rest on
         self._buffers = Pool()
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="weights-hash")
 
@@ -79,14 +81,36 @@ class Fetcher:
         return text
 
     def fetch(self, version: int, text: bytes) -> Fetched:
-        """The whole version that the manifest `text` describes, every chunk verified. Raises Incomplete."""
+        """The whole version that the manifest `text` describes, every chunk verified. What is not in the payload of a
+        partial version comes from the one that it rests on. Raises Incomplete."""
         if not text:
             raise Incomplete(f"manifest of version {version} is missing")
         try:
             manifest = decode_manifest(text, self.keys, version, self._max_bytes)
-            return Fetched(manifest, safetensors.decode(self._shared(manifest)))
+            base = self._base_of(manifest)
+            tensors = safetensors.decode(self._shared(manifest))
         except (ManifestError, safetensors.LayoutError) as error:
             raise Incomplete(f"version {version}: {error}") from error
+        self._base = base
+        if base is not None:
+            tensors = {name: view for name, view in base.tensors.items() if not name.startswith(CANARY)} | tensors
+        return Fetched(manifest, tensors)
+
+    def _base_of(self, manifest: pb.WeightsManifest) -> Fetched | None:
+        """The version that a partial one rests on, None for a whole one. It is kept until a whole one comes. Raises
+        Incomplete, ManifestError and LayoutError."""
+        number = manifest.base_version
+        if not number:
+            return None
+        if self._base is not None and self._base.manifest.payload_blake3 == manifest.base_blake3:
+            return self._base
+        self._base = None  # there is no room for two
+        if not (text := self.manifest(number)):
+            raise Incomplete(f"version {manifest.version} rests on version {number}, whose manifest is missing")
+        base = decode_manifest(text, self.keys, number, self._max_bytes)
+        if base.base_version or base.payload_blake3 != manifest.base_blake3:
+            raise Incomplete(f"version {manifest.version} rests on another version {number} than there is")
+        return Fetched(base, safetensors.decode(self._shared(base)))
 
     def _shared(self, manifest: pb.WeightsManifest) -> memoryview:
         """The payload, which comes from another sidecar of this host if that has it already."""

@@ -6,14 +6,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 KEPT = 32
-# What was published may be quoted in a reason, and have any length.
-MAX_REASON = 500
-
-
-def printable(reason: str) -> str:
-    """The reason as one short line that harms no terminal, no log and no reply."""
-    cut = reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 class Outcome(Enum):

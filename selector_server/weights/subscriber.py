@@ -12,12 +12,14 @@ from threading import Event, Thread
 from typing import Generic, TypeVar
 
 from selector_proto.safetensors import TensorView
+from selector_proto.weights.reports import printable
 from selector_proto.weights.store import StoreError
 
 from selector_server.errors import NotPossible, SelectorError
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.fetcher import Fetched, Fetcher, Incomplete, News
-from selector_server.weights.history import Outcome, printable
+from selector_server.weights.history import Outcome
+from selector_server.weights.reporter import Reporter
 from selector_server.weights.versions import SyncState, Version, Versions
 
 W = TypeVar("W")
@@ -34,7 +36,7 @@ class Subscriber(Generic[W]):
 
     `bind` turns a version's tensors into weights that the learner can serve, or raises SelectorError; it is the last
     check (names, shapes, finite values, a canary) before the swap. It is also given what times its phases. What else it
-    raises is counted as a refusal too, and tried again, later and later.
+    raises is counted as a refusal too, and tried again, later and later. `reporter` tells the trainer of it.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Subscriber(Generic[W]):
         metrics: Metrics,
         poll_seconds: float,
         news: News,
+        reporter: Reporter | None = None,
     ) -> None:
         self._fetcher, self._versions, self._bind, self._metrics = fetcher, versions, bind, metrics
-        self._poll_seconds, self._news = poll_seconds, news
+        self._poll_seconds, self._news, self._reporter = poll_seconds, news, reporter
         self._stop = Event()
         self._refused = 0
         # Manifests of the versions served and refused, by number: a store that restarted empty counts from one again.
@@ -66,6 +69,8 @@ class Subscriber(Generic[W]):
             self._thread.join(timeout=10)
         self._fetcher.close()
         self._news.close()
+        if self._reporter is not None:
+            self._reporter.close()
 
     def _run(self) -> None:
         pause = self._poll_seconds
@@ -74,6 +79,8 @@ class Subscriber(Generic[W]):
                 settled = self.poll()
                 self._metrics.weights_connected.set(1)
                 pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
+                if self._reporter is not None:
+                    self._reporter.tell()
             except StoreError as error:
                 self._metrics.weights_connected.set(0)
                 self._report(SyncState.DISCONNECTED, None, str(error))

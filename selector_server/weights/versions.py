@@ -8,8 +8,10 @@ from enum import Enum
 from threading import Lock
 from typing import Generic, TypeVar
 
+from selector_proto.weights.reports import printable
+
 from selector_server.errors import NotPossible
-from selector_server.weights.history import Event, History, Outcome, printable
+from selector_server.weights.history import Event, History, Outcome
 
 W = TypeVar("W")
 log = logging.getLogger(__name__)
@@ -51,6 +53,15 @@ class Status:
     rejections: int = 0
 
 
+@dataclass(frozen=True)
+class Unserved:
+    """Why the newest version is not served; `version` is 0 if none could be read."""
+
+    version: int
+    state: SyncState
+    reason: str
+
+
 class Versions(Generic[W]):
     """The served version, those that can be pinned, and how following the run goes. A request takes `current` once and
     keeps that version.
@@ -88,6 +99,14 @@ class Versions(Generic[W]):
             if self.pinned is not None:
                 state, error = SyncState.PINNED, error or self._pin_reason(newest)
             self.status = Status(state, newest, error, old.swaps, old.rejections + rejected)
+
+    def unserved(self) -> Unserved | None:
+        """Why the newest version is not served; None if it is, or if nothing was published."""
+        status, served = self.status, self.current.version
+        newer = status.newest_version if status.newest_version != served else 0
+        if status.state in (SyncState.REJECTED, SyncState.DISCONNECTED) or (status.state is SyncState.PINNED and newer):
+            return Unserved(newer, status.state, status.last_error)
+        return None
 
     def record(self, outcome: Outcome, version: int, trainer_step: int | None, reason: str) -> None:
         """Remembers what happened to a version that is not served."""

@@ -32,6 +32,7 @@ class FakeSelector:
 class FakePublisher:
     def __init__(self, error=None):
         self.error, self.calls, self.closed, self.published, self.failures = error, [], 0, 4, 1
+        self.refused, self.refusals = 1, 2
 
     def publish(self, step, model):
         self.calls.append((step, model))
@@ -72,6 +73,7 @@ METRICS = {
     "selector/requests": 2.0,
     "selector/fallbacks": 1.0,
     "selector/stale": 1.0,
+    "selector/unserved": 0.0,
     "selector/errors": 0.0,
     "selector/wait_seconds": 2.5,
     "selector/objective": 0.5,
@@ -80,6 +82,7 @@ METRICS = {
     "selector/weights_age_seconds": 1.5,
     "selector/published": 4.0,
     "selector/publish_failures": 1.0,
+    "selector/refusals": 3.0,
 }
 
 
@@ -105,7 +108,8 @@ def test_hooks_log_a_line_by_themselves(parts, caplog):
 def test_hooks_do_without_loader_and_publisher():
     hooks = TrainingHooks(FakeSelector())
     hooks.after_step(50, None)
-    assert set(hooks.metrics()) == {f"selector/{name}" for name in ("requests", "fallbacks", "stale", "errors")}
+    counts = ("requests", "fallbacks", "stale", "unserved", "errors")
+    assert set(hooks.metrics()) == {f"selector/{name}" for name in counts}
     hooks.close()
 
 

@@ -72,8 +72,3 @@ def test_arrays_of_the_other_byte_order_travel_as_values():
     whole = payload("fp32", {"w": np.arange(5, dtype=">f4")})
     views = safetensors.decode(memoryview(read(whole, 0, whole.size)))
     assert np.frombuffer(views["w"].data, "<f4").tolist() == [0, 1, 2, 3, 4]
-
-
-def test_two_tensors_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"module\.w is a second tensor named w"):
-        payload("fp32", {"w": np.ones(3), "module.w": np.ones(3)})

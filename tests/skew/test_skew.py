@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selector_client import Selector
+from selector_client import Selector, WeightPublisher
 from support.model import TwoTower, as_published, embed, plan, samples
 from support.processes import eventually, spawn
 from support.wire import some_embeddings
@@ -115,6 +115,32 @@ def test_both_sidecars_take_the_weights_of_both_publishers(trainer, sidecars, bu
                 found = selector.select(PIXELS, TOKENS)
             assert found.indices.tolist() == wanted, (side, name)
             assert (found.weights_version, found.weights_step) == (version, step)
+
+
+def test_a_partial_version_is_refused_by_name_where_it_is_not_known(sidecars, redis_url):
+    """And whole ones are taken by both, before and after."""
+    model = TwoTower(9).eval()
+    model.image.requires_grad_(False)
+    with WeightPublisher(redis_url, RUN, skip_frozen=True) as publisher:
+
+        def publish(step: int) -> int:
+            assert publisher.publish(step, model)
+            assert publisher.flush(20)
+            return publisher.last_version
+
+        whole = publish(11)
+        for server in sidecars.values():
+            wait_served(server, whole)
+        model.text.requires_grad_(True)
+        partial = publish(12)
+        wait_served(sidecars["current"], partial)
+        released = sidecars["released"]
+        eventually(lambda: 'no field named "base_version"' in released.status().last_error, 20, lambda: released.text)
+        assert released.status().serving.version == whole
+        model.image.requires_grad_(True)
+        again = publish(13)
+        for server in sidecars.values():
+            wait_served(server, again)
 
 
 def wait_served(server, version: int) -> None:

@@ -33,7 +33,9 @@ def of_client() -> list[Row]:
     sources = (
         client._Selector(SimpleNamespace(statistics=Statistics(), breaker=Breaker(lambda: True))),
         client._Loader(SimpleNamespace(progress=Progress(lag_steps=1))),
-        client._Publisher(SimpleNamespace(published=0, superseded=0, failures=0, last_version=0)),
+        client._Publisher(
+            SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0)
+        ),
     )
     return sorted(_row(family, tuple(_labels(family))) for source in sources for family in source.collect())
 

@@ -1,5 +1,6 @@
 """A training run whose sidecar's weights tests pin, outdate and refuse."""
 
+import torch
 from selector_client import WeightPublisher
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc
 from selector_proto.v1 import selector_pb2 as pb
@@ -36,10 +37,8 @@ class Trainer:
         return version
 
     def refused(self, step=0) -> int:
-        """Publishes a model without a logit scale, and waits until it is refused."""
-        state = TwoTower(0).state_dict()
-        del state["logit_scale"]
-        version = self.publish(state, step)
+        """Publishes a model whose logit scale is no number, and waits until it is refused."""
+        version = self.publish(TwoTower(0).state_dict() | {"logit_scale": torch.tensor(torch.nan)}, step)
         eventually(lambda: self.server.status().state == pb.SYNC_STATE_REJECTED)
         return version
 

@@ -119,7 +119,7 @@ def test_the_history_tells_what_was_served_refused_and_incomplete(trainer, redis
     good, refused = trainer.serve(10, step=100), trainer.refused(step=200)
     event = trainer.history().events[-1]
     assert (event.version, event.trainer_step, event.outcome, event.times) == (refused, 200, REFUSED, 1)
-    assert event.reason.startswith("parameter logit_scale is missing")
+    assert event.reason.startswith("parameter logit_scale is NaN or infinite")
     assert before - 1 < event.at < time.time() + 1
     assert events(trainer)[-2:] == [(good, SERVED), (refused, REFUSED)]
     # A pointer to a version that is not there is tried again and again: one event.

@@ -88,7 +88,7 @@ def test_a_wait_ends_shortly_before_the_deadline_and_says_why_nothing_newer_came
     assert error.code() is REFUSED
     shown = f"max_lag_steps is 9; version {version} of step 1 is served, 49 steps behind; version {refused}: "
     assert error.details().startswith(shown)
-    assert "parameter logit_scale is missing" in error.details()
+    assert "parameter logit_scale is NaN or infinite" in error.details()
     assert "; waited 1." in error.details()
     assert (counted(trainer, "wait"), counted(trainer, "refuse")) == (before[0] + 1, before[1] + 1)
 

@@ -68,6 +68,7 @@ class TrainingHooks:
             "selector/requests": statistics.requests,
             "selector/fallbacks": statistics.fallbacks.total(),
             "selector/stale": statistics.stale,
+            "selector/unserved": statistics.unserved.total(),
             "selector/errors": sum(self._errors.values()),
         }
         if self.loader is not None:
@@ -82,6 +83,7 @@ class TrainingHooks:
         if self._publisher is not None:
             values["selector/published"] = self._publisher.published
             values["selector/publish_failures"] = self._publisher.failures
+            values["selector/refusals"] = self._publisher.refusals + self._publisher.refused
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def close(self) -> None:

@@ -10,24 +10,27 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
+from os import PathLike
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike
 from selector_proto.copying import copy_threads
-from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
+from selector_proto.weights.layout import CANARY, Keys
 from selector_proto.weights.link import LinkOptions
+from selector_proto.weights.reports import MAX_REASON
 from selector_proto.weights.store import StoreError
 from selector_proto.weights.transports import open_store
 
 from selector_client.errors import PublishError
-from selector_client.publishing.shipping import Fenced, Shipper, Unsafe
-from selector_client.publishing.snapshot import Snapshot
+from selector_client.publishing import frozen
+from selector_client.publishing.canary import Canary
+from selector_client.publishing.listeners import Listeners, learner_of
+from selector_client.publishing.model_state import ModelState, Naming, Unfit, is_sharded, whole
+from selector_client.publishing.shipping import BaseLost, Fenced, Shipper, Unsafe
+from selector_client.publishing.snapshot import Base, Snapshot
 from selector_client.publishing.wire_payload import Precision
 
 log = logging.getLogger(__name__)
@@ -37,28 +40,7 @@ MAX_BACKOFF_SECONDS = 5.0
 _GATHERED_BYTES = 64 << 20
 # Live keys are renewed at least this often, and live four times as long.
 HEARTBEAT_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class Canary:
-    """Samples, and the embeddings that the trainer's model computed of them with the weights it publishes. The sidecar
-    serves the weights only if it comes to the same embeddings. `pixels` are uint8 [n, H, W, C] of the bundle's size and
-    `tokens` int [n, T], as they are sent to be selected from; `image` and `text` are float [n, D]; n is 1 to 16."""
-
-    pixels: ArrayLike
-    tokens: ArrayLike
-    image: ArrayLike
-    text: ArrayLike
-
-    def tensors(self) -> dict[str, Any]:
-        """Returns the arrays as they travel beside the weights. Raises ValueError if their lengths do not fit."""
-        arrays = {name: np.asarray(value) for name, value in vars(self).items()}
-        if not 1 <= len(arrays["pixels"]) <= MAX_CANARY or len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError(
-                f"canary has {[len(a) for a in arrays.values()]} samples; must be 1 to {MAX_CANARY}, all the same"
-            )
-        dtypes = {"pixels": np.uint8, "tokens": np.int64, "image": np.float32, "text": np.float32}
-        return {CANARY + name: array.astype(dtypes[name]) for name, array in arrays.items()}
+_HEARING_SECONDS = 1.0
 
 
 class WeightPublisher:
@@ -72,7 +54,15 @@ class WeightPublisher:
     makes `publish` raise PublishError if it cannot copy the weights, or what came before could not be published;
     otherwise failures are logged and counted, and what was copied is tried again.
 
-    `published`, `superseded` and `failures` count; `last_version`, `last_error` and `fenced` tell how it goes.
+    `weights`, `strip_prefix` and `add_prefix` say what of the model is published, and under which names: see Naming.
+    Adapters (LoRA) are merged on the way. `learner` is the folder of the sidecar's bundle, if the trainer sees it: a
+    model that cannot be meant for it is refused here. Without it, what the sidecars report of theirs is what counts.
+    With `skip_frozen`, parameters that need no gradient travel once, and again when they change; sidecars older than
+    this version cannot take what is published then.
+
+    `published`, `superseded` and `failures` count, `refused` the models that were not published because no learner
+    could serve them, and `refusals` the versions that sidecars refused; `unserved` has how many sidecars do not serve
+    the newest at present, by their state. `last_version`, `last_error` and `fenced` tell how it goes.
     """
 
     def __init__(
@@ -87,6 +77,11 @@ class WeightPublisher:
         rank: int | None = None,
         link: LinkOptions | None = None,
         on_error: Literal["count", "raise"] = "count",
+        weights: Callable[[Any], Any] | Mapping[str, str] | None = None,
+        strip_prefix: str = "",
+        add_prefix: str = "",
+        learner: str | PathLike[str] | None = None,
+        skip_frozen: bool = False,
     ) -> None:
         if every < 1 or keep < 2:
             raise ValueError(f"every is {every}, keep is {keep}; must be at least 1 and 2")
@@ -97,8 +92,14 @@ class WeightPublisher:
         if not 1 <= ttl <= 30 * 86400:
             raise ValueError(f"ttl is {ttl}; must be 1 second to 30 days")
         self._every, self._rank, self._on_error = every, rank, on_error
-        keys = Keys(run)
-        self._shipper = Shipper(open_store(url, link, write=True), keys, dtype, keep, max(1, round(ttl)))
+        keys, self._naming = Keys(run), Naming(weights, strip_prefix, add_prefix)
+        given = None if learner is None else learner_of(learner)
+        store = open_store(url, link, write=True)
+        self._shipper = Shipper(store, keys, dtype, keep, max(1, round(ttl)))
+        self._listeners = Listeners(store, keys, given)
+        self._next_hearing = 0.0
+        self._skip_frozen = skip_frozen
+        self._base: Base | None = None
         self._heartbeat = min(HEARTBEAT_SECONDS, ttl / 4)
         self._next_beat = time.monotonic() + self._heartbeat
         self._calls = 0
@@ -108,8 +109,8 @@ class WeightPublisher:
         self._idle: list[Snapshot] = []
         self._shipped: Snapshot | None = None  # is shipped again if Redis loses it
         self._left_out: set[str] = set()  # the log has warned of these
-        self._busy = self._closed = False
-        self.published = self.superseded = self.failures = 0
+        self._busy = self._closed = self._turned_away = False
+        self.published = self.superseded = self.failures = self.refused = 0
         self.last_version = 0
         self.last_error = ""
         self.fenced = False
@@ -127,17 +128,24 @@ class WeightPublisher:
         self._calls += 1
         if (self._calls - 1) % self._every:
             return False
-        state = model.state_dict() if hasattr(model, "state_dict") else model
+        own_rank = self._rank if self._rank is not None else _rank()
+        try:
+            state = self._naming.state(model)
+        except Exception as error:  # on every rank alike: nobody gathers anything
+            return own_rank == 0 and self._not_copied(error)
         tensors = _gathered(state)
         try:
-            if (self._rank if self._rank is not None else _rank()) != 0:
+            if own_rank != 0:
                 return False
-            most = _GATHERED_BYTES if any(map(_sharded, state.values())) else math.inf
-            return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()), most)
+            canaries = {} if canary is None else canary.tensors()
+            return self._copied(step, state, tensors, canaries)
         finally:
-            deque(tensors, maxlen=0)  # every rank must take part in gathering every tensor, also one that nobody keeps
+            if state.sharded:  # every rank must take part in gathering every tensor, also one that nobody keeps
+                deque(tensors, maxlen=0)
 
-    def _copied(self, step: int, tensors: Iterator[tuple[str, Any]], most_bytes: float) -> bool:
+    def _copied(
+        self, step: int, state: ModelState, tensors: Iterator[tuple[str, Any]], canary: Mapping[str, Any]
+    ) -> bool:
         with self._changed:
             if self._closed:
                 raise ValueError("the publisher is closed")
@@ -145,19 +153,24 @@ class WeightPublisher:
                 raise PublishError("publish", self.last_error)
             if self.fenced:
                 return False
+            base = self._base
+        try:
+            published = state.check(self._listeners.learners).tensors
+            samples = frozen.samples(state) if self._skip_frozen else {}
+        except Exception as error:
+            return self._not_copied(error)
+        still = set() if base is None else {name for name, one in samples.items() if base.samples.get(name) == one}
+        with self._changed:
             snapshot = self._idle.pop() if self._idle else Snapshot()
+        snapshot.base, snapshot.samples = base if still else None, samples
+        wanted = ((name, value) for name, value in tensors if name in published and name not in still)
         snapshot.step, snapshot.taken_at = step, time.time()
         try:
-            snapshot.fill(tensors, self._copiers, most_bytes)
+            snapshot.fill(chain(wanted, canary.items()), self._copiers, _GATHERED_BYTES if state.gathered else math.inf)
         except Exception as error:
             with self._changed:
                 self._idle.append(snapshot)
-            if isinstance(error, PublishError):
-                raise
-            if self._on_error == "raise":
-                raise PublishError("publish", f"{type(error).__name__}: {error}") from error
-            self._failed(error)
-            return False
+            return self._not_copied(error)
         if missing := snapshot.left_out.keys() - self._left_out:
             named = ", ".join(f"{name} ({snapshot.left_out[name]})" for name in sorted(missing)[:10])
             log.warning("%d tensors have dtypes that cannot be published and are left out: %s", len(missing), named)
@@ -170,11 +183,32 @@ class WeightPublisher:
             self._changed.notify_all()
         return True
 
+    def _not_copied(self, error: Exception) -> bool:
+        """Counts it, or raises PublishError; returns False."""
+        if isinstance(error, PublishError):
+            raise error
+        self._failed(error)
+        if self._on_error == "raise":
+            message, self.last_error = self.last_error, ""  # it is told here
+            raise PublishError("publish", message) from error
+        return False
+
+    @property
+    def refusals(self) -> int:
+        """How many of the versions were refused by a sidecar, each counted once for each sidecar that did."""
+        return self._listeners.refusals
+
+    @property
+    def unserved(self) -> Mapping[str, int]:
+        """How many sidecars do not serve the newest version at present: "rejected", "pinned"."""
+        return self._listeners.unserved
+
     def flush(self, timeout: float = 30.0) -> bool:
         """Waits until everything taken so far is published. Returns False if that takes longer than `timeout` seconds,
-        or if another publisher owns the run."""
+        if no sidecar can serve it, or if another publisher owns the run."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._next is None and not self._busy, timeout) and not self.fenced
+            done = self._changed.wait_for(lambda: self._next is None and not self._busy, timeout)
+            return done and not self.fenced and not self._turned_away
 
     def close(self, timeout: float = 30.0) -> bool:
         """Flushes, ends the threads, and returns what `flush` returned."""
@@ -200,6 +234,7 @@ class WeightPublisher:
         while not self._closed:
             snapshot = self._take()
             try:
+                self._hear()
                 lost = self._lost()
                 if snapshot is not None:
                     self._ship(snapshot)
@@ -209,6 +244,10 @@ class WeightPublisher:
                 backoff = 0.1
             except Fenced:
                 self._give_up()
+            except Unfit as error:
+                self._turn_away(snapshot, error)
+            except BaseLost:
+                self._start_anew(snapshot)
             except Exception as error:  # not only StoreError: whatever it is, training must go on
                 self._failed(error)
                 with self._changed:
@@ -235,6 +274,28 @@ class WeightPublisher:
             self._busy = True
             return snapshot
 
+    def _hear(self) -> None:
+        """Asks what the sidecars report, at each publication and each heartbeat, but not more than once a second."""
+        if not self._closed and not self.fenced and time.monotonic() >= self._next_hearing:
+            self._next_hearing = time.monotonic() + _HEARING_SECONDS
+            self._listeners.hear()
+
+    def _turn_away(self, snapshot: Snapshot | None, error: Unfit) -> None:
+        """No sidecar that we know of can serve it. It is not tried again: a newer one will come."""
+        self._failed(error)
+        with self._changed:
+            self._turned_away = True
+            if snapshot is not None:
+                self._idle.append(snapshot)
+
+    def _start_anew(self, snapshot: Snapshot | None) -> None:
+        """The version that a partial one rests on was lost, so that the next one must be whole."""
+        log.warning("Redis lost the whole version that others rest on; the next one is whole again")
+        with self._changed:
+            self._base = None
+            if snapshot is not None:
+                self._idle.append(snapshot)
+
     def _lost(self) -> bool:
         """Renews what is published when it is time, also while newer versions come or fail. Returns True if the newest
         version is gone."""
@@ -244,11 +305,17 @@ class WeightPublisher:
         return not self._shipper.refresh()
 
     def _ship(self, snapshot: Snapshot) -> None:
+        if snapshot.base is None:  # the others rest on one that was let through
+            tensors = {name: array for name, (_, array) in snapshot.tensors.items() if not name.startswith(CANARY)}
+            ModelState(tensors, frozenset()).check(self._listeners.learners)
         version = self._shipper.ship(snapshot)
         with self._changed:
+            self._turned_away = False
             if self._shipped is not None and self._shipped is not snapshot:
                 self._idle.append(self._shipped)
             self._shipped = snapshot
+            if self._skip_frozen and snapshot.base is None:
+                self._base = Base(version, self._shipper.newest_blake3, snapshot.samples)
             self.published += 1
             self.last_version, self.last_error = version, ""
 
@@ -260,8 +327,11 @@ class WeightPublisher:
     def _failed(self, error: Exception) -> None:
         with self._changed:
             self.failures += 1
-        named = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-        message = named[:300]  # errors of a pipeline quote the values that were sent
+            self.refused += isinstance(error, Unfit)
+        named = str(error) if isinstance(error, (StoreError, Unfit)) else f"{type(error).__name__}: {error}"
+        message = named[
+            : MAX_REASON if isinstance(error, Unfit) else 300
+        ]  # errors of a pipeline quote the values that were sent
         if message != self.last_error:
             log.log(
                 logging.ERROR if isinstance(error, Unsafe) else logging.WARNING,
@@ -271,22 +341,18 @@ class WeightPublisher:
         self.last_error = message
 
 
-def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields names and tensors. Sharded tensors are gathered when it is their turn, because all of them at once may not
-    fit into memory. Raises PublishError."""
-    for name, value in state.items():
-        if not _sharded(value):
-            yield name, value
+def _gathered(state: ModelState) -> Iterator[tuple[str, Any]]:
+    """Yields names and tensors. Those that are sharded, or merged from a weight and its adapters, are made when it is
+    their turn, because all of them at once may not fit into memory. Raises PublishError if gathering fails."""
+    for name, value in state.tensors.items():
+        if not is_sharded(value):
+            yield name, whole(value)
             continue
         try:
-            whole = [value.full_tensor()]
+            gathered = [whole(value)]
         except Exception as error:
             raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
-        yield name, whole.pop()  # this way nothing here keeps it alive
-
-
-def _sharded(value: Any) -> bool:
-    return hasattr(value, "full_tensor")
+        yield name, gathered.pop()  # this way nothing here keeps it alive
 
 
 def _rank() -> int:

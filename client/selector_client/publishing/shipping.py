@@ -31,22 +31,29 @@ class Fenced(Exception):
     """Another publisher owns the run: this one must not publish any more."""
 
 
+class BaseLost(Exception):
+    """The whole version that a partial one rests on is not stored any more: the next one must be whole."""
+
+
 class Unsafe(Exception):
     """This Redis may throw away keys that are in use."""
 
 
 @dataclass
 class _Version:
-    """What is stored of a version. Once it is not the newest any more it may go at `until`, a time.monotonic()."""
+    """What is stored of a version. Once it is not the newest any more it may go at `until`, a time.monotonic(), but not
+    while a version that stays has it as its `base`."""
 
     number: int
     chunks: list[str]
     manifest: bytes = b""
+    blake3: bytes = b""
+    base: int = 0
     until: float = 0.0
 
 
 class Shipper:
-    """One publisher's claim on one run. Methods raise StoreError, Fenced or Unsafe; not thread-safe.
+    """One publisher's claim on one run. Methods raise StoreError, Fenced, BaseLost or Unsafe; not thread-safe.
 
     `keep` versions stay in Redis, and where there is room HELD more if they were the newest in the last HOLD_SECONDS;
     all keys die `ttl` seconds after the last `ship` or `refresh`.
@@ -67,7 +74,9 @@ class Shipper:
 
     def ship(self, snapshot: Snapshot) -> int:
         """Stores the chunks, and then manifest and pointer at once, so that a reader finds the whole version or none.
-        Returns the version's number."""
+        Returns the version's number. Its digest is then `newest_blake3`."""
+        if snapshot.base is not None and snapshot.base.version not in [one.number for one in self._kept()]:
+            raise BaseLost
         self._claim()
         number = self._next_version()
         payload = WirePayload(snapshot, self._precision)
@@ -87,7 +96,10 @@ class Shipper:
                 chunk_blake3=digests,
                 publisher=self.token,
             )
-            version.manifest = encode_manifest(manifest)
+            if snapshot.base is not None:
+                version.base = manifest.base_version = snapshot.base.version
+                manifest.base_blake3 = snapshot.base.blake3
+            version.manifest, version.blake3 = encode_manifest(manifest), manifest.payload_blake3
             self._show(version)
         except Fenced:
             self._forget_quietly(version.chunks)
@@ -102,10 +114,15 @@ class Shipper:
         self._tidy()
         return number
 
+    @property
+    def newest_blake3(self) -> bytes:
+        """The digest in the manifest of the newest version; empty if there is none."""
+        return b"" if self._newest is None else self._newest.blake3
+
     def refresh(self) -> bool:
         """Renews the time to live of all that is stored. Returns False if anything that the newest version needs is
         gone (Redis was emptied, or this process stood still for longer than that), so that it should be shipped
-        again."""
+        again, or a whole one if it is partial."""
         if not self._owner:
             return True
         # This comes first, because a successor may use the same numbers, and its keys must not be touched.
@@ -120,6 +137,8 @@ class Shipper:
                 self._forget_quietly(self._keys_of(version))  # it is of no use any more
         names = [self._keys.owner, self._keys.counter, self._keys.pointer, *self._keys_of(self._newest)]
         if not self._store.renew(names, self._ttl):
+            return False
+        if self._newest.base and self._newest.base not in [one.number for one in self._older]:
             return False
         # A failover may have lost the last that was written: who owns the run, or where the pointer moved.
         pointer = self._store.get(self._keys.pointer) or b""
@@ -202,13 +221,21 @@ class Shipper:
                 else:
                     self._store.delete(*version.chunks)
                 self._debris.pop()
-            while len(self._older) >= self._keep:
-                if self._older[0].until > time.monotonic() and len(self._older) < self._keep + self._held:
+            while len(spare := self._spare()) >= self._keep:
+                if spare[0].until > time.monotonic() and len(spare) < self._keep + self._held:
                     break
-                self._store.delete(*self._keys_of(self._older[0]))
-                self._older.popleft()
+                self._store.delete(*self._keys_of(spare[0]))
+                self._older.remove(spare[0])
         except StoreError:
             log.debug("what is not needed any more stays for now", exc_info=True)
+
+    def _kept(self) -> list[_Version]:
+        return [*self._older, *([] if self._newest is None else [self._newest])]
+
+    def _spare(self) -> list[_Version]:
+        """The former versions, oldest first, without those on which others rest."""
+        bases = {version.base for version in self._kept()}
+        return [version for version in self._older if version.number not in bases]
 
     def _forget_quietly(self, names: list[str]) -> None:
         try:

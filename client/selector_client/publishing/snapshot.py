@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Wrappers put these in front of parameter names, and the sidecar's bundle does not know them.
-_PREFIXES = ("module.", "_orig_mod.")
 _NAMES = {
     "float32": "F32",
     "float16": "F16",
@@ -26,21 +24,32 @@ _WIRE = frozenset(_NAMES.values())
 _PIECE_BYTES = 4 << 20
 
 
+@dataclass(frozen=True)
+class Base:
+    """A whole version on which others rest: its number, the digest in its manifest, and samples of what was frozen."""
+
+    version: int
+    blake3: bytes
+    samples: dict[str, bytes]
+
+
 @dataclass
 class Snapshot:
     """The weights of one step: by name, the safetensors dtype and the values. `left_out` has, by name, the dtypes of
-    what cannot travel. `arrays` are buffers that are filled again."""
+    what cannot travel. `base` is the whole version that has what is not in here, None if nothing is missing; `samples`
+    are those of the frozen parameters, see `frozen`. `arrays` are buffers that are filled again."""
 
     step: int = 0
     taken_at: float = 0.0
     tensors: dict[str, tuple[str, NDArray[Any]]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    base: Base | None = None
+    samples: dict[str, bytes] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def fill(self, state: Iterable[tuple[str, Any]], threads: Executor, most_bytes: float = math.inf) -> None:
         """Copies every tensor or array of `state`, with its name, to this host, about `most_bytes` at once. What has a
-        dtype that cannot travel is left out. Raises ValueError for two tensors of one name, and whatever numpy or torch
-        raise when memory runs out."""
+        dtype that cannot travel is left out. Raises whatever numpy or torch raise when memory runs out."""
         self.tensors, self.left_out = {}, {}
         copies, size, devices = list[tuple[NDArray[Any], NDArray[Any]]](), 0, set[Any]()
         for name, value in state:
@@ -49,9 +58,7 @@ class Snapshot:
                 self.left_out[name] = dtype
                 continue
             buffer = self._buffer(name, tuple(source.shape), source)
-            if (plain := stripped(name)) in self.tensors:
-                raise ValueError(f"{name} is a second tensor named {plain}; wrappers' prefixes do not count")
-            self.tensors[plain] = dtype, buffer
+            self.tensors[name] = dtype, buffer
             if isinstance(source, np.ndarray):
                 copies += _pieces(buffer, source)
                 if (size := size + source.nbytes) >= most_bytes:
@@ -64,6 +71,7 @@ class Snapshot:
         _copy(copies, threads)
         for device in devices:
             sys.modules["torch"].cuda.current_stream(device).synchronize()
+        self.arrays = {name: array for name, array in self.arrays.items() if name in self.tensors}
 
     def _buffer(self, name: str, shape: tuple[int, ...], source: Any) -> NDArray[Any]:
         """Returns memory that was touched before where there is some, for fresh pages cost more than the copy itself.
@@ -113,10 +121,3 @@ def _pieces(target: NDArray[Any], source: NDArray[Any]) -> Iterator[tuple[NDArra
         return
     for start in range(0, len(target), rows):
         yield target[start : start + rows], source[start : start + rows]
-
-
-def stripped(name: str) -> str:
-    """Returns a parameter's name without what wrappers put in front of it."""
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name

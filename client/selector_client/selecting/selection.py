@@ -8,6 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 
+# Why the newest weights may not be served. These are shown from the start, for Prometheus needs a first value.
+UNSERVED = {
+    pb.SYNC_STATE_REJECTED: "rejected",
+    pb.SYNC_STATE_DISCONNECTED: "disconnected",
+    pb.SYNC_STATE_PINNED: "pinned",
+}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -81,7 +88,8 @@ class SelectionCounts:
 class Statistics(SelectionCounts):
     """What a selector counted since its start. `seconds` were spent in requests, `fallbacks` counts uniform sub-batches
     by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
-    that were sent again."""
+    that were sent again. `unserved` counts selections whose sidecar did not serve the newest weights, by its state
+    ("rejected", "disconnected", "pinned")."""
 
     requests: int = 0
     candidates: int = 0
@@ -91,6 +99,7 @@ class Statistics(SelectionCounts):
     retries: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
+    unserved: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(UNSERVED.values(), 0)))
 
     def add(self, selection: Selection, candidates: int, seconds: float) -> None:
         """Counts a request that has ended, by whatever it brought."""

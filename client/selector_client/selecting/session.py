@@ -19,6 +19,7 @@ from selector_client.selecting.channel import healthy
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
+from selector_client.selecting.unserved import Unserved
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Session:
         self.access = Access.of(address, **{name: settings.pop(name) for name in ACCESS_FIELDS & settings.keys()})
         self.settings = Settings(**settings)
         self.statistics = Statistics()
+        self._unserved = Unserved(self.statistics.unserved)
         self.breaker = Breaker(lambda: healthy(address, self.access))
         self.off = is_off()
         self._on_error = on_error
@@ -154,6 +156,7 @@ class Session:
             self._selected = True
             self._budget = min(self._budget + 1 / ANSWERS_A_RETRY, RETRIES_AT_ONCE)
             self.statistics.add(selection, pending.candidates.size, time.perf_counter() - pending.started)
+            self._unserved.hear(response)
         return selection
 
     def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:

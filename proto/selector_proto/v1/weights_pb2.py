@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fselector_proto/v1/weights.proto\x12\x0bselector.v1\"\xd8\x01\n\x0fWeightsManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0ctrainer_step\x18\x04 \x01(\x04\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epayload_blake3\x18\x07 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x08 \x01(\x04\x12\x14\n\x0c\x63hunk_blake3\x18\t \x01(\x0c\x12\x11\n\tpublisher\x18\n \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fselector_proto/v1/weights.proto\x12\x0bselector.v1\"\x83\x02\n\x0fWeightsManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0ctrainer_step\x18\x04 \x01(\x04\x12\x14\n\x0cpublished_at\x18\x05 \x01(\x01\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epayload_blake3\x18\x07 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x08 \x01(\x04\x12\x14\n\x0c\x63hunk_blake3\x18\t \x01(\x0c\x12\x11\n\tpublisher\x18\n \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x0b \x01(\x04\x12\x13\n\x0b\x62\x61se_blake3\x18\x0c \x01(\x0c\"\x8f\x01\n\rSidecarReport\x12\x0f\n\x07sidecar\x18\x01 \x01(\t\x12\x13\n\x0breported_at\x18\x02 \x01(\x01\x12\x17\n\x0fserving_version\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07learner\x18\x07 \x01(\t\"F\n\x11LearnerParameters\x12\x31\n\nparameters\x18\x01 \x03(\x0b\x32\x1d.selector.v1.LearnerParameter\"/\n\x10LearnerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'selector_proto.v1.weights_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WEIGHTSMANIFEST']._serialized_start=49
-  _globals['_WEIGHTSMANIFEST']._serialized_end=265
+  _globals['_WEIGHTSMANIFEST']._serialized_end=308
+  _globals['_SIDECARREPORT']._serialized_start=311
+  _globals['_SIDECARREPORT']._serialized_end=454
+  _globals['_LEARNERPARAMETERS']._serialized_start=456
+  _globals['_LEARNERPARAMETERS']._serialized_end=526
+  _globals['_LEARNERPARAMETER']._serialized_start=528
+  _globals['_LEARNERPARAMETER']._serialized_end=575
 # @@protoc_insertion_point(module_scope)

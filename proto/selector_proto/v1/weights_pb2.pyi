@@ -5,8 +5,10 @@ What a trainer writes beside its weights, so that a sidecar can fetch exactly on
 Stored as this message's JSON form; the weights themselves are one safetensors file cut into chunks.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,6 +34,8 @@ class WeightsManifest(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_BLAKE3_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    BASE_BLAKE3_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Layout of keys and payload; 4."""
     run: _builtins.str
@@ -50,6 +54,11 @@ class WeightsManifest(_message.Message):
     """The BLAKE3 digest of each chunk, 32 bytes each, one after the other."""
     publisher: _builtins.str
     """Who published it: a name of the process that tells it from every other one; part of its chunks' keys."""
+    base_version: _builtins.int
+    """Set if the payload has only a part of the parameters: the version of the same run whose payload has the others, which
+    itself is whole, and its `payload_blake3`. Readers that do not know these fields refuse such a manifest by name.
+    """
+    base_blake3: _builtins.bytes
     def __init__(
         self,
         *,
@@ -63,11 +72,106 @@ class WeightsManifest(_message.Message):
         chunk_bytes: _builtins.int = ...,
         chunk_blake3: _builtins.bytes = ...,
         publisher: _builtins.str = ...,
+        base_version: _builtins.int = ...,
+        base_blake3: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_blake3", b"chunk_blake3", "chunk_bytes", b"chunk_bytes", "format", b"format", "payload_blake3", b"payload_blake3", "payload_bytes", b"payload_bytes", "published_at", b"published_at", "publisher", b"publisher", "run", b"run", "trainer_step", b"trainer_step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_blake3", b"base_blake3", "base_version", b"base_version", "chunk_blake3", b"chunk_blake3", "chunk_bytes", b"chunk_bytes", "format", b"format", "payload_blake3", b"payload_blake3", "payload_bytes", b"payload_bytes", "published_at", b"published_at", "publisher", b"publisher", "run", b"run", "trainer_step", b"trainer_step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WeightsManifest: _TypeAlias = WeightsManifest  # noqa: Y015
+
+@_typing.final
+class SidecarReport(_message.Message):
+    """What a sidecar tells the trainer whose run it follows, where it may write: a value that expires. Trainers that do not
+    find one know nothing of their sidecars, and publish all the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIDECAR_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    SERVING_VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
+    sidecar: _builtins.str
+    """A name of the process that tells it from every other one."""
+    reported_at: _builtins.float
+    """Seconds since the Unix epoch, the sidecar's clock."""
+    serving_version: _builtins.int
+    """Version that is served."""
+    state: _builtins.str
+    """Why the newest version is not served: "rejected", "disconnected" or "pinned", the version (0 if none could be read)
+    and the reason. Empty when all is well.
+    """
+    version: _builtins.int
+    reason: _builtins.str
+    learner: _builtins.str
+    """BLAKE3 digest, hexadecimal, of the LearnerParameters that it needs, which stand under a key of this name."""
+    def __init__(
+        self,
+        *,
+        sidecar: _builtins.str = ...,
+        reported_at: _builtins.float = ...,
+        serving_version: _builtins.int = ...,
+        state: _builtins.str = ...,
+        version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        learner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "reason", b"reason", "reported_at", b"reported_at", "serving_version", b"serving_version", "sidecar", b"sidecar", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SidecarReport: _TypeAlias = SidecarReport  # noqa: Y015
+
+@_typing.final
+class LearnerParameters(_message.Message):
+    """The parameters that a learner needs of its trainer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnerParameter]: ...
+    def __init__(
+        self,
+        *,
+        parameters: _abc.Iterable[Global___LearnerParameter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnerParameters: _TypeAlias = LearnerParameters  # noqa: Y015
+
+@_typing.final
+class LearnerParameter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnerParameter: _TypeAlias = LearnerParameter  # noqa: Y015

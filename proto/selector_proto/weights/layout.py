@@ -83,6 +83,14 @@ class Keys:
         """Holds the number of the newest whole version."""
         return f"selector:{{{self.run}}}:weights:latest"
 
+    def report(self, slot: int) -> str:
+        """Holds what one of the run's sidecars says to its trainer, see `reports`."""
+        return f"selector:{{{self.run}}}:weights:report:{slot}"
+
+    def learner(self, name: str) -> str:
+        """Holds the parameters that a learner needs; `name` is their digest, hexadecimal."""
+        return f"selector:{{{self.run}}}:weights:learner:{name}"
+
     def manifest(self, version: int) -> str:
         """Holds the manifest of a version, as JSON."""
         return f"selector:{{{self.run}}}:weights:{version}:manifest"
@@ -136,4 +144,12 @@ def decode_manifest(text: bytes, keys: Keys, version: int, max_payload_bytes: in
         raise ManifestError(f"chunk_blake3 has {len(manifest.chunk_blake3)} bytes; must be {digests}")
     if digest(manifest.chunk_blake3) != manifest.payload_blake3:
         raise ManifestError("payload_blake3 is not that of chunk_blake3; the manifest was changed")
+    _check_base(manifest)
     return manifest
+
+
+def _check_base(manifest: pb.WeightsManifest) -> None:
+    if manifest.base_version >= manifest.version:
+        raise ManifestError(f"base_version is {manifest.base_version}; must be below {manifest.version}")
+    if len(manifest.base_blake3) != (wanted := DIGEST_BYTES if manifest.base_version else 0):
+        raise ManifestError(f"base_blake3 has {len(manifest.base_blake3)} bytes; must be {wanted}")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -20,6 +21,8 @@ from selector_proto.weights.layout import (
     digest,
     encode_manifest,
 )
+from selector_proto.weights.names import misfit
+from selector_proto.weights.reports import ReportError, decode_learner, decode_report, encode_learner, encode_report
 
 from fuzz.mutate_json import tree
 from fuzz.mutation import either, raw, repaired
@@ -87,6 +90,37 @@ def with_digests(data: bytes) -> bytes:
 
 
 @contextmanager
+def reports(_: Path) -> Iterator[Decode]:
+    def decode(data: bytes) -> str:
+        found = decode_report(data)
+        assert found.reason.isprintable()
+        assert found.sidecar.isprintable()
+        return ""
+
+    yield decode
+
+
+def report_seeds() -> list[bytes]:
+    plain = pb.SidecarReport(sidecar="s", reported_at=time.time(), serving_version=3, learner="0" * 64)
+    refusing = pb.SidecarReport(sidecar="s", reported_at=time.time(), state="rejected", version=4, reason="no\x1b[2J")
+    return [encode_report(plain), encode_report(refusing)]
+
+
+@contextmanager
+def learners(_: Path) -> Iterator[Decode]:
+    def decode(data: bytes) -> str:
+        found = decode_learner(digest(data).hex(), data)
+        assert len(misfit(found, {"a": (1, 2), "module.b": None, "c": ()})) < 2000
+        return ""
+
+    yield decode
+
+
+def learner_seeds() -> list[bytes]:
+    return [encode_learner(shapes)[1] for shapes in ({"a": (1, 2), "b": ()}, {f"x.{i}": (i,) for i in range(40)})]
+
+
+@contextmanager
 def layouts(_: Path) -> Iterator[Decode]:
     def decode(data: bytes) -> str:
         views = safetensors.decode(memoryview(data))
@@ -117,6 +151,7 @@ def _header(random: Random, data: bytes, other: bytes) -> bytes:
 
 _JSON = tree("F32", "BF16", "U8", "F8", [0, 24], [24, 0], [0, 0], [1 << 47] * 16, [0, 1 << 62], {"__metadata__": {}})
 _FIELDS = tree(_RUN, FORMAT, _VERSION, str(1 << 63), "Infinity", "NaN", 1023, 64 << 20, 1e3, "AAAA", "====")
+_REPORT = either(tree("rejected", "NaN", 1 << 64, -1, "\x1b[2J" * 100, [0] * 20, "0" * 64), raw())
 TARGETS = (
     Target(
         "manifest",
@@ -127,6 +162,8 @@ TARGETS = (
         (ManifestError,),
         share=1.5,
     ),
+    Target("report", "a sidecar's report", reports, report_seeds, _REPORT, (ReportError,), share=0.5),
+    Target("learner", "what a learner needs", learners, learner_seeds, _REPORT, (ReportError,), share=0.5),
     Target(
         "safetensors",
         "the weights' payload",
