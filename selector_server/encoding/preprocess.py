@@ -1,6 +1,5 @@
 """Turns files and strings into what one model's towers take. Every size is checked before the work that it costs."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from selector_server.encoding import image_files
 from selector_server.encoding.bundle import Bundle, ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
-from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, NotPossible, SelectorError
+from selector_server.errors import BundleError, Exclusion, InvalidRequest, LimitExceeded, NotPossible, SelectorError
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_LeaveOut = Callable[[int, InvalidRequest, Exclusion], None]
 # At most about so many characters of text are tokenised at once.
 _TEXTS_CHARACTERS = 1 << 20
 
@@ -65,11 +65,15 @@ class Preprocessor:
         return len(digests) < 2 and len(special) == 1
 
     def pixels(
-        self, images: NDArray[np.uint8] | Sequence[bytes], check: Callable[[], None] = lambda: None
+        self,
+        images: NDArray[np.uint8] | Sequence[bytes],
+        check: Callable[[], None] = lambda: None,
+        bad: Callable[[int, SelectorError], None] | None = None,
     ) -> NDArray[np.uint8]:
-        """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, JPEG, PNG or WebP files
-        decoded and resized. `check` is called before each file. Raises InvalidRequest, LimitExceeded, and what `check`
-        raises."""
+        """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, files decoded and resized.
+        `check` is called before each file. `bad` is called, on any thread, with the index of each image that cannot be
+        used and why; zeros stand in its place. Without `bad`, the first of them is raised. Raises InvalidRequest,
+        LimitExceeded, and what `check` raises."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
@@ -84,29 +88,51 @@ class Preprocessor:
         out = np.empty((len(images), *shape), np.uint8)
 
         def decode(index: int) -> None:
-            out[index] = self._decode(index, images[index])
+            try:
+                out[index] = self._decode(index, images[index])
+            except SelectorError as error:
+                if bad is None or error.exclusion is None:
+                    raise
+                out[index] = 0
+                bad(index, error)
 
         self.decoder.run(decode, len(images), check)
         return out
 
     def tokens(
-        self, texts: NDArray[np.integer[Any]] | Sequence[bytes], check: Callable[[], None] = lambda: None
+        self,
+        texts: NDArray[np.integer[Any]] | Sequence[bytes],
+        check: Callable[[], None] = lambda: None,
+        bad: Callable[[int, SelectorError], None] | None = None,
     ) -> NDArray[np.int64]:
         """Returns int64 [B, max_tokens], filled with pad_token, of token ids [B, T <= max_tokens] or of UTF-8 texts.
-        `check` is called before each few texts. Raises InvalidRequest, NotPossible, and what `check` raises."""
-        return self._pad(texts) if isinstance(texts, np.ndarray) else self._tokenise(texts, check)
+        `check` is called before each few texts. `bad` is called with the index of each text that cannot be used and
+        why; padding stands in its place. Without `bad`, the first of them is raised. Raises InvalidRequest,
+        NotPossible, and what `check` raises."""
 
-    def _pad(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        def leave_out(index: int, error: InvalidRequest, reason: Exclusion) -> None:
+            if bad is None:
+                raise error.excluding(reason)
+            bad(index, error.excluding(reason))
+
+        if isinstance(texts, np.ndarray):
+            return self._pad(texts, leave_out)
+        return self._tokenise(texts, check, leave_out)
+
+    def _pad(self, tokens: NDArray[np.integer[Any]], leave_out: _LeaveOut) -> NDArray[np.int64]:
         if tokens.shape[1] > self.text.max_tokens:
             raise InvalidRequest("samples.tokens.shape", list(tokens.shape), f"at most {self.text.max_tokens} tokens")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.text.vocabulary):
-            odd = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise InvalidRequest("samples.tokens", odd, f"ids must be 0 to {self.text.vocabulary - 1}")
         out = np.full((len(tokens), self.text.max_tokens), self.text.pad_token, np.int64)
         out[:, : tokens.shape[1]] = tokens
+        strange = (tokens < 0) | (tokens >= self.text.vocabulary)
+        for index in np.flatnonzero(strange.any(axis=1)).tolist():
+            odd = tokens[index][strange[index]][0]
+            limit = f"ids must be 0 to {self.text.vocabulary - 1}"
+            leave_out(index, InvalidRequest("samples.tokens", odd, limit), Exclusion.VALUE)
+            out[index] = self.text.pad_token
         return out
 
-    def _tokenise(self, texts: Sequence[bytes], check: Callable[[], None]) -> NDArray[np.int64]:
+    def _tokenise(self, texts: Sequence[bytes], check: Callable[[], None], leave_out: _LeaveOut) -> NDArray[np.int64]:
         if self.tokenizer is None:
             raise NotPossible("samples.strings", "set", "the model's bundle has no tokenizer; send tokens")
         strings = []
@@ -114,12 +140,16 @@ class Preprocessor:
             try:
                 strings.append(text.decode())
             except UnicodeDecodeError as error:
-                raise InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error)) from error
+                wrong = InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error))
+                leave_out(index, wrong, Exclusion.TEXT)
+                strings.append("")
         most, end = self.text.max_tokens, self.text.end_token
         out = np.full((len(texts), most), self.text.pad_token, np.int64)
         for index, (row, ids) in enumerate(zip(out, self._ids(strings, check), strict=True)):
             if len(ids) > most and self.text.too_long == "refuse":
-                raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
+                wrong = InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
+                leave_out(index, wrong, Exclusion.TOO_LARGE)
+                continue
             row[: len(ids)] = ids[:most]
             if len(ids) > most and end is not None:
                 row[-1] = end
@@ -150,25 +180,13 @@ class Preprocessor:
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:
         field = f"samples.encoded_images[{index}]"
-        try:
-            with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-                # Only the header is read so far, so that a decompression bomb is refused before it unfolds.
-                if image.width * image.height > self.limits.image_pixels:
-                    size = f"{image.height} x {image.width} pixels"
-                    raise LimitExceeded(field, size, f"at most {self.limits.image_pixels} pixels")
-                across, down = self._scaled(*image.size)
-                if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
-                    limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
-                    raise LimitExceeded(field, f"{image.height} x {image.width} pixels", limit)
-                return self._fit(image.convert("L" if self.image.channels == 1 else "RGB"))
-        except Image.DecompressionBombError as error:  # Pillow's own limit, which ours cannot raise
-            limit = f"at most {self.limits.image_pixels} pixels"
-            raise LimitExceeded(field, "a decompression bomb", limit) from error
-        except (SelectorError, MemoryError):
-            raise
-        except Exception as error:  # what else a broken file leads Pillow to is of many types, bare asserts too
-            limit = f"must be a {', '.join(_FORMATS)} file: {str(error)[:300] or type(error).__name__}"
-            raise InvalidRequest(field, f"{len(file)} bytes", limit) from error
+        with image_files.opened(file, field, self.limits.image_pixels) as image:
+            across, down = self._scaled(*image.size)
+            if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
+                limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
+                size = f"{image.height} x {image.width} pixels"
+                raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
+            return self._fit(image_files.colours(image, "L" if self.image.channels == 1 else "RGB"))
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         """Brings an image to the model's size, as torchvision's Resize and CenterCrop do."""

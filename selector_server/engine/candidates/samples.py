@@ -41,7 +41,7 @@ class Samples:
         learner = reference = found = None
         if task.encoded:
             if task.criterion.needs_reference:
-                found = preparation.find(self.ids, request)
+                found = preparation.find(self.ids, self.images, request)
             with request.timed("preprocess"):
                 if task.criterion.needs_learner:
                     learner = preparation.learner_input(self.images, self.texts, request)
