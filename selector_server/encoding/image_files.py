@@ -158,7 +158,7 @@ def _reduce(image: JpegImagePlugin.JpegImageFile, file: bytes, field: str, most_
 
 def _check_colours(image: ImageFile) -> None:
     """Raises Unserved if nobody can say which grey or colour the file's numbers stand for."""
-    if image.format == "BMP" and image.info.get("compression"):
+    if image.format == "BMP" and image.info.get("compression") in (1, 2):  # decoded in Python, pixel by pixel
         raise Unserved("a BMP file that is run-length coded")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         limit = "numbers without a known black and white; scale them to 8 or 16 bits, or send pixels"
