@@ -10,7 +10,8 @@ import PIL
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
-from selector_server.encoding.image_bounds import Unserved, avif_pixels, gif_pixels, tiff_pixels
+from selector_server.encoding.avif_bounds import avif_pixels
+from selector_server.encoding.image_bounds import Unserved, gif_pixels, tiff_pixels
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError
 
 try:

@@ -1,6 +1,7 @@
 """Encoded pictures of a request."""
 
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,23 @@ def files() -> list[bytes]:
         stream = io.BytesIO()
         image.save(stream, **how)  # type: ignore[arg-type]
         encoded.append(stream.getvalue())
-    return encoded
+    return [*encoded, _gif_bomb(), _avif_bomb()]
+
+
+def _gif_bomb() -> bytes:
+    """Asks for a place to be prepared that is far larger than its screen."""
+    extent = struct.pack("<4HB", 0, 0, 10000, 16000, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b"\x21\xf9\x04\x08\0\0\0\0\x2c" + extent + b"\x08\0;"
+
+
+def _avif_bomb() -> bytes:
+    """Says that it is small, and holds a picture of 16 million pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4096, 4096), (200, 30, 40)).save(stream, "AVIF", speed=10)
+    file = bytearray(stream.getvalue())
+    at = file.find(b"ispe")
+    file[at + 8 : at + 16] = struct.pack(">II", 64, 64)
+    return bytes(file)
 
 
 def _png(random: Random, data: bytes, other: bytes) -> bytes:

@@ -72,7 +72,7 @@ def _expanded(place: str) -> Iterator[str]:
             continue
         known = [part]
         while match := next(filter(None, map(_BRACES.search, known)), None):
-            known = [name for each in known for name in _once(each)]
+            known = list(dict.fromkeys(name for each in known for name in _once(each)))
             if len(known) > _MOST_SHARDS:
                 raise SetupError("--pool", place, f"stands for more than {_MOST_SHARDS} shards, by {match[0]}")
         yield from known

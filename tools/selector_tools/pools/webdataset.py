@@ -27,7 +27,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
 
 Ids = Literal["shard/key", "key"]
 _Pair = tuple[str, str, bytes, bytes]  # its id, the id of the other kind, image and text
-# The files of a sample by their extensions: the content, None where nobody asks for it, its size where that is too much.
+# The files of a sample by extension: the content, None where nobody asks for it, its size where that is too large.
 Files = Mapping[str, bytes | int | None]
 
 
