@@ -1,6 +1,5 @@
 """Turns files and strings into what one model's towers take. Every size is checked before the work that it costs."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tokenizers import Tokenizer
 
+from selector_server.encoding import image_files
 from selector_server.encoding.bundle import Bundle, ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
 from selector_server.errors import BundleError, Exclusion, InvalidRequest, LimitExceeded, NotPossible, SelectorError
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_LeaveOut = Callable[[int, InvalidRequest, Exclusion], None]
 # At most about so many characters of text are tokenised at once.
 _TEXTS_CHARACTERS = 1 << 20
 
@@ -218,28 +218,13 @@ class Preprocessor:
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:
         field = f"samples.encoded_images[{index}]"
-        try:
-            with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-                # Only the header is read so far, so that a decompression bomb is refused before it unfolds.
-                if image.width * image.height > self.limits.image_pixels:
-                    size = f"{image.height} x {image.width} pixels"
-                    limit = f"at most {self.limits.image_pixels} pixels"
-                    raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
-                across, down = self._scaled(*image.size)
-                if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
-                    limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
-                    size = f"{image.height} x {image.width} pixels"
-                    raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
-                return self._fit(image.convert("L" if self.image.channels == 1 else "RGB"))
-        except Image.DecompressionBombError as error:  # Pillow's own limit, which ours cannot raise
-            limit = f"at most {self.limits.image_pixels} pixels"
-            raise LimitExceeded(field, "a decompression bomb", limit).excluding(Exclusion.TOO_LARGE) from error
-        except (SelectorError, MemoryError):
-            raise
-        except Exception as error:  # what else a broken file leads Pillow to is of many types, bare asserts too
-            limit = f"must be a {', '.join(_FORMATS)} file: {str(error)[:300] or type(error).__name__}"
-            reason = Exclusion.FORMAT if isinstance(error, UnidentifiedImageError) else Exclusion.UNREADABLE
-            raise InvalidRequest(field, f"{len(file)} bytes", limit).excluding(reason) from error
+        with image_files.opened(file, field, self.limits.image_pixels) as image:
+            across, down = self._scaled(*image.size)
+            if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
+                limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
+                size = f"{image.height} x {image.width} pixels"
+                raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
+            return self._fit(image_files.colours(image, "L" if self.image.channels == 1 else "RGB"))
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         """Brings an image to the model's size, as torchvision's Resize and CenterCrop do."""

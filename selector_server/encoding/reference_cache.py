@@ -1,10 +1,12 @@
 """The reference's embeddings by sample id, on disk: a frozen model encodes a sample once.
 
-One LMDB store may hold several references: a key begins with the reference's fingerprint, so another one never meets
-these entries. Embeddings are kept normalised, in float16, with a checksum. Nothing that goes wrong here stops a
+One LMDB store may hold several references: a key begins with a tag of the reference's fingerprint and of the decoder's
+version, so that another reference never meets these entries, nor does a version that decodes files to other pixels.
+Embeddings are kept normalised, in float16, with a checksum. Nothing that goes wrong here stops a
 request: what cannot be read is encoded again.
 """
 
+import hashlib
 import json
 import logging
 import struct
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selector_server.encoding.image_files import DECODER
 from selector_server.encoding.lmdb_store import (
     LmdbStore,
     StoreCorrupt,
@@ -34,9 +37,16 @@ log = logging.getLogger(__name__)
 
 # So many batches of embeddings may wait to be written. One more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
-_HEADER = b"h"  # followed by a fingerprint; the value is JSON about the reference
-_RECORD = b"r"  # followed by a fingerprint and an id; the value is a CRC-32, the image's and the text's embedding
+_HEADER = b"h"  # followed by a tag; the value is JSON about the reference
+_RECORD = b"r"  # followed by a tag and an id; the value is a CRC-32, the image's and the text's embedding
 _CRC = struct.Struct("<I")
+
+
+def tag(fingerprint: str, decoder: int = DECODER) -> bytes:
+    """Returns the 16 bytes with which the keys of a reference's entries begin; the first decoder had none in them."""
+    if decoder == 1:
+        return bytes.fromhex(fingerprint)[:16]
+    return hashlib.sha256(f"{fingerprint} decoder {decoder}".encode()).digest()[:16]
 
 
 def integer_key(number: int) -> bytes:
@@ -68,12 +78,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Held:
-    """One reference's part of a store."""
+    """One reference's part of a store, of files that one version of the decoder decoded."""
 
     name: str
     fingerprint: str
     width: int
     entries: int
+    decoder: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,39 +111,57 @@ class ReferenceCache:
         on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._width, self._on_problem = width, on_problem
-        tag = bytes.fromhex(fingerprint)[:16]
-        self._prefix = _RECORD + tag
+        self._prefix, earlier = _RECORD + tag(fingerprint), tag(fingerprint, 1)
         self._store = LmdbStore(folder, max_bytes, lambda: on_problem("corrupt"))
         self._full = False
         self.problem = ""  # the last one, in words
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._pending = BoundedSemaphore(PENDING_WRITES)
-        about = {"name": name, "fingerprint": fingerprint, "width": width}
+        about = {"name": name, "fingerprint": fingerprint, "width": width, "decoder": DECODER}
+
+        def begin(transaction: Transaction) -> bytes:
+            transaction.put(_HEADER + tag(fingerprint), json.dumps(about).encode())
+            return b"" if transaction.get(_HEADER + earlier) is None else _RECORD + earlier
+
         try:
-            self._store.run(lambda transaction: transaction.put(_HEADER + tag, json.dumps(about).encode()), write=True)
+            self._earlier = self._store.run(begin, write=True)  # what entries of the first decoder begin with, if any
         except StoreFailed as error:
             raise SetupError("cache", folder, str(error)) from error
 
-    def find(self, ids: Sequence[bytes]) -> Found:
-        """Looks up B ids. An entry that cannot be read counts as unknown."""
+    def find(self, ids: Sequence[bytes], alike: Callable[[int], bool] | None = None, *, wait: bool = False) -> Found:
+        """Looks up B ids. An entry that cannot be read counts as unknown. `alike` tells of an index whether the first
+        decoder made the same of that candidate's file as this one does; then an entry that it left is taken over,
+        written by `put` if `wait` is set, else by `put_soon`. Without `alike` none is."""
         size = 4 * self._width  # two vectors of float16
         rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
 
-        def look_up(transaction: Transaction) -> None:
-            for index, key in enumerate(ids):
-                value = transaction.get(self._prefix + key)
-                if value is None:
-                    continue
-                if len(value) != _CRC.size + size or zlib.crc32(value[_CRC.size :]) != _CRC.unpack_from(value)[0]:
-                    self._problem("corrupt", f"entry of sample {key[:40]!r}")
-                    continue
-                rows[index] = np.frombuffer(value, np.uint8, offset=_CRC.size)
-                known[index] = True
+        def read(transaction: Transaction, index: int, prefix: bytes) -> bool:
+            value = transaction.get(prefix + ids[index])
+            if value is None:
+                return False
+            if len(value) != _CRC.size + size or zlib.crc32(value[_CRC.size :]) != _CRC.unpack_from(value)[0]:
+                self._problem("corrupt", f"entry of sample {ids[index][:40]!r}")
+                return False
+            rows[index] = np.frombuffer(value, np.uint8, offset=_CRC.size)
+            return True
 
+        def look_up(transaction: Transaction) -> list[int]:
+            known[:] = [read(transaction, index, self._prefix) for index in range(len(ids))]
+            if alike is None or not self._earlier:
+                return []
+            missing = np.flatnonzero(~known).tolist()
+            taken = [index for index in missing if read(transaction, index, self._earlier) and alike(index)]
+            known[taken] = True
+            return taken
+
+        taken: list[int] = []
         try:
-            self._store.run(look_up)
+            taken = self._store.run(look_up)
         except StoreFailed as error:
             self._problem("corrupt" if isinstance(error, StoreCorrupt) else "failed", str(error))
+        if taken:
+            write, both = self.put if wait else self.put_soon, rows[taken].view(np.float16)
+            write([ids[index] for index in taken], both[:, : self._width], both[:, self._width :])
         both = rows[known].view(np.float16)
         return Found(known, both[:, : self._width], both[:, self._width :])
 
@@ -239,14 +268,15 @@ def _references(transaction: Transaction) -> Iterator[Held]:
             if not bytes(key).startswith(_HEADER):
                 break
             headers.append((bytes(key).removeprefix(_HEADER), bytes(value)))
-    for tag, value in headers:
+    for mark, value in headers:
         about, entries = json.loads(value), 0
-        if cursor.set_range(_RECORD + tag):
+        if cursor.set_range(_RECORD + mark):
             for key in cursor.iternext(values=False):
-                if not bytes(key).startswith(_RECORD + tag):
+                if not bytes(key).startswith(_RECORD + mark):
                     break
                 entries += 1
-        held = Held(about["name"], about["fingerprint"], about["width"], entries)
-        if not (isinstance(held.name, str) and isinstance(held.fingerprint, str) and type(held.width) is int):
+        held = Held(about["name"], about["fingerprint"], about["width"], entries, about.get("decoder", 1))
+        numbers = type(held.width) is int and type(held.decoder) is int
+        if not (isinstance(held.name, str) and isinstance(held.fingerprint, str) and numbers):
             raise TypeError(f"header {str(about)[:100]}")
         yield held

@@ -74,6 +74,45 @@ def test_a_bad_file_among_many_is_named(preprocessor):
         preprocessor().pixels(files)
 
 
+def test_bad_files_among_many_are_told_and_leave_zeros(preprocessor):
+    files = [photo(20, 20)[0]] * 40
+    files[3], files[33], files[34] = b"", files[33][:200], photo(1200, 1000)[0]
+    told = {}
+    found = preprocessor().pixels(files, bad=told.__setitem__)
+    assert {index: error.exclusion for index, error in told.items()} == {
+        3: Exclusion.MISSING,
+        33: Exclusion.UNREADABLE,
+        34: Exclusion.TOO_LARGE,
+    }
+    assert not found[[3, 33, 34]].any()
+    assert (found[[0, 2, 4, 39]] == preprocessor().pixels(files[:1])[0]).all()
+
+
+def test_what_is_wrong_with_all_files_is_still_raised(preprocessor):
+    with pytest.raises(LimitExceeded, match="bytes decoded"):
+        preprocessor(decoded_bytes=10**6).pixels([b""] * 10**6, bad=lambda *_: None)
+    with pytest.raises(InvalidRequest, match="channels last"):
+        preprocessor().pixels(np.zeros((2, 3, 3, 3), np.uint8), bad=lambda *_: None)
+
+
+def test_bad_texts_and_tokens_are_told_and_leave_padding(preprocessor):
+    spec, told = TextInput(max_tokens=4, vocabulary=64, pad_token=9, too_long="refuse"), {}
+    found = preprocessor(text=spec).tokens([b"w1 w2", b"\xff", b"w1 " * 5, b""], bad=told.__setitem__)
+    assert found.tolist() == [[1, 2, 9, 9], [9] * 4, [9] * 4, [9] * 4]
+    assert {i: error.exclusion for i, error in told.items()} == {1: Exclusion.TEXT, 2: Exclusion.TOO_LARGE}
+    tokens, told = np.array([[1, 2], [64, 1], [3, -1], [63, 0]]), {}
+    assert preprocessor(text=spec).tokens(tokens, bad=told.__setitem__).tolist() == [
+        [1, 2, 9, 9],
+        [9] * 4,
+        [9] * 4,
+        [63, 0, 9, 9],
+    ]
+    assert {i: (error.value, error.exclusion) for i, error in told.items()} == {
+        1: ("64", Exclusion.VALUE),
+        2: ("-1", Exclusion.VALUE),
+    }
+
+
 def test_room_for_decoded_images_is_bounded_before_it_is_taken(preprocessor):
     with pytest.raises(LimitExceeded, match="768000000 bytes decoded; at most 1000000"):
         preprocessor(decoded_bytes=10**6).pixels([b""] * 10**6)

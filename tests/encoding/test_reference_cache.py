@@ -1,13 +1,17 @@
 """The reference cache: what it gives back, and what it survives."""
 
+import json
 import multiprocessing
+import struct
 import threading
+import zlib
 
 import lmdb
 import numpy as np
 import pytest
 import torch
 
+from selector_server.encoding.image_files import DECODER
 from selector_server.encoding.reference_cache import PENDING_WRITES, ReferenceCache, stat
 from selector_server.errors import SetupError
 from selector_server.sampling import Embedded
@@ -61,6 +65,49 @@ def test_another_reference_never_hits(tmp_path, opened):
     other.close()
     held = {r.fingerprint: r.entries for r in stat(tmp_path / "cache").references}
     assert held == {FINGERPRINT: 3, OTHER: 2}
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A cache as version 0.1.0 left it, with entries of five ids."""
+    image, text = vectors(5)
+    rows = np.concatenate([image, text], axis=1)
+    prefix = bytes.fromhex(FINGERPRINT)[:16]
+    (tmp_path / "cache").mkdir()
+    with lmdb.open(str(tmp_path / "cache"), map_size=16 * MIB) as store, store.begin(write=True) as transaction:
+        header = {"name": "tiny", "fingerprint": FINGERPRINT, "width": WIDTH}
+        transaction.put(b"h" + prefix, json.dumps(header).encode())
+        for key, row in zip(keys(5), rows, strict=True):
+            value = row.tobytes()
+            transaction.put(b"r" + prefix + key, struct.pack("<I", zlib.crc32(value)) + value)
+    return image, text
+
+
+def test_entries_of_another_decoder_are_not_met(tmp_path, opened, old):
+    store, problems = opened(tmp_path / "cache")
+    assert not store.find(keys(5)).known.any()
+    store.put(keys(5), *vectors(5, seed=1))
+    assert np.array_equal(store.find(keys(5)).image, vectors(5, seed=1)[0])
+    store.close()
+    held = {r.decoder: (r.fingerprint, r.entries) for r in stat(tmp_path / "cache").references}
+    assert held == {1: (FINGERPRINT, 5), DECODER: (FINGERPRINT, 5)}
+    assert not problems
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_entries_of_files_that_were_decoded_alike_are_taken_over(tmp_path, opened, old, wait):
+    store, _ = opened(tmp_path / "cache")
+    asked = []
+    ids = [*keys(1, 99), *keys(5)]
+    found = store.find(ids, lambda index: asked.append(index) or index % 2 == 1, wait=wait)
+    assert asked == [1, 2, 3, 4, 5], "only of what is there"
+    assert found.known.tolist() == [False, True, False, True, False, True]
+    assert np.array_equal(found.image, old[0][[0, 2, 4]])
+    assert np.array_equal(found.text, old[1][[0, 2, 4]])
+    store.close()
+    again, _ = opened(tmp_path / "cache")
+    assert again.find(ids).known.tolist() == found.known.tolist(), "they are known now without their files"
+    assert np.array_equal(again.find(ids).image, found.image)
 
 
 def test_entries_outlive_the_process_and_writing_soon_ends_before_closing(tmp_path, opened):

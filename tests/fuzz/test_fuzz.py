@@ -57,6 +57,7 @@ MUTANTS = [
         "client",
         "select-response",
     ),
+    ("selector_server.encoding.image_files", "if pixels > most_pixels:", "if False:", "images", "images"),
 ]
 MUTATE = """
 import importlib, sys

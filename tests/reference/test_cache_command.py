@@ -1,18 +1,20 @@
 """`selector cache` and the loop that embeds: nothing is embedded twice, and nothing is skipped silently."""
 
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from selector_tools import cli
 from selector_tools.embedding import embedder
 from selector_tools.export.bundle_writer import export_reference
 from selector_tools.pools.opening import open_pool
-from support.model import TwoTower, embed, samples, source
+from support.model import TOKENS, WIDTH, TwoTower, embed, samples, source, write_tokenizer
 from support.pools import arrays, png, shard, text, write_tar
 
-from selector_server.encoding.reference_cache import ReferenceCache
+from selector_server.encoding.reference_cache import ReferenceCache, string_key, tag
 
 
 def selector(capsys, *command):
@@ -25,7 +27,7 @@ def fill(capsys, cache, reference, pool, *more):
     status, out, err = selector(
         capsys, "cache", "fill", "--cache", cache, "--reference", reference, "--pool", pool, "--batch", 7, *more
     )
-    counts = re.match(r"encoded ([\d,]+), known ([\d,]+), skipped ([\d,]+)", out)
+    counts = re.match(r"encoded ([\d,]+), known ([\d,]+), excluded ([\d,]+)", out)
     return status, counts and tuple(int(count.replace(",", "")) for count in counts.groups()), err
 
 
@@ -99,10 +101,11 @@ def test_images_that_cannot_be_read_are_counted_and_named(capsys, tmp_path, bund
     pool = write_tar(tmp_path / "s.tar", members)
     status, counts, err = fill(capsys, tmp_path / "cache", bundles.reference_path, pool)
     assert (status, counts) == (0, (13, 0, 7))
-    assert err.count("\n") == 6
-    assert "skipped s/0: " in err
-    assert "skipped s/12: " in err
-    assert "skipped and 2 more" in err
+    assert [line.removeprefix("selector cache fill: ") for line in err.splitlines()][:2] == [
+        "excluded 7 of 20 pairs (35.00%)",
+        "  reason           pairs  the first",
+    ]
+    assert re.search(r"  format +7  s/0: 12 bytes; must be a JPEG, .*begins with b'not an image'\n$", err)
     assert fill(capsys, tmp_path / "cache", bundles.reference_path, pool)[1] == (0, 13, 7)
 
 
@@ -111,7 +114,112 @@ def test_a_pool_of_bad_images_alone_is_a_mistake(capsys, tmp_path, bundles):
     status, _, err = fill(capsys, tmp_path / "cache", bundles.reference_path, pool)
     assert status == 2
     assert err.count("\n") == 1
-    assert "none of its 2 images can be read" in err
+    assert "2 of its 2 pairs cannot be used (format 2)" in err
+
+
+def hostile(folder):
+    """A shard of 12 good pairs and one of each kind that cannot be used."""
+    pixels, tokens = samples(13)
+    members = []
+    for row in range(12):
+        members += [(f"{row}.png", png(pixels[row])), (f"{row}.txt", text(tokens[row]).encode())]
+    image, words = png(pixels[12]), b"w1"
+    members += [("no-caption.png", image), ("no-image.txt", words), ("cut.png", image[:60]), ("cut.txt", words)]
+    members += [("other.jpg", b"%PDF-1.7"), ("other.txt", words), ("235342 Track 2.0.jpg", image)]
+    members += [("235342 Track 2.0.txt", words), ("latin.png", image), ("latin.txt", b"caf\xe9")]
+    members += [("long.png", image), ("long.txt", b"w1 " * 30_000), ("0.png", image), ("0.txt", words)]
+    return write_tar(folder / "s.tar", members)
+
+
+FIT = ["--module", "tiny_models:tiny", "--image-size", 8, "--max-tokens", TOKENS, "--vocabulary", 64]
+FIT += ["--batch", 4, "--steps", 2]
+REASONS = {"missing": 2, "unreadable": 1, "format": 2, "text": 1, "too_large": 1, "repeated": 1}
+
+
+@pytest.mark.parametrize("verb", ["cache fill", "reference score", "reference report", "reference fit"])
+def test_every_kind_of_bad_pair_is_counted_and_named_alike(capsys, tmp_path, monkeypatch, bundles, verb):
+    (tmp_path / "tiny_models.py").write_text(
+        "from support.model import TwoTower\n\n\ndef tiny():\n    return TwoTower(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool, reference = hostile(tmp_path), ("--reference", bundles.reference_path)
+    how = {
+        "cache fill": [*reference, "--cache", tmp_path / "cache"],
+        "reference score": [*reference, "--out", tmp_path / "scores.npz"],
+        "reference report": [*reference, "--out", tmp_path / "report", "--min-count", 2],
+        "reference fit": [*FIT, "--tokenizer", write_tokenizer(tmp_path / "tokenizer.json"), "--out", tmp_path / "new"],
+    }[verb]
+    status, out, err = selector(capsys, *verb.split(), *how, "--pool", pool, "--json")
+    assert status == 0
+    found = json.loads(out)["exclusions"]
+    assert (found["seen"], found["excluded"]) == (20, 8)
+    assert {reason: held["count"] for reason, held in found["reasons"].items()} == REASONS
+    assert found["reasons"]["missing"]["first"] == "s/no-caption"
+    assert found["reasons"]["text"]["first"] == "s/latin"
+    assert "90000 bytes of text; at most 65536" in found["reasons"]["too_large"]["why"]
+    assert "s/no-caption: without text" in err
+    if verb == "reference report":
+        assert "8 of 20 pairs could not be used and were left out" in (tmp_path / "report" / "report.md").read_text()
+    if verb == "reference score":
+        assert np.load(tmp_path / "scores.npz")["ids"].tolist() == [f"s/{row}" for row in range(12)]
+
+
+def test_strict_and_the_largest_share_refuse(capsys, tmp_path, bundles):
+    pool, common = hostile(tmp_path), (bundles.reference_path,)
+    status, _, err = fill(capsys, tmp_path / "a", *common, pool, "--strict")
+    assert status == 2
+    assert "--pool is s/no-caption, missing; without text" in err
+    assert err.count("\n") == 1
+    status, _, err = fill(capsys, tmp_path / "a", *common, pool, "--max-excluded-share", 0.3)
+    assert status == 2
+    assert "8 of its 20 pairs cannot be used (missing 2, format 2, " in err
+    assert "the share 0.3 may be (--max-excluded-share); the first is s/no-caption" in err
+    assert fill(capsys, tmp_path / "a", *common, pool)[:2] == (0, (0, 12, 8))
+
+
+def test_ids_of_the_other_kind_are_noticed(capsys, tmp_path, bundles):
+    pool, cache = shard(tmp_path / "a.tar", 9), tmp_path / "cache"
+    assert fill(capsys, cache, bundles.reference_path, pool) == (0, (9, 0, 0), "")
+    status, counts, err = fill(capsys, cache, bundles.reference_path, pool, "--ids", "key")
+    assert (status, counts) == (0, (9, 0, 0))
+    assert err == (
+        "selector cache fill: the cache knows 7 of the first 7 pairs as a/0000, and none as 0000; "
+        "did you mean --ids shard/key?\n"
+    )
+    assert fill(capsys, cache, bundles.reference_path, pool, "--ids", "key") == (0, (0, 9, 0), "")
+
+
+def test_a_cache_of_the_first_decoder_is_taken_over_but_for_deep_grey(capsys, tmp_path, bundles):
+    pixels, _ = samples(4)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(deep, "PNG")
+    images = [*map(png, pixels[:3]), deep.getvalue()]
+    members = [(f"{row}.{kind}", each) for row in range(4) for kind, each in (("png", images[row]), ("txt", b"w1"))]
+    pool, cache = write_tar(tmp_path / "s.tar", members), tmp_path / "cache"
+    with embedder(bundles.reference_path, "cpu", 1) as reference:
+        bundle = reference.model.bundle
+    old = ReferenceCache(cache, "tiny-ref", bundle.fingerprint, bundle.manifest.width, 1 << 24)
+    as_of_the_first_decoder(old, bundle.fingerprint)
+    entries = np.full((4, bundle.manifest.width), 0.25, np.float16)
+    old.put([string_key(f"s/{row}") for row in range(4)], entries, entries)
+    old.close()
+    assert fill(capsys, cache, bundles.reference_path, pool) == (0, (1, 3, 0), "")
+    new = ReferenceCache(cache, "tiny-ref", bundle.fingerprint, bundle.manifest.width, 1 << 24)
+    found = new.find([string_key(f"s/{row}") for row in range(4)])
+    new.close()
+    assert found.known.all()
+    assert (found.image[:3] == 0.25).all()
+    assert not (found.image[3] == 0.25).all()
+    _, out, _ = selector(capsys, "cache", "stat", cache, "--json")
+    assert {held["decoder"]: held["entries"] for held in json.loads(out)["references"]} == {1: 4, 2: 4}
+
+
+def as_of_the_first_decoder(cache, fingerprint):
+    """Makes a cache write what version 0.1.0 wrote."""
+    header = json.dumps({"name": "tiny-ref", "fingerprint": fingerprint, "width": WIDTH}).encode()
+    cache._store.run(lambda transaction: transaction.put(b"h" + tag(fingerprint, 1), header), write=True)
+    cache._store.run(lambda transaction: transaction.delete(b"h" + tag(fingerprint)), write=True)
+    cache._prefix = b"r" + tag(fingerprint, 1)
 
 
 def test_a_full_cache_says_so_and_goes_on_where_it_stopped(capsys, tmp_path, bundles):

@@ -1,18 +1,28 @@
 """Pools: both kinds, and hostile ones."""
 
+import bz2
+import gzip
+import lzma
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from selector_tools.pools.opening import open_pool
-from selector_tools.pools.webdataset import MAX_MEMBER_BYTES
+from selector_tools.pools.exclusions import Exclusions
+from selector_tools.pools.opening import _expanded, names, open_pool
+from selector_tools.pools.webdataset import MAX_MEMBER_BYTES, _Known, _samples
 from support.model import samples
 from support.pools import arrays, png, shard, text, write_tar
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from selector_server.encoding.reference_cache import integer_key, string_key
-from selector_server.errors import SetupError
+from selector_server.errors import Exclusion, SetupError
 
 IMAGE = png(np.zeros((8, 8, 3), np.uint8))
+
+
+PAIR, OTHER = [("1.png", IMAGE), ("1.txt", b"x")], [("2.png", IMAGE), ("2.txt", b"y")]
 
 
 def everything(place, size=4):
@@ -44,6 +54,7 @@ def test_keys_end_at_the_first_dot_and_other_files_are_passed_over(tmp_path):
     [batch] = everything(write_tar(tmp_path / "s.tar", members))
     assert batch.ids == ["s/x/1"]
     assert batch.images == [IMAGE]
+    assert [name for name, _ in batch.bad] == ["s/x/"]  # to the library, x/._1.txt is a file of this key
 
 
 def test_names_in_a_tar_lead_nowhere(tmp_path):
@@ -62,35 +73,76 @@ def lying(name, size):
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("members", "reason", "message"),
     [
-        ([("1.png", IMAGE), ("2.png", IMAGE), ("2.txt", b"x")], "is s/1; has no text"),
-        ([("1.txt", b"x")], "is s/1; has no image"),
-        ([("1.png", IMAGE), ("1.jpg", IMAGE), ("1.txt", b"x")], "is s/1; has a second image"),
-        ([("1.png", IMAGE), ("1.txt", b"x"), ("1.txt", b"x")], "is s/1; has a second text"),
-        (
-            [("1.png", IMAGE), ("1.txt", b"x"), ("2.png", IMAGE), ("2.txt", b"y"), ("1.png", IMAGE), ("1.txt", b"x")],
-            "is s/1; is there twice",
-        ),
-        ([("1.png", b"x" * (MAX_MEMBER_BYTES + 1)), ("1.txt", b"x")], "is s/1.png; has 16777217 bytes"),
-        ([("1.txt", b"\xff"), ("1.png", IMAGE)], "must be UTF-8"),
-        ([("k" * 260 + ".png", IMAGE), ("k" * 260 + ".txt", b"x")], "at most 240 bytes"),
-        ([("1.json", b"{}")], "holds no pair"),
-        ([], "holds no pair"),
+        ([("1.png", IMAGE)], "missing", "s/1: without text; has only .png"),
+        ([("1.txt", b"x")], "missing", "s/1: without image; has only .txt"),
+        ([("1.txt", b"x"), ("1.jp2", b"y")], "missing", "s/1: without image; has only .txt, .jp2"),
+        ([("1.png", IMAGE), ("1.txt", b"x"), ("1.txt", b"x")], "missing", "s/1: without image"),
+        ([*PAIR, *OTHER, *PAIR], "repeated", "s/1: there twice"),
+        ([("1.png", b"x" * (MAX_MEMBER_BYTES + 1)), ("1.txt", b"x")], "too_large", "s/1: a .png of 16777217 bytes"),
+        ([("1.png", IMAGE), ("1.txt", b"x" * (MAX_MEMBER_BYTES + 1))], "too_large", "s/1: a .txt of 16777217 bytes"),
+        ([("k" * 260 + ".png", IMAGE), ("k" * 260 + ".txt", b"x")], "too_large", "an id of 262 bytes; at most 240"),
+        ([("1\udcff.png", IMAGE), ("1\udcff.txt", b"x")], "text", "must be UTF-8"),
+        ([("a 2.0.jpg", IMAGE), ("a 2.0.txt", b"x")], "format", "the first dot: of a 2.0.jpg the extension is 0.jpg"),
+        ([("1.txt", b"x"), ("1.seg.png", IMAGE)], "format", "s/1: without image"),
     ],
 )
-def test_bad_members_are_named(tmp_path, members, message):
-    with pytest.raises(SetupError, match=message):
+def test_what_is_no_pair_is_left_out_and_said_why(tmp_path, members, reason, message):
+    batches = everything(write_tar(tmp_path / "s.tar", [("0.png", IMAGE), ("0.txt", b"x"), *members]))
+    exclusions = Exclusions()
+    for batch in batches:
+        exclusions.begin(batch)
+    assert exclusions.as_json()["reasons"].keys() == {reason}
+    assert message in exclusions.lines()[2]
+    good = [called for batch in batches for called in batch.ids]
+    assert good[0] == "s/0"
+    assert len(good) + 1 == exclusions.seen
+
+
+@pytest.mark.parametrize("members", [[("1.json", b"{}"), ("README.md", b"")], []])
+def test_a_shard_without_pairs_is_a_mistake(tmp_path, members):
+    with pytest.raises(SetupError, match="holds no pair"):
         everything(write_tar(tmp_path / "s.tar", members))
+
+
+def test_of_several_images_of_a_sample_open_clips_first_counts(tmp_path):
+    others = [("1.webp", b"w"), ("1.jpeg", b"j"), ("1.png", b"p"), ("1.gif", b"g"), ("1.txt", b"x")]
+    [batch] = everything(write_tar(tmp_path / "s.tar", others))
+    assert batch.images == [b"p"]
+    [batch] = everything(write_tar(tmp_path / "t.tar", [("1.gif", b"g"), ("1.tiff", b"t"), ("1.txt", b"x")]))
+    assert batch.images == [b"g"]
+
+
+NAMES = [
+    "235342 Track 2.0.jpg",
+    "235342 Track 2.0.txt",
+    "a/b.c/d.jpg",
+    "a/b.c/d.txt",
+    "._1.jpg",
+    "x/._1.txt",
+    "./e.jpg",
+]
+NAMES += ["./e.TXT", "no-dot", "a.b/no-dot", "__meta__", "__meta__/f.jpg", "g.seg.png", "g.png", "g.txt", "h.", "..jpg"]
+
+
+def test_keys_and_extensions_are_those_of_the_webdataset_library(tmp_path):
+    members = [(name, b"x") for name in NAMES]
+    shard = write_tar(tmp_path / "s.tar", members)
+    with shard.open("rb") as stream:
+        seen = list(group_by_keys({"__url__": "", **file} for file in tar_file_iterator(stream)))
+    theirs = [(one["__key__"], {name for name in one if not name.startswith("__")}) for one in seen]
+    assert [(key, set(files)) for key, files in _samples(shard)] == theirs
+    assert ("235342 Track 2", {"0.jpg", "0.txt"}) in theirs
 
 
 def test_a_size_that_lies_is_not_believed(tmp_path):
     file = tmp_path / "s.tar"
     huge = write_tar(file, [lying("1.png", 0), ("1.txt", b"x")]).read_bytes()
-    for size, message in ((1 << 40, "a file may have"), (1 << 20, "must be a tar file, uncompressed and whole")):
+    for size in (1 << 40, 1 << 20):
         header = lying("1.png", size).tobuf(tarfile.GNU_FORMAT)
         file.write_bytes(header + huge[512:])
-        with pytest.raises(SetupError, match=message):
+        with pytest.raises(SetupError, match="must be a tar file, and whole"):
             everything(file)
 
 
@@ -99,19 +151,106 @@ def test_a_damaged_tar_is_not_taken_for_a_short_one(tmp_path, cut):
     file = shard(tmp_path / "s.tar", 4)
     whole = file.read_bytes()
     file.write_bytes(whole[:cut])
-    with pytest.raises(SetupError, match="uncompressed and whole"):
+    with pytest.raises(SetupError, match="a tar file, and whole"):
         everything(file)
     file.write_bytes(whole[:1024] + b"\x01" * 512 + whole[1536:])
-    with pytest.raises(SetupError, match="uncompressed and whole"):
+    with pytest.raises(SetupError, match="a tar file, and whole"):
         everything(file)
 
 
-def test_shards_of_one_name_are_refused(tmp_path):
+def test_a_damaged_compressed_shard_is_not_taken_for_a_short_one(tmp_path):
+    content = gzip.compress(shard(tmp_path / "s.tar", 4).read_bytes())
+    (tmp_path / "s.tar").unlink()
+    file = tmp_path / "s.tar.gz"
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SetupError, match="a tar file, and whole"):
+        everything(file)
+
+
+def test_shards_of_one_name_in_two_folders_keep_apart(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         shard(tmp_path / folder / "s.tar", 1)
-    with pytest.raises(SetupError, match="must differ in its name"):
-        everything(tmp_path / "*" / "s.tar")
+    shard(tmp_path / "one" / "t.tar", 1)
+    [batch] = everything(tmp_path / "*" / "?.tar")
+    assert batch.ids == ["one/s/0000", "t/0000", "two/s/0000"]
+    [batch] = everything(f"{tmp_path}/one/s.tar::{tmp_path}/one/s.tar")
+    assert batch.ids == ["s/0000"]
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        (["a/s.tar", "b/s.tar", "a/t.tar"], ["a/s", "b/s", "t"]),
+        (["x/a/s.tar", "y/a/s.tar", "b/s.tgz"], ["x/a/s", "y/a/s", "b/s"]),
+        (["s.x.tar", "s.tar.gz", "s.y.tgz", "odd"], ["s.x", "s", "s.y", "odd"]),
+        (["/d/s.tar", "/d/s.tar.gz"], ["/d/s.tar", "/d/s.tar.gz"]),
+    ],
+)
+def test_names_of_shards(shards, expected):
+    assert names([Path(each) for each in shards]) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{00000..00002}.tar", ["00000.tar", "00001.tar", "00002.tar"]),
+        ("{9..11}.tar", ["9.tar", "10.tar", "11.tar"]),
+        ("{2..0}.tar", ["2.tar", "1.tar", "0.tar"]),
+        ("{a,b{1..2}}/{x,y}.tar", ["a/x.tar", "a/y.tar", "b1/x.tar", "b1/y.tar", "b2/x.tar", "b2/y.tar"]),
+        ("{1..2}.tar::c.tar", ["1.tar", "2.tar", "c.tar"]),
+    ],
+)
+def test_braces_are_expanded_as_webdataset_does(tmp_path, monkeypatch, pattern, expected):
+    monkeypatch.chdir(tmp_path)
+    assert sorted(_expanded(pattern)) == sorted(expected) == sorted(expand_urls(pattern))
+
+
+def test_brace_patterns_open_shards_and_name_what_is_not_there(tmp_path):
+    for number in range(3):
+        shard(tmp_path / f"0000{number}.tar", 1, number)
+    [batch] = everything(f"{tmp_path}/{{00000..00002}}.tar")
+    assert batch.ids == ["00000/0000", "00001/0000", "00002/0000"]
+    assert [batch.ids for batch in everything(f"{tmp_path}/{{00000,00002}}*")] == [["00000/0000", "00002/0000"]]
+    with pytest.raises(SetupError, match=r"00003\.tar; .*\(2 shards are not there\)"):
+        everything(f"{tmp_path}/{{00000..00004}}.tar")
+    with pytest.raises(SetupError, match="more than 1048576 shards"):
+        everything(f"{tmp_path}/{{0..99999999}}.tar")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "packed"), [(".tar.gz", gzip), (".tgz", gzip), (".tar.bz2", bz2), (".tar.xz", lzma), (".tar", gzip)]
+)
+def test_compressed_shards(tmp_path, suffix, packed):
+    plain = shard(tmp_path / "plain", 3)
+    content = plain.read_bytes()
+    plain.unlink()
+    (tmp_path / f"s{suffix}").write_bytes(packed.compress(content))
+    [batch] = everything(tmp_path)
+    assert batch.ids == ["s/0000", "s/0001", "s/0002"]
+    assert batch.images[1] == png(samples(3)[0][1])
+
+
+def test_ids_are_the_trainers_keys_where_that_is_asked_for(tmp_path):
+    shard(tmp_path / "a.tar", 2)
+    shard(tmp_path / "b.tar", 3)
+    [batch] = open_pool(str(tmp_path), "key").batches(9)
+    assert batch.ids == ["0000", "0001", "0002"]
+    assert batch.other_ids == ["a/0000", "a/0001", "b/0002"]
+    assert [(name, error.exclusion) for name, error in batch.bad] == [
+        ("0000", Exclusion.REPEATED),
+        ("0001", Exclusion.REPEATED),
+    ]
+    [batch] = everything(tmp_path, 9)
+    assert batch.other_ids == ["0000", "0001", "0000", "0001", "0002"]
+
+
+def test_names_are_known_again_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(_Known, "_MOST", 7)
+    known = _Known()
+    assert all(known.add(str(number)) for number in range(200))
+    assert not any(known.add(str(number)) for number in range(200))
+    assert known.add("200")
 
 
 @pytest.mark.parametrize("name", ["missing.tar", "missing.npz", "empty/", "*.nothing"])
@@ -145,7 +284,6 @@ def test_arrays_are_read_in_batches(tmp_path):
         ({"tokens": np.zeros((2, 4), np.int64)}, "tokens is int64"),
         ({"tokens": None, "texts": np.array([b"a", b"b", b"c"])}, "must be strings"),
         ({"captions": np.array(["a"])}, "captions is"),
-        ({"ids": np.array([7, 8, 7])}, "ids is 7; is there twice"),
         ({"ids": np.array([1.0, 2.0, 3.0])}, "must be int64"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "holds no pair"),
         ({"captions": np.array([{}, {}, {}], object)}, "without pickled objects"),
@@ -154,6 +292,16 @@ def test_arrays_are_read_in_batches(tmp_path):
 def test_bad_arrays_are_named(tmp_path, more, message):
     with pytest.raises(SetupError, match=message):
         everything(arrays(tmp_path / "p.npz", 3, **more))
+
+
+def test_rows_of_an_array_that_are_no_pairs_are_left_out(tmp_path):
+    texts = np.array(["a", "b", "c", "bad \udcff", "e"])
+    pool = arrays(tmp_path / "p.npz", 5, tokens=None, texts=texts, ids=np.array([7, 8, 7, 9, 10]))
+    first, second = everything(pool)
+    assert [*first.ids, *second.ids] == [7, 8, 10]
+    assert [*first.texts, *second.texts] == [b"a", b"b", b"e"]
+    np.testing.assert_array_equal(np.concatenate([first.images, second.images]), samples(5)[0][[0, 1, 4]])
+    assert [(name, error.exclusion) for name, error in first.bad] == [(7, Exclusion.REPEATED), (9, Exclusion.TEXT)]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and so on", b"\x93NUMPY\x01\x00"])

@@ -180,11 +180,11 @@ CASES = {
         "samples.encoded_images[0] is 200 bytes",
         "JPEG",
     ),
-    "GIF": (
-        lambda: files(saved(Image.fromarray(PIXELS[0]), "GIF")),
+    "JPEG 2000": (
+        lambda: files(saved(Image.fromarray(PIXELS[0]), "JPEG2000")),
         INVALID,
         "samples.encoded_images[0] is",
-        "JPEG, PNG, WEBP",
+        "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF",
     ),
     "many pixels": (
         lambda: files(saved(Image.new("RGB", (64, 65)), "PNG")),
@@ -248,7 +248,7 @@ def test_mutated_images_are_refused_or_decoded_but_never_break_the_server(limite
     """Single bytes changed anywhere in real files of each format."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
-    for kind in ("PNG", "JPEG", "WEBP"):
+    for kind in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"):
         whole = saved(image, kind)
         for _ in range(60):
             broken = bytearray(whole)

@@ -5,10 +5,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selector_tools.mistakes import any_mistake, exit_status
 from selector_tools.reference import flags as shared
+
+if TYPE_CHECKING:
+    from selector_tools.embedding import Embedder, Seen
 
 FILL, STAT = "selector cache fill", "selector cache stat"
 
@@ -25,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     fill.set_defaults(handler=run_fill, extra="server,reference")
     fill.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the cache's folder")
     shared.add_encoding(fill)
+    shared.add_ids(fill)
     shared.add_cache_bytes(fill)
     stat = leaves.add_parser("stat", help="references, entries and bytes of a cache")
     stat.set_defaults(handler=run_stat, extra="server")
@@ -44,19 +48,43 @@ def _fill(flags: argparse.Namespace) -> None:
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import pace  # noqa: PLC0415
 
-    pool, began = open_pool(flags.pool), perf_counter()
+    pool, began, excluded = open_pool(flags.pool, flags.ids), perf_counter(), shared.exclusions(flags)
     fresh = known = 0
-    with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
+    called: Any = None
+    folder, size = flags.cache, flags.cache_bytes
+    with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
         for seen in reference.run(pool, flags.pool, flags.batch):
+            if called is None:
+                called = seen.batch.ids[0]
+                _tell_other_ids(flags, reference, seen)
             if not seen.kept:
                 problem = "" if reference.cache is None else reference.cache.problem
                 raise SetupError("--cache", flags.cache, f"takes no more after {fresh} new samples: {problem}")
             fresh += seen.fresh
             known += len(seen.batch) - seen.fresh
-        skipped = reference.skipped
-    took = pace(fresh + known, perf_counter() - began)
-    shared.tell_skipped(FILL, skipped)
-    print(f"encoded {fresh:,}, known {known:,}, skipped {skipped.count:,} of {skipped.seen:,} {took}")
+    seconds = perf_counter() - began
+    shared.tell_excluded(FILL, excluded)
+    if flags.json:
+        figures = {"encoded": fresh, "known": known, "seconds": seconds, "first_id": str(called)}
+        print(json.dumps(figures | {"exclusions": excluded.as_json()}))
+        return
+    took = pace(fresh + known, seconds)
+    print(f"encoded {fresh:,}, known {known:,}, excluded {excluded.count:,} of {excluded.seen:,} {took}")
+    print(f"a trainer must send the same ids, of which the first is {called!s}")
+
+
+def _tell_other_ids(flags: argparse.Namespace, reference: "Embedder", seen: "Seen") -> None:
+    """Warns if the cache knows the first pairs, but by the other kind of ids."""
+    from selector_server.encoding.reference_cache import string_key  # noqa: PLC0415 - not on a trainer
+
+    other = seen.batch.other_ids
+    if reference.cache is None or other is None or seen.fresh < len(seen.batch):
+        return
+    count = int(reference.cache.find([string_key(name) for name in other]).known.sum())
+    if count:
+        kind = "key" if flags.ids == "shard/key" else "shard/key"
+        what = f"the cache knows {count:,} of the first {len(other):,} pairs as {other[0]}, and none as"
+        shared.tell(FILL, f"{what} {seen.batch.ids[0]}; did you mean --ids {kind}?")
 
 
 def run_stat(flags: argparse.Namespace) -> int:
@@ -70,8 +98,8 @@ def _stat(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    print(f"{'entries':>12}{'width':>7}  {'fingerprint':<17} reference")
+    print(f"{'entries':>12}{'width':>7}{'decoder':>9}  {'fingerprint':<17} reference")
     for held in found.references:
-        print(f"{held.entries:>12,}{held.width:>7}  {held.fingerprint[:16]:<17} {held.name}")
+        print(f"{held.entries:>12,}{held.width:>7}{held.decoder:>9}  {held.fingerprint[:16]:<17} {held.name}")
     share = found.used_bytes / found.max_bytes
     print(f"{found.used_bytes / 2**20:,.1f} MiB of {found.max_bytes / 2**20:,.1f} MiB ({share:.1%})")

@@ -12,19 +12,21 @@ from selector_client.loading.prefetch import prefetched
 from selector_server.encoding import bundle as bundles
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.device import Device
+from selector_server.encoding.image_files import decoded_alike
 from selector_server.encoding.model import Model
-from selector_server.encoding.preprocess import Limits, Preprocessor
+from selector_server.encoding.preprocess import Preprocessor
 from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
+from selector_tools.pools.exclusions import Exclusions
 from selector_tools.pools.pool import Batch, Pool
-from selector_tools.pools.reading import MAX_DECODED_BYTES, MAX_IMAGE_PIXELS, Inputs, Skipped, read_batch
+from selector_tools.pools.reading import LIMITS, Inputs, read_batch
 from selector_tools.progress import bar
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The readable pairs of a batch and their embeddings, on the CPU. `fresh` of them were computed now; `kept` is
+    """The usable pairs of a batch and their embeddings, on the CPU. `fresh` of them were computed now; `kept` is
     False if the cache has no room for those."""
 
     batch: Batch
@@ -35,7 +37,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The readable pairs of a batch, what the cache knows of them, and what must be encoded."""
+    """The usable pairs of a batch, what the cache knows of them, and what must be encoded."""
 
     batch: Batch
     found: Found | None
@@ -44,13 +46,13 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A reference, the preprocessor of its inputs, and perhaps a cache of what it has embedded before. `skipped` counts
-    what could not be read."""
+    """A reference, the preprocessor of its inputs, and perhaps a cache of what it has embedded before. `exclusions`
+    counts what cannot be used."""
 
     model: Model
     preprocessor: Preprocessor
     cache: ReferenceCache | None
-    skipped: Skipped = field(default_factory=Skipped)
+    exclusions: Exclusions = field(default_factory=Exclusions)
 
     def run(self, pool: Pool, place: str, size: int, what: str = "embed", most: int | None = None) -> Iterator[Seen]:
         """Yields the pairs of `pool`, which came from `place`, `size` at a time, and reads the next ones meanwhile. It
@@ -65,20 +67,22 @@ class Embedder:
                     advance(len(prepared.batch))
                     done += len(prepared.batch)
                 if most is not None and done >= most:
-                    return
-        self.skipped.check(place)
+                    break
+        self.exclusions.check(place)
 
     def _prepare(self, batch: Batch) -> _Prepared:
-        self.skipped.seen += len(batch)
-        found = None if self.cache is None else self.cache.find(batch.keys)
+        self.exclusions.begin(batch)
+        images = batch.images
+        alike = None if isinstance(images, np.ndarray) else lambda row: decoded_alike(images[row])
+        found = None if self.cache is None else self.cache.find(batch.keys, alike, wait=True)
         known = np.zeros(len(batch), np.bool_) if found is None else found.known
         rows = np.flatnonzero(~known)
-        inputs = read_batch(self.preprocessor, batch.at(rows), self.skipped)
-        readable = known.copy()
-        readable[rows[inputs.rows]] = True
+        inputs = read_batch(self.preprocessor, batch.at(rows), self.exclusions)
+        usable = known.copy()
+        usable[rows[inputs.rows]] = True
         if found is not None:
-            found = Found(known[readable], found.image, found.text)
-        return _Prepared(batch.at(np.flatnonzero(readable)), found, inputs)
+            found = Found(known[usable], found.image, found.text)
+        return _Prepared(batch.at(np.flatnonzero(usable)), found, inputs)
 
     def _embed(self, prepared: _Prepared) -> Seen:
         batch, unknown, weights = prepared.batch, prepared.unknown, self.model.constant_weights()
@@ -94,10 +98,15 @@ class Embedder:
 
 @contextmanager
 def embedder(
-    reference: Path, device: str, threads: int, cache: Path | None = None, cache_bytes: int = 0
+    reference: Path,
+    device: str,
+    threads: int,
+    cache: Path | None = None,
+    cache_bytes: int = 0,
+    exclusions: Exclusions | None = None,
 ) -> Iterator[Embedder]:
     """Yields the reference of a bundle on `device`, with the cache in the folder `cache`; `threads` is 0 for all
-    processors. Raises SetupError."""
+    processors. `exclusions` counts what cannot be used. Raises SetupError."""
     threads = threads or usable_cpus()
     torch.set_num_threads(threads)
     with ExitStack() as stack:
@@ -105,10 +114,10 @@ def embedder(
         model = Model(bundle, place, place.kind.micro_batch)
         model.warm_up(model.constant_weights())
         decoder = stack.enter_context(Decoder(threads))
-        preprocessor = Preprocessor.of(bundle, Limits(MAX_IMAGE_PIXELS, MAX_DECODED_BYTES), decoder)
+        preprocessor = Preprocessor.of(bundle, LIMITS, decoder)
         store = None
         if cache is not None:
             manifest = bundle.manifest
             store = ReferenceCache(cache, manifest.name, bundle.fingerprint, manifest.width, cache_bytes)
             stack.callback(store.close)
-        yield Embedder(model, preprocessor, store)
+        yield Embedder(model, preprocessor, store, exclusions or Exclusions())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_server.encoding.image_files import decoded_alike
 from selector_server.encoding.preprocess import Bad, Preprocessor
 from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.engine.request import Request
@@ -65,12 +66,14 @@ class Preparation:
         """Bytes of one sample as both models take it."""
         return sum(p.sample_bytes for p in (self.learner, self.reference) if p is not None)
 
-    def find(self, ids: Sequence[bytes], request: Request) -> Found | None:
-        """What the cache knows of the candidates of these ids; None without a cache or ids."""
+    def find(self, ids: Sequence[bytes], images: Images, rows: NDArray[np.int64], request: Request) -> Found | None:
+        """What the cache knows of the candidates of these ids, which are these `rows` of the images; None without a
+        cache or ids. Of files it may take over what an earlier version knew of them."""
         if self.cache is None or not ids:
             return None
         with request.timed("cache"):
-            return self.cache.find(ids)
+            files = images if isinstance(images, list) else None
+            return self.cache.find(ids, None if files is None else lambda index: decoded_alike(files[rows[index]]))
 
     def learner_input(
         self, images: Images, texts: Texts, rows: NDArray[np.int64], request: Request, bad: Bad | None

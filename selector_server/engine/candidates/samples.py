@@ -54,7 +54,7 @@ class Samples:
         asked = rows = unknown = closing.open_rows(self.size)
         if task.encoded:
             if task.criterion.needs_reference:
-                found = preparation.find(self._ids(rows), request)
+                found = preparation.find(self._ids(rows), self.images, rows, request)
                 unknown = rows if found is None else rows[~found.known]
             with request.timed("preprocess"):
                 if task.criterion.needs_learner:

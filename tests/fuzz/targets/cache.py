@@ -12,11 +12,11 @@ from fuzz.frames import each, joined, split
 from fuzz.mutate_json import tree
 from fuzz.mutation import raw, repaired
 from fuzz.target import Decode, Target
-from selector_server.encoding.reference_cache import ReferenceCache, integer_key, stat
+from selector_server.encoding.reference_cache import ReferenceCache, integer_key, stat, tag
 from selector_server.errors import SetupError
 
 _WIDTH, _FINGERPRINT = 4, "ab" * 32
-_TAG = bytes.fromhex(_FINGERPRINT)[:16]
+_TAG = tag(_FINGERPRINT)
 _SIZE = 4 * _WIDTH
 _MOST = 1 << 20
 

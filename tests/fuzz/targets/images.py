@@ -1,6 +1,7 @@
 """Encoded pictures of a request."""
 
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from fuzz.models import learner, reference
 from fuzz.mutation import either, raw
@@ -29,14 +30,22 @@ def pictures(_: Path) -> Iterator[Decode]:
             for model in models:
                 pixels = model.pixels([data])
                 assert pixels.shape == (1, model.image.height, model.image.width, model.image.channels)
-            return "JPEG" if data[:2] == b"\xff\xd8" else data[1:4].decode(errors="replace")
+            return "JPEG" if data[:2] == b"\xff\xd8" else repr(data[4:12] if data[4:8] == b"ftyp" else data[:4])
 
         yield decode
 
 
+def _exif() -> Image.Exif:
+    """Has a directory in a directory, and asks for the picture to be turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"comment"
+    return exif
+
+
 @cache
 def files() -> list[bytes]:
-    """Small pictures in every form that the three formats have here."""
+    """Small pictures in every form that the formats have here."""
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
     alpha = colour.convert("RGBA")
@@ -59,6 +68,27 @@ def files() -> list[bytes]:
         (colour, {"format": "PNG", "save_all": True, "append_images": [colour.rotate(90)], "duration": 10}),
         (alpha, {"format": "WEBP", "lossless": True, "exif": b"Exif\0\0"}),
         (colour, {"format": "WEBP", "save_all": True, "append_images": [colour.rotate(90)]}),
+        (colour, {"format": "AVIF"}),
+        (alpha, {"format": "AVIF", "subsampling": "4:4:4", "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+        (colour, {"format": "AVIF", "save_all": True, "append_images": [colour.rotate(90)]}),
+        (colour, {"format": "GIF", "comment": b"a comment", "disposal": 2, "transparency": 3}),
+        (colour, {"format": "GIF", "save_all": True, "append_images": [colour.rotate(90)], "loop": 0}),
+        (colour.convert("1"), {"format": "GIF", "interlace": False}),
+        (colour, {"format": "BMP"}),
+        (alpha, {"format": "BMP"}),
+        (colour.convert("P"), {"format": "BMP"}),
+        (colour.convert("1"), {"format": "BMP"}),
+        *(
+            (colour, {"format": "TIFF", "compression": how})
+            for how in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        ),
+        (colour.convert("1"), {"format": "TIFF", "compression": "group4"}),
+        (colour.convert("P"), {"format": "TIFF", "save_all": True, "append_images": [colour]}),
+        (colour.convert("CMYK"), {"format": "TIFF", "strip_size": 64, "exif": _exif()}),
+        (colour.convert("F"), {"format": "TIFF"}),
+        (alpha, {"format": "TIFF", "compression": "tiff_lzw", "big_tiff": True}),
+        (wide, {"format": "TIFF"}),
+        (wide, {"format": "TIFF", "compression": "tiff_adobe_deflate"}),
         (Image.new("L", (3000, 1)), {"format": "PNG"}),
         (Image.new("L", (2000, 2000)), {"format": "PNG"}),
     ]
@@ -67,7 +97,23 @@ def files() -> list[bytes]:
         stream = io.BytesIO()
         image.save(stream, **how)  # type: ignore[arg-type]
         encoded.append(stream.getvalue())
-    return encoded
+    return [*encoded, _gif_bomb(), _avif_bomb()]
+
+
+def _gif_bomb() -> bytes:
+    """Asks for a place to be prepared that is far larger than its screen."""
+    extent = struct.pack("<4HB", 0, 0, 10000, 16000, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b"\x21\xf9\x04\x08\0\0\0\0\x2c" + extent + b"\x08\0;"
+
+
+def _avif_bomb() -> bytes:
+    """Says that it is small, and holds a picture of 16 million pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4096, 4096), (200, 30, 40)).save(stream, "AVIF", speed=10)
+    file = bytearray(stream.getvalue())
+    at = file.find(b"ispe")
+    file[at + 8 : at + 16] = struct.pack(">II", 64, 64)
+    return bytes(file)
 
 
 def _png(random: Random, data: bytes, other: bytes) -> bytes:
@@ -117,9 +163,29 @@ _WORDS = (
     b"ALPH",
     b"EXIF",
     b"Exif\0\0MM\0*",
+    b"ispe",
+    b"iloc",
+    b"av01",
+    b"av1C",
+    b"grid",
+    b"\x0a\x0b",
+    b"\x21\xf9\x04\x08",
+    b"\x2c\0\0\0\0",
+    b"MM\0*",
+    b"II+\0",
+    b"\x11\x01\x04\0",  # the offsets of strips, of tiles, and the tiles' width
+    b"\x44\x01\x04\0",
+    b"\x42\x01\x04\0",
+    b"\x03\x01\x03\0\x01\0\0\0\x07\0",  # JPEG inside of TIFF
 )
 TARGETS = (
     Target(
-        "images", "JPEG, PNG and WebP files", pictures, files, either(raw(*_WORDS), _png), (SelectorError,), share=0.3
+        "images",
+        "JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF files",
+        pictures,
+        files,
+        either(raw(*_WORDS), _png),
+        (SelectorError,),
+        share=0.3,
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.errors import SetupError
+from selector_server.errors import Exclusion, InvalidRequest, SelectorError, SetupError
 from selector_tools.pools.pool import Batch
 
 _NAMES = ("images", "tokens", "texts", "ids", "captions")
@@ -45,27 +45,42 @@ class ArrayPool:
             check(name, fine, f"must be strings [{self.size}]")
         ids: NDArray[np.int64] = arrays.get("ids", np.arange(self.size))
         check("ids", ids.dtype == np.int64 and ids.shape == rows, f"must be int64 [{self.size}]")
-        values, counts = np.unique(ids, return_counts=True)
-        if len(values) < self.size:
-            raise SetupError(f"--pool {path}: ids", values[counts > 1][0], "is there twice")
+        self._repeated = np.ones(self.size, np.bool_)
+        self._repeated[np.unique(ids, return_index=True)[1]] = False
         self._ids, self._images = ids, images
         self._tokens, self._texts = arrays.get("tokens"), arrays.get("texts")
         self._captions = arrays.get("captions", self._texts)
 
     def batches(self, size: int) -> Iterator[Batch]:
         for start in range(0, self.size, size):
-            part = slice(start, start + size)
+            rows = np.arange(start, min(start + size, self.size))
+            bad: list[tuple[object, SelectorError]] = []
+            for row in rows[self._repeated[rows]].tolist():
+                error = InvalidRequest("id", "there twice", "an earlier row has the same")
+                bad.append((self._ids[row], error.excluding(Exclusion.REPEATED)))
+            rows = rows[~self._repeated[rows]]
             texts: Any
             if self._tokens is not None:
-                texts = self._tokens[part]
+                texts = self._tokens[rows]
             else:
-                assert self._texts is not None
-                try:
-                    texts = [text.encode() for text in self._texts[part].tolist()]
-                except UnicodeEncodeError as error:
-                    raise SetupError("--pool: texts", f"of rows {start} and on", f"must be text: {error}") from error
-            captions = None if self._captions is None else self._captions[part].tolist()
-            yield Batch(self._ids[part], self._images[part], texts, captions)
+                texts, rows = self._encoded(rows, bad)
+            captions = None if self._captions is None else self._captions[rows].tolist()
+            yield Batch(self._ids[rows], self._images[rows], texts, captions, bad)
+
+    def _encoded(
+        self, rows: NDArray[np.int64], bad: list[tuple[object, SelectorError]]
+    ) -> tuple[list[bytes], NDArray[np.int64]]:
+        """Returns the texts of these rows as UTF-8, and the rows of those that can be; the others go to `bad`."""
+        assert self._texts is not None
+        texts, good = [], []
+        for row, text in zip(rows.tolist(), self._texts[rows].tolist(), strict=True):
+            try:
+                texts.append(text.encode())
+                good.append(row)
+            except UnicodeEncodeError as error:
+                wrong = InvalidRequest("text", ascii(text), f"must be Unicode: {error}")
+                bad.append((self._ids[row], wrong.excluding(Exclusion.TEXT)))
+        return texts, np.array(good, np.int64)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,25 +1,29 @@
 """A pool yields batches of pairs of image and text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selector_server.encoding.reference_cache import integer_key, string_key
+from selector_server.errors import SelectorError
 
 
 @dataclass(frozen=True)
 class Batch:
     """n pairs. `ids` are int64 [n] or strings, as the trainer names the samples; `images` are uint8 [n, H, W, C] or
     encoded files; `texts` are token ids, int [n, T], or UTF-8; `captions` are for people, None where there are only
-    tokens."""
+    tokens. `bad` names what the pool met on the way that is no pair, each with an error that says why. `other_ids` are
+    what the pairs would be called with the other kind of ids, None where there is one kind only."""
 
     ids: NDArray[np.int64] | list[str]
     images: NDArray[np.uint8] | list[bytes]
     texts: NDArray[np.integer[Any]] | list[bytes]
     captions: list[str] | None
+    bad: list[tuple[object, SelectorError]] = field(default_factory=list)
+    other_ids: list[str] | None = None
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -33,12 +37,14 @@ class Batch:
         return [string_key(name) for name in self.ids]
 
     def at(self, rows: NDArray[np.int64]) -> "Batch":
-        """Returns the pairs of these rows, int64 [m]."""
-        captions = None if self.captions is None else _at(self.captions, rows)
-        return Batch(_at(self.ids, rows), _at(self.images, rows), _at(self.texts, rows), captions)
+        """Returns the pairs of these rows, int64 [m], and nothing that is no pair."""
+        captions, other_ids = _at(self.captions, rows), _at(self.other_ids, rows)
+        return Batch(_at(self.ids, rows), _at(self.images, rows), _at(self.texts, rows), captions, [], other_ids)
 
 
 def _at(part: Any, rows: NDArray[np.int64]) -> Any:
+    if part is None:
+        return None
     return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows.tolist()]
 
 
@@ -50,4 +56,4 @@ class Pool(Protocol):
         """The number of pairs, or None if it is not known before they are read."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yields all pairs in their order, `size` at a time. Raises SetupError."""
+        """Yields all pairs in their order, at most `size` at a time. Raises SetupError."""

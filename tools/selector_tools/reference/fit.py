@@ -1,6 +1,7 @@
 """`selector reference fit` trains a reference on a curated pool and writes its bundle."""
 
 import argparse
+import json
 import warnings
 from collections import deque
 from dataclasses import replace
@@ -35,6 +36,7 @@ def add_parser(verbs: Any) -> None:
     add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its peak (default %(default)s)")
     add("--weight-decay", type=float, default=1e-4, metavar="X", help="of matrices (default %(default)s)")
     shared.add_device(parser)
+    shared.add_exclusions(parser)
     add("--memory-bytes", type=int, default=8 << 30, metavar="N", help="largest pool, decoded (default %(default)s)")
 
 
@@ -46,6 +48,7 @@ def run(flags: argparse.Namespace) -> int:
         (not 0 <= flags.weight_decay <= 10, "--weight-decay", flags.weight_decay, "must be 0 to 10"),
         (flags.memory_bytes < 1, "--memory-bytes", flags.memory_bytes, "must be at least 1"),
         *shared.device_checks(flags),
+        shared.exclusions_check(flags),
     ]
     if any_mistake(COMMAND, checks) or model_flags.any_wrong(flags, COMMAND):
         return 2
@@ -62,7 +65,7 @@ def _fit(flags: argparse.Namespace, model: "TorchModel") -> None:
 
     from selector_server.encoding.decoder import Decoder  # noqa: PLC0415
     from selector_server.encoding.device import Device  # noqa: PLC0415
-    from selector_server.encoding.preprocess import Limits, Preprocessor, load_tokenizer  # noqa: PLC0415
+    from selector_server.encoding.preprocess import Preprocessor, load_tokenizer  # noqa: PLC0415
     from selector_server.machine import usable_cpus  # noqa: PLC0415
     from selector_tools.export.bundle_writer import export_reference  # noqa: PLC0415
     from selector_tools.pools import reading  # noqa: PLC0415
@@ -73,12 +76,12 @@ def _fit(flags: argparse.Namespace, model: "TorchModel") -> None:
     threads = flags.threads or usable_cpus()
     torch.set_num_threads(threads)
     Device(flags.device, threads)  # fails now if it is not there
-    pool, limits = open_pool(flags.pool), Limits(reading.MAX_IMAGE_PIXELS, reading.MAX_DECODED_BYTES)
+    pool, excluded = open_pool(flags.pool), shared.exclusions(flags)
     with Decoder(threads) as decoder:
         tokenizer = load_tokenizer(model.tokenizer)
-        preprocessor = Preprocessor(model.image, model.text, tokenizer, "", limits, decoder)
-        pixels, tokens, skipped = reading.read_pool(preprocessor, pool, flags.pool, flags.memory_bytes)
-    shared.tell_skipped(COMMAND, skipped)
+        preprocessor = Preprocessor(model.image, model.text, tokenizer, "", reading.LIMITS, decoder)
+        pixels, tokens = reading.read_pool(preprocessor, pool, flags.pool, excluded, flags.memory_bytes)
+    shared.tell_excluded(COMMAND, excluded)
     rates = flags.learning_rate, flags.weight_decay
     recipe, began = Recipe(flags.steps, flags.batch, *rates, flags.seed, flags.device), perf_counter()
     last: deque[float] = deque(maxlen=_LAST)
@@ -95,7 +98,12 @@ def _fit(flags: argparse.Namespace, model: "TorchModel") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = export_reference(trained, flags.out, precision=flags.precision)
-    took = pace(flags.steps * flags.batch, seconds)
+    took, mean = pace(flags.steps * flags.batch, seconds), sum(last) / len(last)
+    if flags.json:
+        figures = {"pairs": len(pixels), "steps": flags.steps, "seconds": seconds, "loss": mean}
+        written = {"bundle": str(exported.bundle.path), "fingerprint": exported.bundle.fingerprint}
+        print(json.dumps(figures | written | {"exclusions": excluded.as_json()}))
+        return
     print(f"trained on {len(pixels):,} pairs, {flags.steps:,} steps {took}")
-    print(f"loss {sum(last) / len(last):.3f} over the last {len(last)} steps")
+    print(f"loss {mean:.3f} over the last {len(last)} steps")
     print(f"bundle: {exported.bundle.path}, fingerprint {exported.bundle.fingerprint[:16]}")

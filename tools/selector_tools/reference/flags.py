@@ -9,7 +9,7 @@ from selector_server.device_kinds import DEVICE_NAMES, is_device
 from selector_tools.mistakes import Check
 
 if TYPE_CHECKING:
-    from selector_tools.pools.reading import Skipped
+    from selector_tools.pools.exclusions import Exclusions
 
 MAX_BATCH = 1 << 16
 MIN_CACHE_BYTES = 1 << 20
@@ -18,8 +18,26 @@ MIN_CACHE_BYTES = 1 << 20
 def add_pool(parser: Any) -> None:
     """Adds --pool."""
     parser.add_argument(
-        "--pool", required=True, metavar="PATH", help="an .npz file, a .tar shard, a folder of shards or a pattern"
+        "--pool",
+        required=True,
+        metavar="PATH",
+        help="an .npz file, a .tar or .tar.gz shard, a folder of shards, or a quoted pattern, braces too",
     )
+
+
+def add_ids(parser: Any) -> None:
+    """Adds --ids, which says how the samples of shards are called."""
+    kinds = "what a trainer sends as ids of WebDataset samples: __key__, or the shard's name before it (the default)"
+    parser.add_argument("--ids", choices=("shard/key", "key"), default="shard/key", help=kinds)
+
+
+def add_exclusions(parser: Any) -> None:
+    """Adds what happens to pairs that cannot be used, and --json, which tells about them."""
+    add = parser.add_argument
+    add("--strict", action="store_true", help="stop at the first pair that cannot be used")
+    share = "stop if a larger share of the pairs cannot be used (default %(default)s)"
+    add("--max-excluded-share", type=float, default=0.5, metavar="X", help=share)
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def add_encoding(parser: Any) -> None:
@@ -28,6 +46,7 @@ def add_encoding(parser: Any) -> None:
     add("--reference", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle")
     add_pool(parser)
     add_device(parser)
+    add_exclusions(parser)
     add("--batch", type=int, default=256, metavar="N", help="pairs read at once (default %(default)s)")
 
 
@@ -48,6 +67,7 @@ def encoding_checks(flags: argparse.Namespace) -> list[Check]:
     """Checks the values of add_encoding's flags."""
     return [
         *device_checks(flags),
+        exclusions_check(flags),
         (not 1 <= flags.batch <= MAX_BATCH, "--batch", flags.batch, f"must be 1 to {MAX_BATCH}"),
     ]
 
@@ -69,6 +89,19 @@ def cache_bytes_check(flags: argparse.Namespace) -> Check:
     return not MIN_CACHE_BYTES <= size <= 1 << 46, "--cache-bytes", size, f"must be {MIN_CACHE_BYTES} to {1 << 46}"
 
 
+def exclusions_check(flags: argparse.Namespace) -> Check:
+    """Checks --max-excluded-share."""
+    share = flags.max_excluded_share
+    return not 0 < share <= 1, "--max-excluded-share", share, "must be above 0 and at most 1"
+
+
+def exclusions(flags: argparse.Namespace) -> "Exclusions":
+    """Returns what counts pairs that cannot be used, as the flags say."""
+    from selector_tools.pools.exclusions import Exclusions  # noqa: PLC0415 - not on a trainer
+
+    return Exclusions(flags.strict, flags.max_excluded_share)
+
+
 def out_check(flags: argparse.Namespace) -> Check:
     """Checks that --out is not there yet."""
     return flags.out.exists(), "--out", flags.out, "must not exist yet"
@@ -79,7 +112,7 @@ def tell(command: str, what: str) -> None:
     print(f"{command}: {what}", file=sys.stderr)
 
 
-def tell_skipped(command: str, skipped: "Skipped") -> None:
-    """Prints what could not be read, if anything."""
-    for line in skipped.lines():
+def tell_excluded(command: str, excluded: "Exclusions") -> None:
+    """Prints what cannot be used, if anything."""
+    for line in excluded.lines():
         tell(command, line)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from selector_tools.pools.exclusions import Exclusions
 from selector_tools.progress import pace
 from selector_tools.reference.separation import Separation, Word
 
@@ -28,6 +29,7 @@ class Report:
     separation: Separation
     words: list[Word] | None
     min_count: int
+    exclusions: Exclusions
 
 
 def headline(report: Report) -> str:
@@ -57,6 +59,7 @@ def _figures(report: Report) -> dict[str, object]:
         "fingerprint": report.fingerprint,
         "pool": report.pool,
         "pairs": len(separation.true),
+        "exclusions": report.exclusions.as_json(),
         "shuffled_pairs": int(separation.differs.sum()),
         "auc": separation.auc,
         "mean_loss": float(separation.true.mean()),
@@ -77,6 +80,7 @@ def _page(report: Report) -> str:
         f"with another's caption does ({len(separation.true):,} pairs; 0.5 is chance). Median losses: {true:.3f} and "
         f"{shuffled:.3f} nats.",
         "",
+        *_excluded(report.exclusions),
         "![Losses of true and of shuffled captions](report.svg)",
         "",
         "## Words",
@@ -99,6 +103,13 @@ def _page(report: Report) -> str:
             *_table("Least known", report.words[::-1][: min(LISTED, len(report.words) - half)]),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _excluded(exclusions: Exclusions) -> list[str]:
+    if not exclusions.reasons:
+        return []
+    counts = ", ".join(f"{reason.value} {found.count:,}" for reason, found in exclusions.reasons.items())
+    return [f"{exclusions.count:,} of {exclusions.seen:,} pairs could not be used and were left out: {counts}.", ""]
 
 
 def _table(title: str, words: Sequence[Word]) -> list[str]:

@@ -47,16 +47,18 @@ def run(flags: argparse.Namespace) -> int:
 
 def _quantise(flags: argparse.Namespace) -> None:
     from selector_tools.embedding import embedder  # noqa: PLC0415
+    from selector_tools.pools.exclusions import Exclusions  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.pools.reading import read_pool  # noqa: PLC0415
     from selector_tools.reference.int8 import quantise_reference  # noqa: PLC0415 - heavy, as are the others
 
     with embedder(flags.reference, "cpu", 0) as reference:
-        pool = open_pool(flags.pool)
-        pixels, tokens, skipped = read_pool(reference.preprocessor, pool, flags.pool, _MOST_BYTES, flags.samples)
+        pool, excluded = open_pool(flags.pool), Exclusions()
+        most = flags.samples
+        pixels, tokens = read_pool(reference.preprocessor, pool, flags.pool, excluded, _MOST_BYTES, most)
         bundle = reference.model.bundle
     small, correlation = quantise_reference(bundle, flags.out, pixels, tokens)
-    shared.tell_skipped(COMMAND, skipped)
+    shared.tell_excluded(COMMAND, excluded)
     (auc, seconds), (small_auc, small_seconds) = _compared(bundle, small, pixels, tokens)
     sizes = [sum(file.stat().st_size for file in each.path.glob("*.onnx*")) / 2**20 for each in (bundle, small)]
     print(f"rank correlation with {bundle.manifest.precision}: {correlation:.4f} on {len(pixels):,} pairs")

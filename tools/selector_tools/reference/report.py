@@ -58,8 +58,8 @@ def _report(flags: argparse.Namespace) -> None:
     pool, began, parts = open_pool(flags.pool), perf_counter(), []
     texts: list[bytes] = []
     captions: list[str] = []
-    told = True
-    with embedder(flags.reference, flags.device, flags.threads) as reference:
+    told, excluded = True, shared.exclusions(flags)
+    with embedder(flags.reference, flags.device, flags.threads, exclusions=excluded) as reference:
         for seen in reference.run(pool, flags.pool, flags.batch, most=flags.samples):
             parts.append((seen.embedded.image, seen.embedded.text))
             texts += (part if isinstance(part, bytes) else part.tobytes() for part in seen.batch.texts)
@@ -67,7 +67,7 @@ def _report(flags: argparse.Namespace) -> None:
             told = told and words is not None
             captions += words or []
         manifest, fingerprint = reference.model.bundle.manifest, reference.model.bundle.fingerprint
-        weights, skipped = reference.model.constant_weights(), reference.skipped
+        weights = reference.model.constant_weights()
     image, text = (torch.cat(part)[: flags.samples] for part in zip(*parts, strict=True))
     separation = separate(
         Embedded(image, text, weights.scale, weights.bias), texts[: flags.samples], flags.shuffle_seed
@@ -82,9 +82,13 @@ def _report(flags: argparse.Namespace) -> None:
         separation=separation,
         words=separation.words(captions[: flags.samples], flags.min_count) if told else None,
         min_count=flags.min_count,
+        exclusions=excluded,
     )
     pages.write(found, flags.out)
-    shared.tell_skipped(COMMAND, skipped)
+    shared.tell_excluded(COMMAND, excluded)
+    if flags.json:
+        print((flags.out / "report.json").read_text("utf-8"), end="")
+        return
     print(pages.headline(found))
     print(f"report: {flags.out / 'report.md'}")
 

@@ -1,6 +1,7 @@
 """`selector reference score` tells what each pair of a pool costs the reference."""
 
 import argparse
+import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file; must not exist yet")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
     shared.add_cache_bytes(parser)
+    shared.add_ids(parser)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -41,20 +43,26 @@ def _score(flags: argparse.Namespace) -> None:
     from selector_tools.progress import pace  # noqa: PLC0415
     from selector_tools.reference.separation import losses  # noqa: PLC0415
 
-    pool, began, full = open_pool(flags.pool), perf_counter(), False
+    pool, began, full, excluded = open_pool(flags.pool), perf_counter(), False, shared.exclusions(flags)
     ids, loss, cosine = [], [], []
-    with embedder(flags.reference, flags.device, flags.threads, flags.cache, flags.cache_bytes) as reference:
+    folder, size = flags.cache, flags.cache_bytes
+    with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
         for seen in reference.run(pool, flags.pool, flags.batch, "score"):
             ids.append(np.asarray(seen.batch.ids))
             loss.append(losses(seen.embedded).astype(np.float32))
             cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
             full = full or not seen.kept
-        fingerprint, skipped = reference.model.bundle.fingerprint, reference.skipped
+        fingerprint = reference.model.bundle.fingerprint
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     names, values, cosines = (np.concatenate(column) for column in (ids, loss, cosine))
     np.savez(flags.out, fingerprint=np.array(fingerprint), ids=names, loss=values, cosine=cosines)
-    shared.tell_skipped(COMMAND, skipped)
+    shared.tell_excluded(COMMAND, excluded)
     if full:
         shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
-    print(f"{len(names):,} pairs {pace(len(names), perf_counter() - began)}, mean loss {values.mean():.3f}")
+    seconds = perf_counter() - began
+    if flags.json:
+        figures = {"pairs": len(names), "seconds": seconds, "mean_loss": float(values.mean()), "scores": str(flags.out)}
+        print(json.dumps(figures | {"exclusions": excluded.as_json()}))
+        return
+    print(f"{len(names):,} pairs {pace(len(names), seconds)}, mean loss {values.mean():.3f}")
     print(f"scores: {flags.out}")
