@@ -13,7 +13,7 @@ from selector_server.errors import SetupError
 from selector_tools.export import checkpoint
 from selector_tools.export.low_resolution import at_resolution, drop_patches, grid
 from selector_tools.export.torch_model import TorchModel
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _check_embeddings(model: TorchModel) -> None:
             with torch.inference_mode():
                 shapes.append(list(encode(module, sample).shape))
         except Exception as error:  # whatever a model raises
-            reason = f"it raises {first_line(error, kind=True)}"
+            reason = f"it raises {in_one_line(error, kind=True)}"
             raise SetupError(f"{tower} tower of {model.name}", "broken", reason) from error
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         limit = "images and texts must come to embeddings [B, D] of one width"

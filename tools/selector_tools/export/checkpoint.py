@@ -10,7 +10,7 @@ from selector_proto import safetensors
 from torch import Tensor, nn
 
 from selector_server.errors import SetupError
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 _DTYPES = {
     "F32": torch.float32,
@@ -82,7 +82,7 @@ def _torch(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        limit = f"must be a torch file of tensors or .safetensors: {first_line(error)}"
+        limit = f"must be a torch file of tensors or .safetensors: {in_one_line(error)}"
         raise SetupError("--checkpoint", file, limit) from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.export import flags as flag_values
-from selector_tools.mistakes import exit_status, first_line
+from selector_tools.mistakes import exit_status, in_one_line
 
 if TYPE_CHECKING:
     from selector_tools.export.building import Architecture
@@ -174,7 +174,7 @@ def _cause(error: BaseException) -> str:
     """Returns the first line of the innermost error, because torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return in_one_line(error)
 
 
 def _say(command: str, text: str) -> None:

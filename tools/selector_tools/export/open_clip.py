@@ -15,7 +15,7 @@ from selector_tools.export.building import Architecture, pair
 from selector_tools.export.clip_tokenizer import clip_tokenizer
 from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 _CLIP_END = 49407
 _CLIP_VOCABULARY = 49408
@@ -76,7 +76,7 @@ def _built(name: str, config: dict[str, Any], image_size: int | None, patch_size
         if timm and (image_size is not None or patch_size is not None):
             _resize_timm(name, model.visual, image_size, patch_size)
     except (RuntimeError, OSError, ValueError, AssertionError, TypeError) as error:
-        raise SetupError("--open-clip", name, f"cannot be built: {first_line(error)}") from error
+        raise SetupError("--open-clip", name, f"cannot be built: {in_one_line(error)}") from error
     finally:
         logging.getLogger().setLevel(level)
     return model.eval()

@@ -16,7 +16,7 @@ from selector_tools.export.building import Architecture, pair
 from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
 from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -45,7 +45,7 @@ def architecture(place: Path) -> Architecture:
     try:
         config = model_class.config_class.from_dict(settings)
     except Exception as error:  # its validation raises classes of its own
-        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
     folder = file.parent
     has_weights = place.is_dir() and any((folder / name).exists() for name in _WEIGHTS)
 
@@ -59,7 +59,7 @@ def architecture(place: Path) -> Architecture:
             else:
                 model = model_class(sized)
         except Exception as error:
-            raise SetupError("--transformers", place, f"cannot be built: {first_line(error)}") from error
+            raise SetupError("--transformers", place, f"cannot be built: {in_one_line(error)}") from error
         for what, names in loaded.items():  # it only warns, and leaves random weights where some are missing
             if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 shown = ", ".join(sorted(map(str, names))[:5])
@@ -149,7 +149,7 @@ def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
-        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {first_line(error)}") from error
+        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {in_one_line(error)}") from error
     words = [settings.get(role) for role in roles]
     words = [word.get("content") if isinstance(word, dict) else word for word in words]
     return [None if word is None else tokenizer.token_to_id(word) for word in words]
@@ -176,7 +176,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
     if not isinstance(content, dict):
         raise SetupError("--transformers", file, "must be a JSON object")
     return content
