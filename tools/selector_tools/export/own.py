@@ -74,7 +74,9 @@ def _called(path: str, factory: Callable[..., Any], sizes: dict[str, int]) -> nn
         module = factory(**sizes)
     except Exception as error:  # whatever the user's code raises
         given = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise SetupError("--module", path, f"called with ({given}) it raises {in_one_line(error, kind=True)}") from error
+        raise SetupError(
+            "--module", path, f"called with ({given}) it raises {in_one_line(error, kind=True)}"
+        ) from error
     inner = getattr(module, "_orig_mod", module)
     if not isinstance(module, nn.Module) or not all(hasattr(inner, name) for name in ("encode_image", "encode_text")):
         limit = "must return a torch module with encode_image and encode_text"

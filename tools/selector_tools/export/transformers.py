@@ -149,7 +149,9 @@ def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
-        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {in_one_line(error)}") from error
+        raise SetupError(
+            "--transformers", folder / "tokenizer.json", f"cannot be read: {in_one_line(error)}"
+        ) from error
     words = [settings.get(role) for role in roles]
     words = [word.get("content") if isinstance(word, dict) else word for word in words]
     return [None if word is None else tokenizer.token_to_id(word) for word in words]
