@@ -132,7 +132,7 @@ def test_old_tables_of_positions_and_logit_scales_of_another_shape(tmp_path):
     load(target, tmp_path / "c.pt")
     assert target.logit_scale.item() == 3
     torch.save(state | {"text_model.embeddings.position_ids": torch.zeros(7)}, tmp_path / "c.pt")
-    with pytest.raises(SetupError, match="unexpected text_model.embeddings.position_ids"):
+    with pytest.raises(SetupError, match=r"unexpected text_model\.embeddings\.position_ids"):
         load(target, tmp_path / "c.pt")
 
 
@@ -140,7 +140,7 @@ def test_old_tables_of_positions_and_logit_scales_of_another_shape(tmp_path):
 def test_folders_and_shards(kind, tmp_path):
     """As transformers and accelerate write them."""
     state, shards = module(1).state_dict(), {}
-    for index, (name, value) in enumerate(state.items()):
+    for index, name in enumerate(state):
         shards[name] = f"model-{index % 2}.{kind}"
     for file in set(shards.values()):
         part = {name: state[name].contiguous() for name in shards if shards[name] == file}
@@ -250,7 +250,7 @@ class Harmful:
         (
             "c.pt",
             lambda file: torch.save({"args": argparse.Namespace(), "e": {"lr": np.float64(1), "h": Harmful()}}, file),
-            "it holds argparse.Namespace, builtins.print, which only code could load; save the model's state_dict alone",
+            "it holds argparse.Namespace, builtins.print, which only code could load; save the model's",
         ),
         ("c.pt", lambda file: torch.save({"o": np.array([None])}, file), "which only code could load"),
         (

@@ -41,7 +41,10 @@ OWN = ("--module", "a:b", "--max-tokens", 5, "--vocabulary", 9)
         ((*OPEN_CLIP, "--end-token", -1), "--end-token is -1; must be 0 to"),
         ((*OPEN_CLIP, "--checkpoint", "/no/file.pt"), "--checkpoint is /no/file.pt; must be a file or a folder"),
         ((*OPEN_CLIP, "--tokenizer", "/no/file.json"), "--tokenizer is /no/file.json; must be a file"),
-        ((*OPEN_CLIP, "--pretrained", "openai", "--checkpoint", "/"), "--pretrained is openai; there is a --checkpoint"),
+        (
+            (*OPEN_CLIP, "--pretrained", "openai", "--checkpoint", "/"),
+            "--pretrained is openai; there is a --checkpoint",
+        ),
         (("--transformers", "/", "--pretrained", "openai"), "--pretrained is openai; only --open-clip takes it"),
         ((*OWN, "--force-quick-gelu"), "--force-quick-gelu is True; only --open-clip takes it"),
         ((*OPEN_CLIP, "--channels", 1), "--channels is 1; only --module needs it"),

@@ -85,7 +85,9 @@ def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None])
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
     text = {"pad_token": flags.pad_token, "end_token": flags.end_token}
     random = flags.checkpoint is None and not architecture.has_weights
-    weights = f"random weights (seed {flags.seed})" if random else flags.checkpoint or "its own weights"
+    weights = (
+        f"random weights (seed {flags.seed})" if random else flags.checkpoint or flags.pretrained or "its own weights"
+    )
     return architecture, replace(
         model,
         name=flags.name or model.name,
@@ -101,7 +103,13 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
     if flags.open_clip is not None:
         from selector_tools.export import open_clip  # noqa: PLC0415
 
-        return open_clip.architecture(flags.open_clip, scratch)
+        return open_clip.architecture(
+            flags.open_clip,
+            scratch,
+            flags.pretrained,
+            quick_gelu=flags.force_quick_gelu,
+            load_weights=flags.checkpoint is None,
+        )
     if flags.transformers is not None:
         from selector_tools.export import transformers  # noqa: PLC0415
 

@@ -43,7 +43,12 @@ def add_model(parser: Any) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     add("--name", help="of the model, in the bundle (default: the architecture's)")
-    add("--checkpoint", type=Path, metavar="PATH", help="weights at full resolution: .safetensors, a torch file, or a folder")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="weights at full resolution: .safetensors, a torch file, or a folder",
+    )
     add("--image-size", type=int, metavar="N", help="pixels of a side; smaller than the trainer's: low resolution")
     add("--patch-size", type=int, metavar="N", help="pixels of a patch's side")
     add("--keep-patches", type=float, metavar="SHARE", help="look at this share of the patches, at full resolution")
