@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from selector_proto.activations import activations
 from selector_proto.copying import copy_threads
-from selector_proto.weights.layout import CANARY, MAX_CANARY, Keys
+from selector_proto.weights.layout import ACTIVATIONS, CANARY, MAX_CANARY, Keys
 from selector_proto.weights.link import LinkOptions
 from selector_proto.weights.store import StoreError
 from selector_proto.weights.transports import open_store
@@ -133,7 +134,8 @@ class WeightPublisher:
             if (self._rank if self._rank is not None else _rank()) != 0:
                 return False
             most = _GATHERED_BYTES if any(map(_sharded, state.values())) else math.inf
-            return self._copied(step, chain(tensors, {} if canary is None else canary.tensors().items()), most)
+            beside = _told(model) | ({} if canary is None else canary.tensors())
+            return self._copied(step, chain(tensors, beside.items()), most)
         finally:
             deque(tensors, maxlen=0)  # every rank must take part in gathering every tensor, also one that nobody keeps
 
@@ -283,6 +285,12 @@ def _gathered(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         except Exception as error:
             raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
         yield name, whole.pop()  # this way nothing here keeps it alive
+
+
+def _told(model: Any) -> dict[str, Any]:
+    """Returns what the sidecar is told of the model, beside its weights: they would fit one of another activation."""
+    names = ",".join(activations(model))
+    return {ACTIVATIONS: np.frombuffer(names.encode(), np.uint8)} if names else {}
 
 
 def _sharded(value: Any) -> bool:

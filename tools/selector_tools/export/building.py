@@ -71,15 +71,18 @@ def prepared(
         check_filled(pair(look.image_size or (full.image.height, full.image.width)), patch)
     say(f"building it again at {_asked(look)}")
     low = built(look.image_size, look.patch_size)
+    if low.grid is not None and 0 in low.grid:
+        least = (low.patch or low.stride or (0,))[0]
+        raise SetupError(
+            "--image-size", look.image_size, f"must be at least {least}, one cell of the tower's last grid"
+        )
     interpolation = look.interpolation or architecture.interpolation
     antialias = architecture.antialias if look.antialias is None else look.antialias
     low = at_resolution(full, low, interpolation, antialias)
     _check_embeddings(low, f" at {_asked(look)}")
     if low.stride is not None and (side := low.image.height) % low.stride[0]:
-        better = nearest(side, low.stride[0])
-        say(
-            f"note: {side} px are no multiple of its last grid's cell, {low.stride[0]} px, so edges count less: {better}"
-        )
+        cell = low.stride[0]
+        say(f"note: {side} px are no multiple of its last grid's cell, {cell} px, so edges count less")
     return low
 
 

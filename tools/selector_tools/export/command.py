@@ -161,6 +161,8 @@ def _report(model: "TorchModel", exported: "Exported", seconds: float) -> None:
             f"resize: {name} ({resize.kind}), {' x '.join(map(str, resize.size))} to "
             f"{' x '.join(map(str, resize.to))}, {how}"
         )
+    if manifest.activations:
+        print(f"activation: {', '.join(manifest.activations)}")
     if manifest.patches_kept < 1:
         print(f"patches kept: {manifest.patches_kept:.3g}")
     if math.isnan(difference):
