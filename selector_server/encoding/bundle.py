@@ -105,7 +105,8 @@ class Parameter(_Part):
 class Manifest(_Part):
     """The content of manifest.json. `parameters` maps each parameter of the trainer to the graph input that takes it
     (learner only); `logit_scale` and `logit_bias` are numbers for a reference, `logit` names parameters for a learner.
-    `patches_kept` is the share of image patches that a patch-dropping tower looks at."""
+    `patches_kept` is the share of image patches that a patch-dropping tower looks at. `activations` are the kinds of
+    GELU that the towers compute with, empty where that is not known (older bundles)."""
 
     format: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -118,6 +119,7 @@ class Manifest(_Part):
     loss: Annotated[str, AfterValidator(_known_loss)] = "sigmoid"
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     patches_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    activations: Annotated[tuple[Annotated[str, Field(max_length=32)], ...], Field(max_length=8)] = ()
     logit: Logit | None = None
     logit_scale: Annotated[float, Field(gt=0, le=MAX_LOGIT, allow_inf_nan=False)] | None = None
     logit_bias: Annotated[float, Field(ge=-MAX_LOGIT, le=MAX_LOGIT, allow_inf_nan=False)] = 0.0

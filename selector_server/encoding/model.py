@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selector_proto import safetensors
 from selector_proto.safetensors import LayoutError, TensorView
 from selector_proto.weights import names
-from selector_proto.weights.layout import CANARY, MAX_CANARY
+from selector_proto.weights.layout import ACTIVATIONS, CANARY, MAX_CANARY
 from torch import Tensor
 
 from selector_server.buffers import Pool
@@ -25,11 +25,12 @@ from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
-# The least cosine that is accepted. Rounding to bfloat16 on the way, and in the trainer's own arithmetic, leaves more
-# than 0.999.
-CANARY_COSINE = 0.99
+# The least cosine that is accepted, by the towers' precision. Rounding to bfloat16 on the way, and in the trainer's
+# own arithmetic, leaves more than 0.9998; GELU for QuickGELU, in weights that are trained, often less than 0.998.
+CANARY_COSINE = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
 # Called with a phase's name, it returns a context that times the block inside as that phase.
 Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
+_MAX_NAMES = 256
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -118,10 +119,12 @@ class Model:
         """Makes a new set of the trainer's tensors, by their state_dict names, in which wrappers' parts (`module.`,
         `_orig_mod.`) do not count. No other set is touched. `timed` is told the phases upload, probe and canary.
 
-        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, if a probe batch
-        encoded with the new set does not come out finite, and if the samples that the trainer sent along (a canary)
-        are not encoded as the trainer encoded them. Tensors that the graphs do not use are ignored.
+        Raises NotPossible for a missing or misshapen parameter, for a value that is not finite, for a trainer whose
+        model computes with another activation, if a probe batch encoded with the new set does not come out finite, and
+        if the samples that the trainer sent along (a canary) are not encoded as the trainer encoded them. Tensors that
+        the graphs do not use are ignored.
         """
+        self._check_activations(tensors)
         with timed("upload"):
             weights = self._uploaded(self._named(tensors))
         with timed("probe"):
@@ -162,6 +165,16 @@ class Model:
         pixels = rng.integers(0, 256, (2, image.height, image.width, image.channels), dtype=np.uint8)
         self.encode(pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens)), weights)
 
+    def _check_activations(self, tensors: Mapping[str, TensorView]) -> None:
+        """Compares the activations that the trainer's model and the bundle are made of, if both tell them."""
+        view, ours = tensors.get(ACTIVATIONS), self.bundle.manifest.activations
+        if view is None or not ours:
+            return
+        theirs = bytes(view.data[:_MAX_NAMES]).decode("ascii", "replace")
+        if set(ours).isdisjoint(theirs.split(",")):
+            limit = f"the bundle computes with {', '.join(ours)}; export it with the trainer's activation"
+            raise NotPossible("activation of the trainer's model", theirs, limit)
+
     def _check_canary(self, tensors: Mapping[str, TensorView], weights: Weights) -> None:
         """Compares embeddings of the trainer's samples with the trainer's own, if it sent any."""
         if CANARY + "pixels" not in tensors:
@@ -185,10 +198,11 @@ class Model:
             theirs = torch.nn.functional.normalize(torch.from_numpy(found[name]))
             cosines[name] = torch.nn.functional.cosine_similarity(mine, theirs).min().item()
             error = max(error, (mine - theirs).abs().max().item())
-        self._metrics.canary(error, all(cosine >= CANARY_COSINE for cosine in cosines.values()))
+        least = CANARY_COSINE[manifest.precision]
+        self._metrics.canary(error, all(cosine >= least for cosine in cosines.values()))
         for name, cosine in cosines.items():
-            if not cosine >= CANARY_COSINE:
-                limit = f"at least {CANARY_COSINE}: these are not the weights, or not the model, that the trainer used"
+            if not cosine >= least:
+                limit = f"at least {least}: these are not the weights, or not the model, that the trainer used"
                 raise NotPossible(f"canary: cosine to the trainer's {name} embedding", f"{cosine:.4f}", limit)
 
     def _source_shape(self, name: str, parameter: Parameter) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ make_importable()
 import open_clip  # noqa: E402
 import timm.layers  # noqa: E402
 
+TIMM = {"timm_pool": "avg", "timm_proj": "linear"}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VISION = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
 MODELS = {
@@ -25,6 +26,16 @@ MODELS = {
     "tiny-resnet": {
         "embed_dim": 24,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None},
+        "text_cfg": TEXT,
+    },
+    "tiny-convnext": {
+        "embed_dim": 24,
+        "vision_cfg": TIMM | {"image_size": 160, "timm_model_name": "test_convnext"},
+        "text_cfg": TEXT,
+    },
+    "tiny-coatnet": {  # its attention has a table of the distances between cells
+        "embed_dim": 24,
+        "vision_cfg": TIMM | {"image_size": 160, "timm_model_name": "test_coatnet"},
         "text_cfg": TEXT,
     },
 }
@@ -131,15 +142,57 @@ def test_a_reference_in_half_precision_from_a_checkpoint(tmp_path):
     assert_close(found, encoded(low, images, tokens), limit=2e-2)
 
 
-def test_a_resnet_has_its_own_size_only(tmp_path, capsys):
-    assert export("--open-clip", "tiny-resnet", "--image-size", 32, "--out", tmp_path / "B") == 2
-    assert "--image-size is 32; tiny-resnet has no patches" in capsys.readouterr().err
-    assert export("--open-clip", "tiny-resnet", "--patch-size", 8, "--out", tmp_path / "B") == 2
-    assert export("--open-clip", "tiny-resnet", "--keep-patches", 0.5, "--out", tmp_path / "B") == 2
-    assert export("--open-clip", "tiny-resnet", "--image-size", 64, "--out", tmp_path / "B") == 0
-    full = model("tiny-resnet")
+def test_a_tower_that_only_convolves_takes_a_smaller_image_as_it_is(tmp_path, capsys):
+    assert export("--open-clip", "tiny-convnext", "--image-size", 112, "--out", tmp_path / "B") == 0
+    said = capsys.readouterr()
+    assert "image: 112 x 112 x 3" in said.out
+    assert "resize: " not in said.out
+    assert "max absolute difference to torch " in said.out
+    assert "note: 112 px are no multiple of its last grid's cell, 32 px, so edges count less" in said.err
+    full = model("tiny-convnext")
     pixels, tokens, images = inputs(tmp_path / "B")
     assert_close(served(tmp_path / "B", full.state_dict(), pixels, tokens), encoded(full, images, tokens))
+
+
+def test_a_resnet_whose_pooling_has_positions(tmp_path, capsys):
+    assert export("--open-clip", "tiny-resnet", "--image-size", 32, "--out", tmp_path / "B") == 0
+    resize = "resize: visual.attnpool.positional_embedding (positions), 2 x 2 to 1 x 1, bicubic, antialiased"
+    said = capsys.readouterr()
+    assert resize in said.out
+    assert "note: " not in said.err
+    full, low = model("tiny-resnet"), open_clip.create_model("tiny-resnet", force_image_size=32).eval()
+    state = dict(full.state_dict())
+    table = state["visual.attnpool.positional_embedding"]
+    grid = table[1:].T.reshape(1, -1, 2, 2)
+    grid = torch.nn.functional.interpolate(grid, (1, 1), mode="bicubic", antialias=True)
+    state["visual.attnpool.positional_embedding"] = torch.cat([table[:1], grid.flatten(2)[0].T])
+    low.load_state_dict(state)
+    pixels, tokens, images = inputs(tmp_path / "B")
+    assert_close(served(tmp_path / "B", full.state_dict(), pixels, tokens), encoded(low, images, tokens))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("tiny-resnet", ("--patch-size", 8), "--patch-size is 8; tiny-resnet has no patches; leave it out"),
+        ("tiny-resnet", ("--keep-patches", 0.5), "keep patches is 0.5; the image tower has no patches"),
+        (
+            "tiny-resnet",
+            ("--image-size", 63),
+            "image tower of tiny-resnet at image 63 is broken; it raises RuntimeError",
+        ),
+        ("tiny-resnet", ("--image-size", 63), "; its last grid has cells of 32 px: 32 or 64"),
+        ("tiny-resnet", ("--image-size", 20), "--image-size is 20; must be at least 32, one cell"),
+        ("tiny-coatnet", ("--image-size", 80), "relative_position_bias_table is [81, 2]; no linear map leads from"),
+        ("tiny-vit", ("--image-size", 40), "image size is 40; must be a multiple of the patch size, 16: 32 or 48"),
+        ("tiny-vit", ("--image-size", 8), "image size is 8; must be a multiple of the patch size, 16: 16"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_with_why(name, flags, said, tmp_path, capsys):
+    assert export("--open-clip", name, *flags, "--out", tmp_path / "B") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("selector export: ")
+    assert said in last
 
 
 def test_an_unknown_architecture_lists_close_names(tmp_path, capsys):

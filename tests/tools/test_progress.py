@@ -1,7 +1,7 @@
 """What commands say while they run, and of what went wrong."""
 
 import pytest
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 from selector_tools.progress import bar, pace
 
 
@@ -28,10 +28,12 @@ def test_pace():
 @pytest.mark.parametrize(
     ("error", "line", "with_kind"),
     [
-        (ValueError("\nbad size\nand advice"), "bad size", "ValueError: bad size"),
+        (ValueError("\nbad size:\n  8\n\nand advice"), "bad size: 8", "ValueError: bad size: 8"),
+        (ValueError("\x1b[1mbad\x1b[0m size"), "bad size", "ValueError: bad size"),
+        (ValueError("x" * 999), "x" * 500 + "…", "ValueError: " + "x" * 500 + "…"),
         (AssertionError(), "AssertionError", "AssertionError: no message"),
     ],
 )
-def test_first_lines(error, line, with_kind):
-    assert first_line(error) == line
-    assert first_line(error, kind=True) == with_kind
+def test_what_a_library_says_is_one_whole_line(error, line, with_kind):
+    assert in_one_line(error) == line
+    assert in_one_line(error, kind=True) == with_kind

@@ -1,11 +1,15 @@
 """What is wrong with a command line or with what it names: one line for people, then exit 2."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
 
 # Whether a value is wrong, its flag, the value, and the limit that it breaks.
 Check = tuple[bool, str, object, str]
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LONGEST = 500
 
 
 def any_mistake(command: str, checks: Iterable[Check]) -> bool:
@@ -29,13 +33,14 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
     return 0
 
 
-def first_line(error: BaseException, *, kind: bool = False) -> str:
-    """Returns the first line of what a library says, or the error's type if it says nothing. With `kind`, the type
-    stands before it."""
-    name, text = type(error).__name__, str(error).strip()
-    if kind:
-        return f"{name}: {(text or 'no message').splitlines()[0]}"
-    return (text or name).splitlines()[0]
+def in_one_line(error: BaseException, *, kind: bool = False) -> str:
+    """Returns the first paragraph of what a library says, on one line and without the codes that colour a terminal;
+    or the error's type if it says nothing. With `kind`, the type stands before it."""
+    name, text = type(error).__name__, _ESCAPES.sub("", str(error)).strip()
+    paragraph = " ".join(re.split(r"\n\s*\n", text)[0].split())
+    if len(paragraph) > _LONGEST:
+        paragraph = paragraph[:_LONGEST] + "…"
+    return f"{name}: {paragraph or 'no message'}" if kind else paragraph or name
 
 
 def seconds(text: str) -> float:

@@ -17,8 +17,10 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
+from selector_proto.activations import activations
 from selector_proto.copying import copy_threads
-from selector_proto.weights.layout import CANARY, Keys
+from selector_proto.weights.layout import ACTIVATIONS, CANARY, Keys
 from selector_proto.weights.link import LinkOptions
 from selector_proto.weights.reports import MAX_REASON
 from selector_proto.weights.store import StoreError
@@ -137,8 +139,8 @@ class WeightPublisher:
         try:
             if own_rank != 0:
                 return False
-            canaries = {} if canary is None else canary.tensors()
-            return self._copied(step, state, tensors, canaries)
+            beside = _told(model) | ({} if canary is None else canary.tensors())
+            return self._copied(step, state, tensors, beside)
         finally:
             if state.sharded:  # every rank must take part in gathering every tensor, also one that nobody keeps
                 deque(tensors, maxlen=0)
@@ -353,6 +355,12 @@ def _gathered(state: ModelState) -> Iterator[tuple[str, Any]]:
         except Exception as error:
             raise PublishError("gather", f"{name}: {type(error).__name__}: {error}") from error
         yield name, gathered.pop()  # this way nothing here keeps it alive
+
+
+def _told(model: Any) -> dict[str, Any]:
+    """Returns what the sidecar is told of the model, beside its weights: they would fit one of another activation."""
+    names = ",".join(activations(model))
+    return {ACTIVATIONS: np.frombuffer(names.encode(), np.uint8)} if names else {}
 
 
 def _rank() -> int:

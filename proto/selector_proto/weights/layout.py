@@ -29,6 +29,8 @@ DIGEST_BYTES = 32
 # that the trainer computed of them.
 CANARY = "__canary__/"
 MAX_CANARY = 16
+# Names the activations of the trainer's model, separated by commas, U8 [n]; it travels without a canary, too.
+ACTIVATIONS = CANARY + "activations"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

@@ -11,9 +11,9 @@ import torch
 from selector_server.encoding.bundle import Interpolation
 from selector_server.errors import SetupError
 from selector_tools.export import checkpoint
-from selector_tools.export.low_resolution import at_resolution, drop_patches, grid
+from selector_tools.export.low_resolution import at_resolution, check_filled, drop_patches, nearest
 from selector_tools.export.torch_model import TorchModel
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def prepared(
     full = built(None, None)
     if weights is not None:
         say(f"loading {weights}")
-        checkpoint.load(full.module, weights)
+        if note := checkpoint.load(full.module, weights):
+            say(note)
     elif not architecture.has_weights:
         say(f"random weights (seed {seed})")
     _check_embeddings(full)
@@ -63,16 +64,26 @@ def prepared(
         return drop_patches(full, look.keep_patches)
     if _as_it_is(full, look):
         return full
-    if full.patch is None:
-        limit = f"{full.name} has no patches; leave --image-size and --patch-size out"
-        flag, size = ("--image-size", look.image_size) if look.image_size else ("--patch-size", look.patch_size)
-        raise SetupError(flag, size, limit)
+    if look.patch_size is not None and full.patch is None:
+        limit = f"{full.name} has no patches; leave it out, --image-size alone makes it look at less"
+        raise SetupError("--patch-size", look.patch_size, limit)
+    if (patch := pair(look.patch_size) if look.patch_size else full.patch) is not None:
+        check_filled(pair(look.image_size or (full.image.height, full.image.width)), patch)
     say(f"building it again at {_asked(look)}")
     low = built(look.image_size, look.patch_size)
-    grid(low)  # a size that patches do not fill would be cut without a word
+    if low.grid is not None and 0 in low.grid:
+        least = (low.patch or low.stride or (0,))[0]
+        raise SetupError(
+            "--image-size", look.image_size, f"must be at least {least}, one cell of the tower's last grid"
+        )
     interpolation = look.interpolation or architecture.interpolation
     antialias = architecture.antialias if look.antialias is None else look.antialias
-    return at_resolution(full, low, interpolation, antialias)
+    low = at_resolution(full, low, interpolation, antialias)
+    _check_embeddings(low, f" at {_asked(look)}")
+    if low.stride is not None and (side := low.image.height) % low.stride[0]:
+        cell = low.stride[0]
+        say(f"note: {side} px are no multiple of its last grid's cell, {cell} px, so edges count less")
+    return low
 
 
 def pair(size: Any) -> tuple[int, int]:
@@ -96,8 +107,9 @@ def _asked(look: Look) -> str:
     return ", ".join(f"{name} {size}" for name, size in parts if size is not None)
 
 
-def _check_embeddings(model: TorchModel) -> None:
-    """Runs both towers once: what is wrong in a model shows here better than in a trace. Raises SetupError."""
+def _check_embeddings(model: TorchModel, size: str = "") -> None:
+    """Runs both towers once: what is wrong in a model shows here better than in a trace. `size` is what was asked for,
+    where that is not the model's own. Raises SetupError."""
     image, text, shapes = model.image, model.text, []
     samples = {
         "image": (model.encode_image, torch.zeros((1, image.channels, image.height, image.width))),
@@ -109,8 +121,10 @@ def _check_embeddings(model: TorchModel) -> None:
             with torch.inference_mode():
                 shapes.append(list(encode(module, sample).shape))
         except Exception as error:  # whatever a model raises
-            reason = f"it raises {first_line(error, kind=True)}"
-            raise SetupError(f"{tower} tower of {model.name}", "broken", reason) from error
+            reason = f"it raises {in_one_line(error, kind=True)}"
+            if size and model.stride is not None:
+                reason += f"; its last grid has cells of {model.stride[0]} px: {nearest(image.height, model.stride[0])}"
+            raise SetupError(f"{tower} tower of {model.name}{size}", "broken", reason) from error
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         limit = "images and texts must come to embeddings [B, D] of one width"
         raise SetupError(f"embeddings of {model.name}", f"{shapes[0]} and {shapes[1]}", limit)

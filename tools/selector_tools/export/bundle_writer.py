@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from selector_proto import safetensors
+from selector_proto.activations import activations
 from selector_proto.safetensors import TensorView
 from torch import Tensor, nn
 
@@ -194,6 +195,7 @@ def _manifest(model: TorchModel, role: Literal["learner", "reference"], precisio
         loss=model.loss,
         precision=precision,
         patches_kept=model.patches_kept,
+        activations=activations(model.module),
         files={},
         **more,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.export import flags as flag_values
-from selector_tools.mistakes import exit_status, first_line
+from selector_tools.mistakes import exit_status, in_one_line
 
 if TYPE_CHECKING:
     from selector_tools.export.building import Architecture
@@ -85,7 +85,9 @@ def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None])
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
     text = {"pad_token": flags.pad_token, "end_token": flags.end_token}
     random = flags.checkpoint is None and not architecture.has_weights
-    weights = f"random weights (seed {flags.seed})" if random else flags.checkpoint or "its own weights"
+    weights = (
+        f"random weights (seed {flags.seed})" if random else flags.checkpoint or flags.pretrained or "its own weights"
+    )
     return architecture, replace(
         model,
         name=flags.name or model.name,
@@ -101,7 +103,13 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
     if flags.open_clip is not None:
         from selector_tools.export import open_clip  # noqa: PLC0415
 
-        return open_clip.architecture(flags.open_clip, scratch)
+        return open_clip.architecture(
+            flags.open_clip,
+            scratch,
+            flags.pretrained,
+            quick_gelu=flags.force_quick_gelu,
+            load_weights=flags.checkpoint is None,
+        )
     if flags.transformers is not None:
         from selector_tools.export import transformers  # noqa: PLC0415
 
@@ -153,6 +161,8 @@ def _report(model: "TorchModel", exported: "Exported", seconds: float) -> None:
             f"resize: {name} ({resize.kind}), {' x '.join(map(str, resize.size))} to "
             f"{' x '.join(map(str, resize.to))}, {how}"
         )
+    if manifest.activations:
+        print(f"activation: {', '.join(manifest.activations)}")
     if manifest.patches_kept < 1:
         print(f"patches kept: {manifest.patches_kept:.3g}")
     if math.isnan(difference):
@@ -174,7 +184,7 @@ def _cause(error: BaseException) -> str:
     """Returns the first line of the innermost error, because torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return in_one_line(error)
 
 
 def _say(command: str, text: str) -> None:

@@ -25,6 +25,7 @@ _MODULE_ONLY = (
     "loss",
     "tokens_at",
 )
+_OPEN_CLIP_ONLY = ("pretrained", "force_quick_gelu")
 _MAX_SIDE = 4096
 _MAX_PATCH_SIDE = math.isqrt(MAX_PATCH)
 
@@ -42,7 +43,12 @@ def add_model(parser: Any) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     add("--name", help="of the model, in the bundle (default: the architecture's)")
-    add("--checkpoint", type=Path, metavar="FILE", help="weights at full resolution: .safetensors or a torch file")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="weights at full resolution: .safetensors, a torch file, or a folder",
+    )
     add("--image-size", type=int, metavar="N", help="pixels of a side; smaller than the trainer's: low resolution")
     add("--patch-size", type=int, metavar="N", help="pixels of a patch's side")
     add("--keep-patches", type=float, metavar="SHARE", help="look at this share of the patches, at full resolution")
@@ -61,13 +67,20 @@ def add_model(parser: Any) -> None:
 
 def _add_sources(parser: Any) -> None:
     sources = parser.add_mutually_exclusive_group(required=True)
-    sources.add_argument("--open-clip", metavar="NAME", help="an architecture of open_clip, such as ViT-B-16")
     sources.add_argument(
-        "--transformers", type=Path, metavar="PATH", help="a folder with config.json (and weights), or a config.json"
+        "--open-clip", metavar="NAME", help="an architecture of open_clip (ViT-B-16), hf-hub:NAME or local-dir:FOLDER"
+    )
+    sources.add_argument(
+        "--transformers",
+        metavar="PATH",
+        help="a folder with config.json (and weights), a config.json, or a name on the Hugging Face hub",
     )
     sources.add_argument(
         "--module", metavar="MODULE:FACTORY", help="a function that returns a torch module; see docs/export.md"
     )
+    add = parser.add_argument_group("for --open-clip").add_argument
+    add("--pretrained", metavar="TAG", help="weights that open_clip knows for the architecture, such as openai")
+    add("--force-quick-gelu", action="store_true", help="compute with QuickGELU, as the trainer of the same flag does")
     add = parser.add_argument_group("for --module").add_argument
     add("--channels", type=int, choices=(1, 3), help="of an image (default 3)")
     add("--max-tokens", type=int, metavar="N", help="tokens of a text (needed)")
@@ -98,11 +111,20 @@ def any_wrong(flags: argparse.Namespace, command: str) -> bool:
         limit = "looks at the full resolution; leave --keep-patches or this out"
         both = not own and flags.keep_patches is not None and getattr(flags, size) is not None
         checks.append((both, f"--{size.replace('_', '-')}", getattr(flags, size), f"--keep-patches {limit}"))
-    for flag in ("checkpoint", "tokenizer"):
-        file = getattr(flags, flag)
-        checks.append((file is not None and not file.is_file(), f"--{flag}", file, "must be a file"))
-    if flags.transformers is not None:
-        checks.append((not flags.transformers.exists(), "--transformers", flags.transformers, "must exist"))
+    checkpoint, tokenizer = flags.checkpoint, flags.tokenizer
+    checks += [
+        (checkpoint is not None and not checkpoint.exists(), "--checkpoint", checkpoint, "must be a file or a folder"),
+        (tokenizer is not None and not tokenizer.is_file(), "--tokenizer", tokenizer, "must be a file"),
+        (
+            flags.pretrained is not None and checkpoint is not None,
+            "--pretrained",
+            flags.pretrained,
+            "there is a --checkpoint; leave one of the two out",
+        ),
+    ]
+    for name in _OPEN_CLIP_ONLY if flags.open_clip is None else ():
+        value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
+        checks.append((bool(value), flag, value, "only --open-clip takes it"))
     checks += _channel_values("--mean", flags.mean, -math.inf) + _channel_values("--std", flags.std, 0.0)
     for name in _MODULE_ONLY:
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"

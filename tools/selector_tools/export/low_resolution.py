@@ -1,8 +1,8 @@
-"""There are two ways to look at less of an image: a smaller grid of patches (Flexi-JEST), or fewer patches of the same
-grid.
+"""There are two ways to look at less of an image: a smaller grid (Flexi-JEST), or fewer patches of the same grid.
 
 A grid of another size is for trainers that train at it too: the learner's weights are mapped linearly to it, whenever
-they arrive. Dropping patches keeps every patch's size and position, and suits trainers that do not.
+they arrive, or stay as they are where the tower only convolves. Dropping patches keeps every patch's size and position,
+and suits trainers that do not.
 """
 
 from dataclasses import replace
@@ -25,8 +25,6 @@ def at_resolution(full: TorchModel, low: TorchModel, interpolation: Interpolatio
     """Returns `low` (the same architecture, built for another image or patch size) with the weights of `full`, and
     with the linear maps that bring them there. `low.module` is filled in place. Raises BundleError for a parameter that
     differs in another way."""
-    if full.patch is None or low.patch is None:
-        raise BundleError("resolution", full.name, "its image tower has no patches; export it at its own size")
     resizes, state = {}, {}
     for name, target in low.module.state_dict().items():
         value = full.state.get(name)
@@ -51,8 +49,6 @@ def _resize(
     antialias: bool,
 ) -> Resize:
     """Finds the map from `value` to the shape of `target`. Raises BundleError if there is none."""
-    assert full.patch is not None
-    assert low.patch is not None
     old, new = tuple(value.shape), tuple(target.shape)
 
     def resize(
@@ -60,27 +56,34 @@ def _resize(
     ) -> Resize:
         return Resize(kind=kind, size=size, to=to, prefix=prefix, interpolation=interpolation, antialias=antialias)
 
-    if len(old) == len(new) == 4 and (old[2:], new[2:]) == (full.patch, low.patch) and old[:2] == new[:2]:
-        return resize("patch", full.patch, low.patch)
-    pixels = [patch[0] * patch[1] * full.image.channels for patch in (full.patch, low.patch)]
-    # A table of positions may be as wide as a patch has pixels (ViT-B/16), but its rows change.
-    if len(old) == len(new) == 2 and old[0] == new[0] and [old[1], new[1]] == pixels:
-        return resize("patch-linear", full.patch, low.patch)
-    size, to = grid(full), grid(low)
-    prefix = old[-2] - size[0] * size[1] if len(old) >= 2 else -1
-    if prefix >= 0 and new == (*old[:-2], prefix + to[0] * to[1], old[-1]):
-        return resize("positions", size, to, prefix)
+    if full.patch is not None and low.patch is not None:
+        if len(old) == len(new) == 4 and (old[2:], new[2:]) == (full.patch, low.patch) and old[:2] == new[:2]:
+            return resize("patch", full.patch, low.patch)
+        pixels = [patch[0] * patch[1] * full.image.channels for patch in (full.patch, low.patch)]
+        # A table of positions may be as wide as a patch has pixels (ViT-B/16), but its rows change.
+        if len(old) == len(new) == 2 and old[0] == new[0] and [old[1], new[1]] == pixels:
+            return resize("patch-linear", full.patch, low.patch)
+    size, to = full.grid, low.grid
+    if size is not None and to is not None and len(old) >= 2:
+        prefix = old[-2] - size[0] * size[1]
+        if prefix >= 0 and new == (*old[:-2], prefix + to[0] * to[1], old[-1]):
+            return resize("positions", size, to, prefix)
     limit = f"no linear map leads from {list(old)} at full resolution to it"
     raise BundleError(f"parameter {name}", list(new), limit)
 
 
-def grid(model: TorchModel) -> tuple[int, int]:
-    """Counts the patches down and across. Raises BundleError unless they fill the image."""
-    assert model.patch is not None
-    for side, patch in zip((model.image.height, model.image.width), model.patch, strict=True):
-        if patch < 1 or side < patch or side % patch:
-            raise BundleError("image size", side, f"must be a multiple of the patch size, {patch}")
-    return model.image.height // model.patch[0], model.image.width // model.patch[1]
+def check_filled(image: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Raises BundleError unless patches fill the image: the rest would be cut without a word."""
+    for side, cell in zip(image, patch, strict=True):
+        if side % cell:
+            limit = f"must be a multiple of the patch size, {cell}: {nearest(side, cell)}"
+            raise BundleError("image size", side, limit)
+
+
+def nearest(side: int, cell: int) -> str:
+    """Names the sizes next to `side` that are whole multiples of `cell`."""
+    below = side // cell * cell
+    return f"{below} or {below + cell}" if below else str(cell)
 
 
 def drop_patches(model: TorchModel, keep: float) -> TorchModel:
@@ -88,7 +91,9 @@ def drop_patches(model: TorchModel, keep: float) -> TorchModel:
     its position. `model.module` gets a hook. Raises BundleError."""
     if model.patch is None or not model.tokens_at:
         raise BundleError("keep patches", keep, "the image tower has no patches that could be dropped")
-    high, wide = grid(model)
+    check_filled((model.image.height, model.image.width), model.patch)
+    assert model.grid is not None
+    high, wide = model.grid
     count = round(keep * high * wide)
     if not 0 < keep <= 1 or count < 1:
         raise BundleError("keep patches", keep, "must leave at least one patch and at most all")

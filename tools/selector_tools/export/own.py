@@ -14,7 +14,7 @@ from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.errors import SetupError
 from selector_tools.export.building import Architecture
 from selector_tools.export.torch_model import TorchModel
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _factory(path: str) -> Callable[..., Any]:
     try:
         factory = getattr(importlib.import_module(name), attribute)
     except Exception as error:  # whatever the user's code raises
-        raise SetupError("--module", path, f"cannot be imported: {first_line(error, kind=True)}") from error
+        raise SetupError("--module", path, f"cannot be imported: {in_one_line(error, kind=True)}") from error
     if not callable(factory):
         raise SetupError("--module", path, f"is a {type(factory).__name__}; must be callable")
     return factory  # type: ignore[no-any-return]
@@ -74,7 +74,9 @@ def _called(path: str, factory: Callable[..., Any], sizes: dict[str, int]) -> nn
         module = factory(**sizes)
     except Exception as error:  # whatever the user's code raises
         given = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise SetupError("--module", path, f"called with ({given}) it raises {first_line(error, kind=True)}") from error
+        raise SetupError(
+            "--module", path, f"called with ({given}) it raises {in_one_line(error, kind=True)}"
+        ) from error
     inner = getattr(module, "_orig_mod", module)
     if not isinstance(module, nn.Module) or not all(hasattr(inner, name) for name in ("encode_image", "encode_text")):
         limit = "must return a torch module with encode_image and encode_text"

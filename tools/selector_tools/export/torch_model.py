@@ -35,8 +35,9 @@ class TorchModel:
     """`module` is the trainer's model: its state_dict names what a trainer publishes. It is not changed.
 
     `encode_image` and `encode_text` call it as TwoTower says. `patch` is the side (h, w) of an image patch, if the
-    image tower has patches; `tokens_at` names the submodule whose output is [B, prefix + patches, W], where patches
-    can be dropped. `resizes` and `state` (the trainer's own state_dict) are set where `module` was built at another
+    image tower cuts images into patches; `stride` is how many pixels (h, w) a cell of its last grid stands for, if it
+    convolves them instead. `tokens_at` names the submodule whose output is [B, prefix + patches, W], where patches can
+    be dropped. `resizes` and `state` (the trainer's own state_dict) are set where `module` was built at another
     resolution than the trainer's, see `low_resolution`.
     """
 
@@ -52,6 +53,7 @@ class TorchModel:
     origin: str = ""
     licence: str = ""
     patch: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
     tokens_at: str = ""
     patches_kept: float = 1.0
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -69,6 +71,13 @@ class TorchModel:
         """Returns a copy of the module to trace and to run, because its mode, precision and device are not the
         trainer's."""
         return copy.deepcopy(self.module).to("cpu", dtype).eval().requires_grad_(False)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Counts the whole patches, or the whole cells of the last grid, down and across; None if there is neither."""
+        if (cell := self.patch or self.stride) is None:
+            return None
+        return self.image.height // cell[0], self.image.width // cell[1]
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Turns uint8 [B, H, W, C] into what `encode_image` takes, float32 [B, C, H, W], as the bundle's image tower

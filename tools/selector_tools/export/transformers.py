@@ -1,4 +1,4 @@
-"""Builds models of transformers (CLIP, SigLIP, SigLIP 2) from a local folder or a config.json."""
+"""Builds models of transformers (CLIP, SigLIP, SigLIP 2) from a local folder, a config.json or a name on the hub."""
 
 import copy
 import json
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.errors import SetupError
+from selector_tools.export import hub
 from selector_tools.export.building import Architecture, pair
+from selector_tools.export.checkpoint_files import WEIGHT_FILES
 from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
 from selector_tools.export.torch_model import TorchModel
 from selector_tools.export.torchvision import make_importable
-from selector_tools.mistakes import first_line
+from selector_tools.mistakes import in_one_line
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_END, _OLD_CLIP_END = 49407, 2
@@ -27,9 +28,10 @@ _GEMMA_VOCABULARY = 256_000
 _BILINEAR = 2  # Pillow's number for it, which preprocessor_config.json has
 
 
-def architecture(place: Path) -> Architecture:
-    """Returns the model in the folder `place`, or that of the config.json at `place` with random weights. Raises
-    SetupError."""
+def architecture(path: str) -> Architecture:
+    """Returns the model in the folder `path`, that of the config.json at `path` with random weights, or that of the
+    name `path` on the Hugging Face hub. Raises SetupError."""
+    place = Path(path) if Path(path).exists() else hub.folder("--transformers", path)
     file = place / "config.json" if place.is_dir() else place
     settings = _json(file)
     kind = settings.get("model_type")
@@ -45,9 +47,9 @@ def architecture(place: Path) -> Architecture:
     try:
         config = model_class.config_class.from_dict(settings)
     except Exception as error:  # its validation raises classes of its own
-        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
     folder = file.parent
-    has_weights = place.is_dir() and any((folder / name).exists() for name in _WEIGHTS)
+    has_weights = place.is_dir() and any((folder / name).exists() for name in WEIGHT_FILES)
 
     def build(image_size: int | None, patch_size: int | None) -> TorchModel:
         sized = _resized(copy.deepcopy(config), kind, image_size, patch_size)
@@ -59,14 +61,15 @@ def architecture(place: Path) -> Architecture:
             else:
                 model = model_class(sized)
         except Exception as error:
-            raise SetupError("--transformers", place, f"cannot be built: {first_line(error)}") from error
+            raise SetupError("--transformers", place, f"cannot be built: {in_one_line(error)}") from error
         for what, names in loaded.items():  # it only warns, and leaves random weights where some are missing
             if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 shown = ", ".join(sorted(map(str, names))[:5])
                 raise SetupError(
                     f"--transformers {place}: {what.replace('_', ' ')}", len(names), f"must be none: {shown}"
                 )
-        name = str(settings.get("_name_or_path") or folder.resolve().name or kind)[:128]
+        called = path if not Path(path).exists() else settings.get("_name_or_path") or folder.resolve().name
+        name = str(called or kind)[:128]
         return _described(name, kind, model.eval(), sized, folder)
 
     naflex = kind == "siglip2"
@@ -149,7 +152,9 @@ def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
-        raise SetupError("--transformers", folder / "tokenizer.json", f"cannot be read: {first_line(error)}") from error
+        raise SetupError(
+            "--transformers", folder / "tokenizer.json", f"cannot be read: {in_one_line(error)}"
+        ) from error
     words = [settings.get(role) for role in roles]
     words = [word.get("content") if isinstance(word, dict) else word for word in words]
     return [None if word is None else tokenizer.token_to_id(word) for word in words]
@@ -176,7 +181,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise SetupError("--transformers", file, f"cannot be read: {first_line(error)}") from error
+        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
     if not isinstance(content, dict):
         raise SetupError("--transformers", file, "must be a JSON object")
     return content
