@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selector_server.sampling import kernel
+from selector_server.sampling.losses import kernel
 from selector_server.sampling.losses.kernel import StripModel, strips
 
 # So many rows' strips are checked against float64.

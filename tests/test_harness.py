@@ -3,10 +3,12 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import programs
 from support.made_once import made_once
+from support.order import ROOT, SECONDS, pytest_collection_modifyitems
 
 
 def test_programs_beside_this_python_are_found_first_and_then_those_on_path(tmp_path, monkeypatch):
@@ -55,3 +57,13 @@ def test_what_make_test_installs_is_no_reason_to_skip():
     word = "import" + "orskip"
     skipping = {file.parent.relative_to(root) for file in root.rglob("*.py") if word in file.read_text()}
     assert skipping == {Path("deploy/kubernetes")}
+
+
+def test_the_longest_files_begin_first():
+    assert [name for name in SECONDS if not (ROOT / name).is_file()] == []
+    slow, slower = sorted(SECONDS, key=SECONDS.get)[:2]
+    names = ["tests/a.py::b", f"{slow}::b", "tests/a.py::a", f"{slower}::a", f"{slow}::a"]
+    items = [SimpleNamespace(nodeid=name) for name in names]
+    pytest_collection_modifyitems(items)
+    found = [item.nodeid for item in items]
+    assert found == [f"{slower}::a", f"{slow}::b", f"{slow}::a", "tests/a.py::b", "tests/a.py::a"]

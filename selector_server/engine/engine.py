@@ -1,7 +1,5 @@
 """The engine's front door: one selection from its admission to its result."""
 
-from typing import Any
-
 from selector_server.engine.admission import Admission
 from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.preparation import Preparation
@@ -33,17 +31,17 @@ class Engine:
         """Picks. The request's content is received once it was admitted. Raises SelectorError."""
         with self._ranks.entered(request) as run:
             request.hold(self._admission.admit(request.payload_bytes))
-            task = request.task = await request.content()
             try:
-                result = await run(await self._prepared(task, request), request)
+                result = await run(await self._prepared(request), request)
             except StaleWeights:
                 self._metrics.stale.labels("refuse").inc()
                 raise
         request.result = result
         return result
 
-    async def _prepared(self, task: Task[Any], request: Request) -> Task[Scorable]:
-        """The task with candidates that are ready to be scored."""
+    async def _prepared(self, request: Request) -> Task[Scorable]:
+        """The request's task with candidates that are ready to be scored. What was received is let go."""
+        task = await request.received()
         self._models.check(task)
         request.least = self._scorer.least_seconds(task, found=False)
         request.begin("preprocess", "preprocess")
@@ -51,4 +49,5 @@ class Engine:
         request.hold(self._admission.enlarge(candidates.extra_bytes(preparation)))
         ready = await in_thread(lambda: candidates.prepare(task, preparation, request), request)
         request.allocated()
-        return task.of(ready)
+        prepared = request.task = task.of(ready)
+        return prepared

@@ -78,6 +78,13 @@ class Request:
     ) -> None:
         self._held.__exit__(kind, error, trace)
 
+    async def received(self) -> Task[Any]:
+        """Its content, once it is wholly there. The callback is let go: it knows the request, and a circle of the two
+        would hold the payload's memory until somebody collects garbage."""
+        content, self.content = self.content, _no_content
+        self.task = await content()
+        return self.task
+
     # Its deadline, and whether anybody waits for it.
 
     def remaining(self) -> float | None:
