@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -47,6 +48,12 @@ def integer_key(number: int) -> bytes:
 def string_key(text: str | bytes) -> bytes:
     """The key of a sample that is named by a string, or by its UTF-8 bytes, of at most MAX_ID_BYTES."""
     return b"s" + (text.encode() if isinstance(text, str) else text)
+
+
+def key_text(key: bytes) -> str:
+    """Returns the id that a key stands for, as people read it."""
+    kind, name = key[:1], key[1:]
+    return str(int.from_bytes(name, "little", signed=True)) if kind == b"i" else name.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,14 @@ class ReferenceCache:
         self._writer.submit(write)
         return True
 
+    def held(self, most: int) -> tuple[int, str]:
+        """How many entries of this reference the store holds, counted up to `most`, and the id of one as a text."""
+        try:
+            keys = self._store.run(lambda transaction: list(islice(_keys(transaction, self._prefix), most)))
+        except StoreFailed:
+            keys = []
+        return len(keys), key_text(keys[0]) if keys else ""
+
     def usage(self) -> tuple[int, int]:
         """The store's entries, of every reference, and its bytes; zeros if it cannot be read."""
         try:
@@ -233,13 +248,18 @@ def _references(transaction: Transaction) -> Iterator[Held]:
                 break
             headers.append((bytes(key).removeprefix(_HEADER), bytes(value)))
     for tag, value in headers:
-        about, entries = json.loads(value), 0
-        if cursor.set_range(_RECORD + tag):
-            for key in cursor.iternext(values=False):
-                if not bytes(key).startswith(_RECORD + tag):
-                    break
-                entries += 1
+        about, entries = json.loads(value), sum(1 for _ in _keys(transaction, _RECORD + tag))
         held = Held(about["name"], about["fingerprint"], about["width"], entries)
         if not (isinstance(held.name, str) and isinstance(held.fingerprint, str) and type(held.width) is int):
             raise TypeError(f"header {str(about)[:100]}")
         yield held
+
+
+def _keys(transaction: Transaction, prefix: bytes) -> Iterator[bytes]:
+    """Yields what follows `prefix` in the keys that begin with it."""
+    cursor = transaction.cursor()
+    if cursor.set_range(prefix):
+        for key in cursor.iternext(values=False):
+            if not bytes(key).startswith(prefix):
+                return
+            yield bytes(key).removeprefix(prefix)

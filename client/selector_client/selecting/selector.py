@@ -15,6 +15,7 @@ from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import error_of, open_channel, service
+from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
@@ -26,7 +27,8 @@ class Selector(SelectorBase):
     middle of a call when the process forked: gRPC does not survive that, so use spawn or forkserver then. A pickled
     copy opens a connection of its own.
 
-    `timeout` seconds bound every selection, with its retries. Whatever goes wrong on the way, `select` returns a
+    `timeout` seconds bound every selection, with its retries. By default a selection may take four times what the
+    sidecar says that it needs, at least 10 s and at most 120 s. Whatever goes wrong on the way, `select` returns a
     uniform sub-batch of the same size, which is flagged in `Selection.fallback` and counted in `statistics`. After
     three failures in a row it does so at once, until a probe beside the trainer finds the sidecar healthy. With
     `on_error="raise"` it raises SelectorClientError instead. A request that the sidecar refuses as wrong raises as long
@@ -43,7 +45,7 @@ class Selector(SelectorBase):
         self,
         address: str,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         seed: int | None = None,
         on_error: Literal["fallback", "raise"] = "fallback",
         shared_memory: bool | None = None,
@@ -62,9 +64,10 @@ class Selector(SelectorBase):
         self._transport = Transport(self._session.address, self._shared_memory)
         self._lock, self._connection = threading.Lock(), None
 
-    def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
+    def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
         """Waits until the sidecar answers, and returns what it is. Nobody has to call this, for `select` connects by
-        itself.
+        itself. If selections of raw samples from `super_batch_size` candidates (B) are slow, or do not fit into the
+        timeout, the log says so, and what to do.
 
         Raises Unreachable (at once if it is Untrusted), Denied, and ValueError if the sidecar does not know the policy
         of the settings.
@@ -83,6 +86,7 @@ class Selector(SelectorBase):
         policy = self.settings.policy
         if policy and policy not in info.policies:
             raise ValueError(f"policy is {policy!r}; {self._session.address} knows {', '.join(sorted(info.policies))}")
+        self._session.foresee(info, super_batch_size)
         return info
 
     def weights_status(self) -> pb.GetWeightsStatusResponse:
@@ -154,11 +158,24 @@ class Selector(SelectorBase):
             span.done(selection.fallback, pending.retries)
             return selection
 
+    def _meet(self, pending: PendingSelection) -> None:
+        """Asks the sidecar what it is, so that the selection gets the time that it needs."""
+        request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
+        try:
+            info = self._call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+        except SelectorClientError as error:
+            self._session.expectation.unanswered(error)
+        else:
+            self._session.expectation.learn(info)
+            self._session.allow(pending)
+
     def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
         candidates, header = pending.candidates, pending.header
         while True:
             try:
                 self._session.check()
+                if self._session.expectation.asks(candidates.header):
+                    self._meet(pending)
                 response = self._call(
                     lambda stub: self._transport.select(stub, candidates, header, max(pending.left, 1e-3), metadata)
                 )

@@ -17,6 +17,7 @@ from selector_client.selecting.breaker import Breaker
 from selector_client.selecting.candidates import Candidates
 from selector_client.selecting.channel import healthy
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
+from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
 
@@ -38,19 +39,22 @@ _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 
 @dataclass
 class PendingSelection:
-    """One selection that is under way. `deadline` is a time of time.monotonic()."""
+    """One selection that is under way. `timeout` is how many seconds it was given for itself, if any, and `allowed` how
+    many it may take since `begun`, a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
     header: pb.Selection
-    deadline: float
+    timeout: float | None
+    allowed: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.perf_counter)
     retries: int = 0
 
     @property
     def left(self) -> float:
         """How many seconds are left until the deadline."""
-        return self.deadline - time.monotonic()
+        return self.begun + self.allowed - time.monotonic()
 
 
 class Session:
@@ -61,15 +65,21 @@ class Session:
     """
 
     def __init__(
-        self, address: str, timeout: float, seed: int | None, on_error: Literal["fallback", "raise"], **settings: Any
+        self,
+        address: str,
+        timeout: float | None,
+        seed: int | None,
+        on_error: Literal["fallback", "raise"],
+        **settings: Any,
     ) -> None:
-        if not timeout > 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout}; must be positive")
         if on_error not in ("fallback", "raise"):
             raise ValueError(f"on_error is {on_error!r}; must be 'fallback' or 'raise'")
-        self.address, self.timeout = address, timeout
+        self.address, self._timeout = address, timeout
         self.access = Access.of(address, **{name: settings.pop(name) for name in ACCESS_FIELDS & settings.keys()})
         self.settings = Settings(**settings)
+        self.expectation, self._patience = Expectation(self.settings), DEFAULT_SECONDS
         self.statistics = Statistics()
         self.breaker = Breaker(lambda: healthy(address, self.access))
         self.off = is_off()
@@ -89,6 +99,11 @@ class Session:
         vars(self).update(state)
         self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
 
+    @property
+    def timeout(self) -> float:
+        """How many seconds a selection may take: what was set, or else what the last one was given."""
+        return self._patience if self._timeout is None else self._timeout
+
     def resume(self, count: int, seed: int | None = None) -> None:
         """Makes the next selection the one that follows `count` others, and gives it another seed if there is one."""
         with self._lock:
@@ -103,8 +118,7 @@ class Session:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
         if step is None and self.settings.world_size > 1:
             raise ValueError(f"world_size is {self.settings.world_size}; it needs the step of each selection")
-        timeout = self.timeout if timeout is None else timeout
-        if not timeout > 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout}; must be positive")
         header = self.settings.header()
         with self._lock:
@@ -113,7 +127,27 @@ class Session:
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        return PendingSelection(candidates, picks, header, time.monotonic() + timeout)
+        pending = PendingSelection(candidates, picks, header, timeout)
+        self.allow(pending)
+        return pending
+
+    def allow(self, pending: PendingSelection) -> None:
+        """Gives a selection its time, and says in the log what does not fit: when it begins, and again when the sidecar
+        has told what a selection takes."""
+        candidates, size = pending.candidates.header, pending.candidates.size
+        if self._timeout is None:
+            self._patience = self.expectation.patience(candidates, size)
+        pending.allowed = self.timeout if pending.timeout is None else pending.timeout
+        argument = "timeout" if pending.timeout is None else "the loader's deadline"
+        self.expectation.say(candidates, size, pending.allowed, argument)
+
+    def foresee(self, info: pb.GetServerInfoResponse, size: int | None) -> None:
+        """Notes what the sidecar is, and says in the log what does not fit raw samples of `size` candidates."""
+        self.expectation.learn(info)
+        if size is not None:
+            samples = pb.Selection(samples=pb.RawSamples())
+            allowed = self.expectation.patience(samples, size) if self._timeout is None else self._timeout
+            self.expectation.say(samples, size, allowed, "timeout")
 
     def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
         """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
@@ -150,10 +184,12 @@ class Session:
         except ValueError as error:
             raise RemoteError("wrong_answer", str(error)) from error
         self.breaker.succeeded()
+        seconds, candidates = time.perf_counter() - pending.started, pending.candidates
         with self._lock:
             self._selected = True
             self._budget = min(self._budget + 1 / ANSWERS_A_RETRY, RETRIES_AT_ONCE)
-            self.statistics.add(selection, pending.candidates.size, time.perf_counter() - pending.started)
+            self.statistics.add(selection, candidates.size, seconds)
+            self.expectation.took(candidates.header, candidates.size, seconds, selection)
         return selection
 
     def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:
@@ -162,6 +198,8 @@ class Session:
         reason."""
         if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
             self.breaker.failed()
+        if error.reason == "deadline_exceeded":
+            self.expectation.missed(pending.allowed)
         wrong = error.reason in _MISTAKES and not self._selected
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
