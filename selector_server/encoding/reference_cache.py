@@ -230,6 +230,16 @@ class ReferenceCache:
         self._on_problem(reason)
 
 
+def _keys(transaction: Transaction, prefix: bytes) -> Iterator[bytes]:
+    """Yields what follows `prefix` in the keys that begin with it."""
+    cursor = transaction.cursor()
+    if cursor.set_range(prefix):
+        for key in cursor.iternext(values=False):
+            if not bytes(key).startswith(prefix):
+                return
+            yield bytes(key).removeprefix(prefix)
+
+
 def stat(folder: Path) -> Stat:
     """Tells what the store at `folder` holds; reads every key. Raises SetupError."""
     try:
@@ -248,18 +258,13 @@ def _references(transaction: Transaction) -> Iterator[Held]:
                 break
             headers.append((bytes(key).removeprefix(_HEADER), bytes(value)))
     for tag, value in headers:
-        about, entries = json.loads(value), sum(1 for _ in _keys(transaction, _RECORD + tag))
+        about, entries = json.loads(value), 0
+        if cursor.set_range(_RECORD + tag):
+            for key in cursor.iternext(values=False):
+                if not bytes(key).startswith(_RECORD + tag):
+                    break
+                entries += 1
         held = Held(about["name"], about["fingerprint"], about["width"], entries)
         if not (isinstance(held.name, str) and isinstance(held.fingerprint, str) and type(held.width) is int):
             raise TypeError(f"header {str(about)[:100]}")
         yield held
-
-
-def _keys(transaction: Transaction, prefix: bytes) -> Iterator[bytes]:
-    """Yields what follows `prefix` in the keys that begin with it."""
-    cursor = transaction.cursor()
-    if cursor.set_range(prefix):
-        for key in cursor.iternext(values=False):
-            if not bytes(key).startswith(prefix):
-                return
-            yield bytes(key).removeprefix(prefix)

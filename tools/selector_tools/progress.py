@@ -1,15 +1,16 @@
 """How far something is that takes long: bars on a terminal, plain lines in a log or a pipe; and how fast it was."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, Task
 
+SizedT = TypeVar("SizedT", bound=Sized)
 # A log gets a line so often.
 LINE_SECONDS = 10.0
 
@@ -32,6 +33,14 @@ def bar(what: str, total: int | None) -> Iterator[Advance]:
             progress.update(task, advance=more, description=now)
 
         yield advance
+
+
+def counted(what: str, total: int | None, parts: Iterable[SizedT]) -> Iterator[SizedT]:
+    """Yields `parts`, and shows meanwhile how many of the `total` entries of all of them are done."""
+    with bar(what, total) as advance:
+        for part in parts:
+            yield part
+            advance(len(part))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from selector_server.encoding.preprocess import Preprocessor
 from selector_server.errors import InvalidRequest, LimitExceeded, SetupError
 from selector_tools.pools.pool import Batch, Pool
+from selector_tools.progress import counted
 
 # One file may have so many pixels, and all files of a batch so many bytes after they were resized. The second is no
 # real limit, because a batch is as large as --batch says.
@@ -88,7 +89,7 @@ def read_pool(
     """Returns pixels uint8 [n, H, W, C] and tokens int64 [n, T] of the first `most` readable pairs, or of all of them,
     and what was skipped. Raises SetupError if they take more than `most_bytes` of memory."""
     pixels, tokens, skipped, held, size = [], [], Skipped(), 0, 0
-    for part in pool.batches(batch):
+    for part in counted("read", pool.size, pool.batches(batch)):
         skipped.seen += len(part)
         inputs = read_batch(preprocessor, part, skipped)
         pixels.append(inputs.pixels)
