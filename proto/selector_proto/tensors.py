@@ -6,7 +6,7 @@ widened to float32.
 
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -176,14 +176,28 @@ def read(
     return np.require(flat.reshape(sizes), requirements="A")
 
 
-def read_bytes(packed: pb.PackedBytes, payload: memoryview, field: str, count: int, longest: int) -> list[bytes]:
-    """The `count` byte strings of `packed`, each at most `longest` bytes; raises WireError as `read` does."""
+def read_bytes(
+    packed: pb.PackedBytes,
+    payload: memoryview,
+    field: str,
+    count: int,
+    longest: int,
+    too_long: Callable[[int, int], None] | None = None,
+) -> list[bytes]:
+    """The `count` byte strings of `packed`, each at most `longest` bytes; raises WireError as `read` does. With
+    `too_long`, a longer one is no error: this is called with its index and its length, and it comes out empty."""
     lengths = read(packed.lengths, payload, f"{field}.lengths", INTEGERS, [count]).astype(np.int64)
     data = read(packed.data, payload, f"{field}.data", BYTES, [None])
-    if count and (lengths.min() < 0 or lengths.max() > longest):
-        worst = int(lengths.max() if lengths.max() > longest else lengths.min())
+    # One that is longer than all of them could make the sums below overflow.
+    most = longest if too_long is None else max(longest, len(data))
+    if count and (lengths.min() < 0 or lengths.max() > most):
+        worst = int(lengths.max() if lengths.max() > most else lengths.min())
         raise WireError(f"{field}.lengths", worst, f"each must be 0 to {longest} bytes")
+    if too_long is not None:
+        for index in np.flatnonzero(lengths > longest).tolist():
+            too_long(index, int(lengths[index]))
     ends = np.cumsum(lengths)
     if (int(ends[-1]) if count else 0) != len(data):
         raise WireError(f"{field}.data", f"{len(data)} bytes", f"the lengths add up to {ends[-1] if count else 0}")
-    return [bytes(data[end - length : end]) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    starts = np.where(lengths > longest, ends, ends - lengths)
+    return [bytes(data[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]

@@ -74,11 +74,12 @@ class Model:
         tokens: NDArray[np.int64],
         weights: Weights,
         check: Callable[[], None] = lambda: None,
+        rows: NDArray[np.int64] | None = None,
     ) -> Embedded:
-        """Encodes pixels uint8 [B, H, W, C] and tokens int64 [B, T] to normalised embeddings [B, D] on the device.
-        `check` is called before each micro-batch. Raises NotPossible for embeddings that are not finite, what
-        Tower.encode raises, and what `check` raises."""
-        image, text = self.raw(pixels, tokens, weights, check)
+        """Encodes pixels uint8 [B, H, W, C] and tokens int64 [B, T] to normalised embeddings [B, D] on the device; if
+        `rows`, int64 [n], are given, these samples alone, to [n, D]. `check` is called before each micro-batch. Raises
+        NotPossible for embeddings that are not finite, what Tower.encode raises, and what `check` raises."""
+        image, text = self.raw(pixels, tokens, weights, check, rows)
         embedded = Embedded.normalise(image, text, weights.scale, weights.bias)
         if not bool(torch.isfinite(embedded.image).all() & torch.isfinite(embedded.text).all()):
             name = self.bundle.manifest.name
@@ -91,9 +92,11 @@ class Model:
         tokens: NDArray[np.int64],
         weights: Weights,
         check: Callable[[], None] = lambda: None,
+        rows: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the towers' own outputs, float32 [B, D] each, neither normalised nor checked."""
-        return self._image.encode(pixels, weights.bound, check), self._text.encode(tokens, weights.bound, check)
+        """Returns the towers' own outputs, float32 [B, D] or [n, D] each, neither normalised nor checked."""
+        image = self._image.encode(pixels, weights.bound, check, rows)
+        return image, self._text.encode(tokens, weights.bound, check, rows)
 
     def constant_weights(self) -> Weights:
         """Returns what a reference encodes with: there is nothing to bind; scale and bias are the manifest's."""

@@ -4,21 +4,24 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
 from selector_server.encoding.bundle import Bundle, ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
-from selector_server.errors import BundleError, InvalidRequest, LimitExceeded, NotPossible, SelectorError
+from selector_server.errors import BundleError, Exclusion, InvalidRequest, LimitExceeded, NotPossible, SelectorError
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # At most about so many characters of text are tokenised at once.
 _TEXTS_CHARACTERS = 1 << 20
+
+# It is told of a sample that cannot be used, by its index and an error whose `exclusion` says why.
+Bad: TypeAlias = Callable[[int, SelectorError], None]
 
 
 @dataclass(frozen=True)
@@ -65,61 +68,111 @@ class Preprocessor:
         return len(digests) < 2 and len(special) == 1
 
     def pixels(
-        self, images: NDArray[np.uint8] | Sequence[bytes], check: Callable[[], None] = lambda: None
+        self,
+        images: NDArray[np.uint8] | Sequence[bytes],
+        check: Callable[[], None] = lambda: None,
+        bad: Bad | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
         """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, JPEG, PNG or WebP files
-        decoded and resized. `check` is called before each file. Raises InvalidRequest, LimitExceeded, and what `check`
-        raises."""
+        decoded and resized. Only these `rows` are decoded, if they are given; other files, and those that `bad` is told
+        of, are zeros. `check` is called before each file. Raises what `check` raises, and InvalidRequest or
+        LimitExceeded; without `bad`, for one sample too."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:
                 limit = f"must be [B, {', '.join(map(str, shape))}], channels last"
                 raise InvalidRequest("samples.pixels.shape", list(images.shape), limit)
             return images
-        size = len(images) * int(np.prod(shape))
+        wanted = range(len(images)) if rows is None else rows.tolist()
+        size = len(wanted) * int(np.prod(shape))
         if size > self.limits.decoded_bytes:
             raise LimitExceeded(
                 "samples.encoded_images", f"{size} bytes decoded", f"at most {self.limits.decoded_bytes}"
             )
-        out = np.empty((len(images), *shape), np.uint8)
+        out = np.zeros((len(images), *shape), np.uint8)
 
-        def decode(index: int) -> None:
-            out[index] = self._decode(index, images[index])
+        def decode(at: int) -> None:
+            index = wanted[at]
+            try:
+                out[index] = self._decode(index, images[index])
+            except SelectorError as error:
+                _excluded(bad, index, error)
 
-        self.decoder.run(decode, len(images), check)
+        self.decoder.run(decode, len(wanted), check)
         return out
 
     def tokens(
-        self, texts: NDArray[np.integer[Any]] | Sequence[bytes], check: Callable[[], None] = lambda: None
+        self,
+        texts: NDArray[np.integer[Any]] | Sequence[bytes],
+        check: Callable[[], None] = lambda: None,
+        bad: Bad | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
         """Returns int64 [B, max_tokens], filled with pad_token, of token ids [B, T <= max_tokens] or of UTF-8 texts.
-        `check` is called before each few texts. Raises InvalidRequest, NotPossible, and what `check` raises."""
-        return self._pad(texts) if isinstance(texts, np.ndarray) else self._tokenise(texts, check)
+        Only these `rows` are looked at, if they are given; others, and those that `bad` is told of, hold pad_token
+        alone. `check` is called before each few texts. Raises what `check` raises, NotPossible and InvalidRequest;
+        without `bad`, for one sample too."""
+        if not isinstance(texts, np.ndarray):
+            return self._tokenise(texts, check, bad, range(len(texts)) if rows is None else rows.tolist())
+        if bad is None:
+            self._check_tokens(texts)
+            return self._padded(texts, np.arange(len(texts)))
+        return self._padded(texts, self._usable(texts, bad, np.arange(len(texts)) if rows is None else rows))
 
-    def _pad(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    def _check_tokens(self, tokens: NDArray[np.integer[Any]]) -> None:
         if tokens.shape[1] > self.text.max_tokens:
             raise InvalidRequest("samples.tokens.shape", list(tokens.shape), f"at most {self.text.max_tokens} tokens")
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.text.vocabulary):
             odd = tokens.min() if tokens.min() < 0 else tokens.max()
             raise InvalidRequest("samples.tokens", odd, f"ids must be 0 to {self.text.vocabulary - 1}")
+
+    def _usable(self, tokens: NDArray[np.integer[Any]], bad: Bad, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of these rows that the model takes. Longer ones than it takes may only be filled up with pad_token."""
+        most, vocabulary = self.text.max_tokens, self.text.vocabulary
+        long = (tokens[rows, most:] != self.text.pad_token).any(axis=1)
+        odd = ((tokens[rows] < 0) | (tokens[rows] >= vocabulary)).any(axis=1)
+        for row in rows[long].tolist():
+            count = int(np.flatnonzero(tokens[row] != self.text.pad_token)[-1]) + 1
+            error = InvalidRequest(f"samples.tokens[{row}]", f"{count} tokens", f"at most {most} tokens")
+            bad(row, error.excluding(Exclusion.TOO_LARGE))
+        for row in rows[odd & ~long].tolist():
+            ids = tokens[row]
+            value = int(ids.min() if ids.min() < 0 else ids.max())
+            error = InvalidRequest(f"samples.tokens[{row}]", value, f"ids must be 0 to {vocabulary - 1}")
+            bad(row, error.excluding(Exclusion.VALUE))
+        usable: NDArray[np.int64] = rows[~long & ~odd]
+        return usable
+
+    def _padded(self, tokens: NDArray[np.integer[Any]], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows in the model's width."""
         out = np.full((len(tokens), self.text.max_tokens), self.text.pad_token, np.int64)
-        out[:, : tokens.shape[1]] = tokens
+        out[rows, : tokens.shape[1]] = tokens[rows, : self.text.max_tokens]
         return out
 
-    def _tokenise(self, texts: Sequence[bytes], check: Callable[[], None]) -> NDArray[np.int64]:
+    def _tokenise(
+        self, texts: Sequence[bytes], check: Callable[[], None], bad: Bad | None, rows: Sequence[int]
+    ) -> NDArray[np.int64]:
         if self.tokenizer is None:
             raise NotPossible("samples.strings", "set", "the model's bundle has no tokenizer; send tokens")
-        strings = []
-        for index, text in enumerate(texts):
+        strings: dict[int, str] = {}
+        for index in rows:
             try:
-                strings.append(text.decode())
+                strings[index] = texts[index].decode()
             except UnicodeDecodeError as error:
-                raise InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error)) from error
+                refusal = InvalidRequest(f"samples.strings[{index}]", "not UTF-8", str(error))
+                _excluded(bad, index, refusal.excluding(Exclusion.TEXT))
         most, end = self.text.max_tokens, self.text.end_token
         out = np.full((len(texts), most), self.text.pad_token, np.int64)
-        for index, (row, ids) in enumerate(zip(out, self._ids(strings, check), strict=True)):
+        for index, ids in zip(strings, self._ids(list(strings.values()), check, bad is not None), strict=True):
+            if isinstance(ids, SelectorError):
+                _excluded(bad, index, ids)
+                continue
             if len(ids) > most and self.text.too_long == "refuse":
-                raise InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
+                refusal = InvalidRequest(f"samples.strings[{index}]", f"{len(ids)} tokens", f"at most {most} tokens")
+                _excluded(bad, index, refusal.excluding(Exclusion.TOO_LARGE))
+                continue
+            row = out[index]
             row[: len(ids)] = ids[:most]
             if len(ids) > most and end is not None:
                 row[-1] = end
@@ -128,10 +181,11 @@ class Preprocessor:
             raise NotPossible("token id", int(out.max()), limit)
         return out
 
-    def _ids(self, strings: Sequence[str], check: Callable[[], None]) -> Iterator[list[int]]:
+    def _ids(
+        self, strings: Sequence[str], check: Callable[[], None], each: bool
+    ) -> Iterator[list[int] | SelectorError]:
         """Yields the token ids of each text. It takes a few texts at a time, because what the library keeps of them is
-        many times their size."""
-        assert self.tokenizer is not None
+        many times their size. With `each`, a text that the library fails at is one error among the others' ids."""
         start = 0
         while start < len(strings):
             check()
@@ -140,13 +194,27 @@ class Preprocessor:
                 size += len(strings[stop]) + 1
                 stop += 1
             try:
-                encodings = self.tokenizer.encode_batch_fast(strings[start:stop])
-            except BaseException as error:  # the file may lack what only some texts need
-                if not _of_tokenizers(error):
+                yield from self._encoded(strings[start:stop])
+            except NotPossible:
+                if not each:
                     raise
-                raise NotPossible("tokenizer", "failing", f"the bundle's cannot be used: {str(error)[:300]}") from error
-            yield from (encoding.ids for encoding in encodings)
+                yield from map(self._encoded_alone, strings[start:stop])
             start = stop
+
+    def _encoded(self, strings: Sequence[str]) -> list[list[int]]:
+        assert self.tokenizer is not None
+        try:
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(strings)]
+        except BaseException as error:  # the file may lack what only some texts need
+            if not _of_tokenizers(error):
+                raise
+            raise NotPossible("tokenizer", "failing", f"the bundle's cannot be used: {str(error)[:300]}") from error
+
+    def _encoded_alone(self, string: str) -> list[int] | SelectorError:
+        try:
+            return self._encoded([string])[0]
+        except NotPossible as error:
+            return error.excluding(Exclusion.TEXT)
 
     def _decode(self, index: int, file: bytes) -> NDArray[np.uint8]:
         field = f"samples.encoded_images[{index}]"
@@ -155,20 +223,23 @@ class Preprocessor:
                 # Only the header is read so far, so that a decompression bomb is refused before it unfolds.
                 if image.width * image.height > self.limits.image_pixels:
                     size = f"{image.height} x {image.width} pixels"
-                    raise LimitExceeded(field, size, f"at most {self.limits.image_pixels} pixels")
+                    limit = f"at most {self.limits.image_pixels} pixels"
+                    raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
                 across, down = self._scaled(*image.size)
                 if across * down > self.limits.image_pixels:  # a hair's breadth of a picture would become a roll of it
                     limit = f"at most {self.limits.image_pixels} pixels once its shorter side is the model's"
-                    raise LimitExceeded(field, f"{image.height} x {image.width} pixels", limit)
+                    size = f"{image.height} x {image.width} pixels"
+                    raise LimitExceeded(field, size, limit).excluding(Exclusion.TOO_LARGE)
                 return self._fit(image.convert("L" if self.image.channels == 1 else "RGB"))
         except Image.DecompressionBombError as error:  # Pillow's own limit, which ours cannot raise
             limit = f"at most {self.limits.image_pixels} pixels"
-            raise LimitExceeded(field, "a decompression bomb", limit) from error
+            raise LimitExceeded(field, "a decompression bomb", limit).excluding(Exclusion.TOO_LARGE) from error
         except (SelectorError, MemoryError):
             raise
         except Exception as error:  # what else a broken file leads Pillow to is of many types, bare asserts too
             limit = f"must be a {', '.join(_FORMATS)} file: {str(error)[:300] or type(error).__name__}"
-            raise InvalidRequest(field, f"{len(file)} bytes", limit) from error
+            reason = Exclusion.FORMAT if isinstance(error, UnidentifiedImageError) else Exclusion.UNREADABLE
+            raise InvalidRequest(field, f"{len(file)} bytes", limit).excluding(reason) from error
 
     def _fit(self, image: Image.Image) -> NDArray[np.uint8]:
         """Brings an image to the model's size, as torchvision's Resize and CenterCrop do."""
@@ -188,6 +259,13 @@ class Preprocessor:
         short, side = min(width, height), max(wide, high)
         across, down = (side if length == short else int(side * length / short) for length in (width, height))
         return across, down
+
+
+def _excluded(bad: Bad | None, index: int, error: SelectorError) -> None:
+    """Tells `bad` of a sample that cannot be used. Raises the error where there is none, or where it is about more."""
+    if bad is None or error.exclusion is None:
+        raise error
+    bad(index, error)
 
 
 def load_tokenizer(file: Path | None) -> Tokenizer | None:

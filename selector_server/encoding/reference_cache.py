@@ -65,6 +65,13 @@ class Found:
     image: NDArray[np.float16]
     text: NDArray[np.float16]
 
+    def at(self, kept: NDArray[np.bool_]) -> "Found":
+        """The same of those samples that `kept`, bool [B], names."""
+        if kept.all():
+            return self
+        rows = kept[self.known]
+        return Found(self.known[kept], self.image[rows], self.text[rows])
+
 
 @dataclass(frozen=True)
 class Held:

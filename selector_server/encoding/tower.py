@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,21 +49,32 @@ class Tower:
         self.weights = {name: (tuple(node.shape), FLOATS[node.type]) for name, node in inputs.items()}
         self.providers: list[str] = self._session.get_providers()
 
-    def encode(self, batch: NDArray[Any], weights: Bound, check: Callable[[], None] = lambda: None) -> Tensor:
-        """Encodes a batch with `weights`, which holds at least this tower's weight inputs; each run binds exactly that
-        set. A micro-batch that does not fit into memory is halved and tried again. `check` is called before each
-        micro-batch. Raises NotPossible if one sample alone does not fit, and what `check` raises."""
-        out = torch.empty((len(batch), self._width), dtype=torch.float32, device=self._device.torch)
+    def encode(
+        self,
+        batch: NDArray[Any],
+        weights: Bound,
+        check: Callable[[], None] = lambda: None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        """Encodes a batch, or these `rows` of it, with `weights`, which holds at least this tower's weight inputs; each
+        run binds exactly that set. A micro-batch that does not fit into memory is halved and tried again. `check` is
+        called before each micro-batch. Raises NotPossible if one sample alone does not fit, and what `check` raises."""
+        count = len(batch) if rows is None else len(rows)
+
+        def part(start: int, stop: int) -> NDArray[Any]:
+            return batch[start:stop] if rows is None else batch[rows[start:stop]]
+
+        out = torch.empty((count, self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
         start, upload = 0, None
-        while start < len(batch):
+        while start < count:
             check()
-            stop = min(len(batch), start + self._micro_batch.size)
+            stop = min(count, start + self._micro_batch.size)
             try:
-                data = (upload or self._device.send(batch[start:stop])).wait()
+                data = (upload or self._device.send(part(start, stop))).wait()
                 stop = start + len(data)
                 # The next samples travel while these are computed.
-                upload = self._device.send(batch[stop : stop + self._micro_batch.size])
+                upload = self._device.send(part(stop, stop + self._micro_batch.size))
                 self._device.run(self._session, {self._data: data, **bound}, (EMBEDDING, out[start:stop]))
             except OutOfMemory as error:
                 if stop - start == 1:

@@ -49,5 +49,6 @@ class Engine:
         request.hold(self._admission.enlarge(candidates.extra_bytes(preparation)))
         ready = await in_thread(lambda: candidates.prepare(task, preparation, request), request)
         request.allocated()
+        ready.closed.check(task.size, task.plan.picks, task.max_excluded_share)
         prepared = request.task = task.of(ready)
         return prepared

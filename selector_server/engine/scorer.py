@@ -15,6 +15,7 @@ from selector_server.engine.request import Request, StageSeconds
 from selector_server.engine.task import Result, ServedWeights, Task
 from selector_server.errors import NotPossible
 from selector_server.sampling import Needs, ScalarScores, Scores
+from selector_server.sampling.policies import pick_open
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
 
@@ -44,13 +45,20 @@ class Scorer:
 
     def score(self, task: Task[Scorable], request: Request) -> tuple[Scores, ServedWeights | None]:
         """What `select` draws from, and the weights that scored. Raises as it does."""
+        scores: Scores
+        weights: ServedWeights | None
         with torch.inference_mode():
             if task.policy.needs is Needs.NOTHING:
-                return ScalarScores(torch.zeros(task.size, device=self._models.device)), None
-            return task.candidates.scores(task, self._models, request)
+                scores, weights = ScalarScores(torch.zeros(task.size, device=self._models.device)), None
+            else:
+                scores, weights = task.candidates.scores(task, self._models, request)
+            if closed := task.candidates.closed:
+                scores = scores.with_open(torch.from_numpy(closed.open(task.size)).to(self._models.device))
+            return scores, weights
 
     def _pick(self, task: Task[Scorable], scores: Scores, weights: ServedWeights | None) -> Result:
-        picks = task.policy.pick(scores, task.plan)
+        _check_shares(task)
+        picks = pick_open(task.policy, scores, task.plan)
         indices: NDArray[np.int64] = picks.indices.cpu().numpy()
         count = task.plan.picks
         _check_picks(task, indices)
@@ -65,7 +73,9 @@ class Scorer:
             weights=weights,
             cached=task.candidates.cached,
             uncached=task.candidates.uncached,
-            quality=assess(scores.own(), picks.indices, task.plan, NATS) if scored else None,
+            quality=assess(scores.own(), picks.indices, task.plan, NATS, scores.open) if scored else None,
+            closed=task.candidates.closed,
+            not_examined=task.candidates.not_examined,
         )
 
     def _work(self, task: Task[Any], found: bool) -> tuple[Hashable, int]:
@@ -104,12 +114,25 @@ class Pace:
         return min((sum(took[name] for name in stages) for took in alike), default=0.0)
 
 
-def _check_picks(task: Task[Any], indices: NDArray[np.int64]) -> None:
+def _check_shares(task: Task[Scorable]) -> None:
+    """A policy that sees the open candidates only takes them for equal shares of the ranks."""
+    closed, ranks = task.candidates.closed, task.plan.ranks
+    if ranks == 1 or not closed or task.policy.knows_open:
+        return
+    counts = closed.open(task.size).reshape(ranks, -1).sum(axis=1).tolist()
+    if len(set(counts)) > 1:
+        value, limit = repr(task.policy.name), f"needs as many usable candidates on every rank; they have {counts[:8]}"
+        raise NotPossible("policy", value, limit)
+
+
+def _check_picks(task: Task[Scorable], indices: NDArray[np.int64]) -> None:
     """A policy, perhaps somebody else's, must never make the server return fewer, repeated or unknown candidates, nor
     ranks take unequal numbers."""
     right = len(indices) == len(np.unique(indices)) == task.plan.picks
     if not (right and indices.min() >= 0 and indices.max() < task.size):
         raise RuntimeError(f"policy {task.policy.name!r} did not pick {task.plan.picks} different of {task.size}")
+    if not task.candidates.closed.open(task.size)[indices].all():
+        raise RuntimeError(f"policy {task.policy.name!r} picked candidates that may not be picked")
     ranks, quota = task.plan.ranks, task.plan.picks // task.plan.ranks
     if (np.bincount(indices // (task.size // ranks), minlength=ranks) != quota).any():
         limit = f"does not take equally many candidates of each of {ranks} ranks, so ranks cannot select as one by it"

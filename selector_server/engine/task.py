@@ -1,11 +1,13 @@
 """What a request asks for and what it gets, as the engine sees them: arrays and settings, no protobuf, no grpc."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
 from selector_server.sampling.quality import Quality
 from selector_server.weights.freshness import Freshness
@@ -38,9 +40,17 @@ class Member:
     world_size: int
 
 
+class BadSamples(Enum):
+    """What happens to candidates that cannot be used: the request is refused, or they are left out."""
+
+    REFUSE = "refuse"
+    EXCLUDE = "exclude"
+
+
 @dataclass(frozen=True)
 class Task(Generic[C_co]):
-    """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform."""
+    """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform. The task is
+    refused if a larger share of the candidates than `max_excluded_share` is left out."""
 
     candidates: C_co
     policy: Policy
@@ -48,6 +58,13 @@ class Task(Generic[C_co]):
     loss: Loss
     plan: Plan
     freshness: Freshness = field(default_factory=Freshness)
+    bad_samples: BadSamples = BadSamples.REFUSE
+    max_excluded_share: float = 0.5
+
+    @property
+    def excludes(self) -> bool:
+        """Whether candidates that cannot be used are left out."""
+        return self.bad_samples is BadSamples.EXCLUDE
 
     @property
     def size(self) -> int:
@@ -98,6 +115,8 @@ class Result:
     cached: int = 0  # candidates whose reference embeddings were not computed again
     uncached: int = 0  # those that were looked up in vain
     quality: Quality | None = None
+    closed: Closed = ALL_OPEN  # candidates that could not be picked
+    not_examined: int = 0  # candidates whose image and text nobody looked at
 
     def __post_init__(self) -> None:
         for array in (self.indices, self.scores):

@@ -11,8 +11,10 @@ from typing import Any
 import grpc
 from selector_proto.v1 import selector_pb2 as pb
 
+from selector_server.engine.closed import Closed
 from selector_server.engine.request import Request
 from selector_server.engine.task import Result, Task
+from selector_server.errors import Exclusion
 from selector_server.rpc.status import SERVICE, Context, code_of
 from selector_server.rpc.wire import MAX_REQUEST_ID
 from selector_server.telemetry import tracing
@@ -22,6 +24,9 @@ from selector_server.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
+# The log names an excluded candidate of each reason once in so many seconds.
+EXCLUDED_SECONDS = 60.0
+
 
 class CallLog:
     """With `access_log`, each selection is one line of the log."""
@@ -29,6 +34,7 @@ class CallLog:
     def __init__(self, metrics: Metrics, traces: Tracing | None, access_log: bool) -> None:
         self._metrics, self._tracing = metrics, traces
         self._level = logging.INFO if access_log else logging.DEBUG
+        self._said: dict[Exclusion, float] = {}
 
     @contextmanager
     def request(self, context: Context) -> Iterator[Request]:
@@ -86,6 +92,8 @@ class CallLog:
         metrics.super_batch.observe(task.size)
         metrics.cached.inc(result.cached)
         metrics.uncached.inc(result.uncached)
+        metrics.not_examined.inc(result.not_examined)
+        self._count_excluded(result.closed)
         if result.weights is not None and result.weights.lag_steps is not None:
             metrics.weights_lag.set(result.weights.lag_steps)
         if result.weights is not None and result.weights.stale:
@@ -105,6 +113,16 @@ class CallLog:
         if result.weights is not None:
             attributes["selector.weights_version"] = result.weights.version
         tracing.annotate(attributes)
+
+    def _count_excluded(self, closed: Closed) -> None:
+        now = time.monotonic()
+        for reason, count in closed.counts.items():
+            self._metrics.excluded.labels(reason.value).inc(count)
+            if now - self._said.get(reason, float("-inf")) >= EXCLUDED_SECONDS:
+                self._said[reason] = now
+                log.warning(
+                    "excluded as %s: %d candidates, the first is %d: %s", reason.value, count, *closed.first[reason]
+                )
 
 
 def _summary(request: Request) -> str:

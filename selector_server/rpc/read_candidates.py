@@ -15,8 +15,10 @@ from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
 from selector_server.engine.candidates.samples import Samples
 from selector_server.engine.candidates.scalar_losses import ScalarLosses
+from selector_server.engine.closed import Closing
 from selector_server.engine.models import Floats
-from selector_server.errors import InvalidRequest, LimitExceeded
+from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError
+from selector_server.rpc.exclusions import check_exclusions, read_exclusions
 from selector_server.sampling import MAX_LOGIT, Criterion, Needs, Policy
 
 T = TypeVar("T")
@@ -24,23 +26,55 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Request:
-    """What a reader is given."""
+    """What a reader is given. Candidates that cannot be used are closed where the request excludes them."""
 
     selection: pb.Selection
     payload: memoryview
     config: Config
     criterion: Criterion
     policy: Policy
+    excludes: bool
+    closing: Closing
+
+    def bad(self, index: int, error: SelectorError) -> None:
+        """This candidate cannot be used. Raises the error if the request does not exclude it."""
+        if not self.excludes:
+            raise error
+        self.closing.bad(index, error)
+
+    def read_bytes(self, packed: pb.PackedBytes, field: str, size: int, longest: int) -> list[bytes]:
+        """`size` byte strings, empty where they are too long."""
+
+        def too_long(index: int, length: int) -> None:
+            error = InvalidRequest(f"{field}[{index}]", f"{length} bytes", f"at most {longest} bytes")
+            self.bad(index, error.excluding(Exclusion.TOO_LARGE))
+
+        return read_bytes(packed, self.payload, field, size, longest, too_long if self.excludes else None)
+
+    def check_finite(self, field: str, array: Floats) -> None:
+        """Closes the candidates whose values are not finite. Raises InvalidRequest for the first, if they may not be
+        excluded."""
+        if np.isfinite(array).all():
+            return
+        wrong = ~np.isfinite(array.reshape(len(array), -1))
+        for index in np.flatnonzero(wrong.any(axis=1)).tolist():
+            where = [index, int(wrong[index].argmax())][: array.ndim]
+            error = InvalidRequest(field, f"{array[tuple(where)]} at {where}", "every value must be finite")
+            self.bad(index, error.excluding(Exclusion.VALUE))
 
 
 def read_candidates(
-    selection: pb.Selection, payload: memoryview, config: Config, criterion: Criterion, policy: Policy
+    selection: pb.Selection, payload: memoryview, config: Config, criterion: Criterion, policy: Policy, excludes: bool
 ) -> Candidates:
-    """Raises WireError, InvalidRequest or LimitExceeded."""
+    """`excludes` says that candidates which cannot be used are left out. Raises WireError, InvalidRequest or
+    LimitExceeded."""
     form = selection.WhichOneof("candidates")
     if form is None:
         raise InvalidRequest("candidates", "missing", f"set {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}")
-    return FORMS[form](_Request(selection, payload, config, criterion, policy))
+    closing = read_exclusions(selection)
+    candidates = FORMS[form](_Request(selection, payload, config, criterion, policy, excludes, closing))
+    check_exclusions(selection, candidates.size)
+    return candidates
 
 
 def _samples(request: _Request) -> Samples:
@@ -54,17 +88,18 @@ def _samples(request: _Request) -> Samples:
         case "encoded_images":
             size = _size(samples.encoded_images.lengths, "samples.encoded_images.lengths", config)
             packed = samples.encoded_images
-            images = read_bytes(packed, payload, "samples.encoded_images", size, config.max_image_bytes)
+            images = request.read_bytes(packed, "samples.encoded_images", size, config.max_image_bytes)
         case _:
             raise InvalidRequest("samples.images", "missing", "set pixels or encoded_images")
     match samples.WhichOneof("texts"):
         case "tokens":
             texts = read(samples.tokens, payload, "samples.tokens", INTEGERS, [size, None])
         case "strings":
-            texts = read_bytes(samples.strings, payload, "samples.strings", size, config.max_text_bytes)
+            texts = request.read_bytes(samples.strings, "samples.strings", size, config.max_text_bytes)
         case _:
             raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
-    return Samples(images, texts, _sample_ids(request, size))
+    ids = _sample_ids(request, size)
+    return Samples(images, texts, ids, request.closing.closed())
 
 
 def _sample_ids(request: _Request, size: int) -> list[bytes]:
@@ -83,10 +118,12 @@ def _sample_ids(request: _Request, size: int) -> list[bytes]:
             return []
     first: dict[bytes, int] = {}
     for index, key in enumerate(keys):
+        if index in request.closing:
+            continue
         if (other := first.setdefault(key, index)) != index:
             limit = f"candidate {other} has the same; every candidate needs an id of its own"
             shown = int.from_bytes(key[1:], "little", signed=True) if key[:1] == b"i" else repr(key[1:])
-            raise InvalidRequest(f"sample_ids[{index}]", shown, limit)
+            request.bad(index, InvalidRequest(f"sample_ids[{index}]", shown, limit).excluding(Exclusion.REPEATED))
     return keys
 
 
@@ -105,11 +142,12 @@ def _embeddings(request: _Request) -> Embeddings:
             raise InvalidRequest(f"{field}.logit_scale", value, f"must be positive and at most {MAX_LOGIT:g}")
         if not abs(bias) <= MAX_LOGIT:
             raise InvalidRequest(f"{field}.logit_bias", bias, f"must be finite and at most {MAX_LOGIT:g}, either sign")
-        _finite(f"{field}.image", image)
-        _finite(f"{field}.text", text)
+        request.check_finite(f"{field}.image", image)
+        request.check_finite(f"{field}.text", text)
         return ModelEmbeddings(image, text, scale, bias), size
 
-    return Embeddings(**_of_models(request, request.selection.embeddings, "embeddings", read_model))
+    models = _of_models(request, request.selection.embeddings, "embeddings", read_model)
+    return Embeddings(models["learner"], models["reference"], request.closing.closed())
 
 
 def _losses(request: _Request) -> ScalarLosses:
@@ -120,10 +158,11 @@ def _losses(request: _Request) -> ScalarLosses:
     def read_model(tensor: pb.Tensor, field: str, size: int | None) -> tuple[Floats, int]:
         size = _size(tensor, field, request.config) if size is None else size
         array: Floats = read(tensor, request.payload, field, FLOATS, [size])
-        _finite(field, array)
+        request.check_finite(field, array)
         return array, size
 
-    return ScalarLosses(**_of_models(request, request.selection.losses, "losses", read_model))
+    models = _of_models(request, request.selection.losses, "losses", read_model)
+    return ScalarLosses(models["learner"], models["reference"], request.closing.closed())
 
 
 FORMS: Mapping[str, Callable[[_Request], Candidates]] = {
@@ -155,9 +194,3 @@ def _size(tensor: pb.Tensor, field: str, config: Config) -> int:
     if size > config.max_super_batch:
         raise LimitExceeded(f"{field}.shape", list(tensor.shape), f"at most {config.max_super_batch} candidates")
     return size
-
-
-def _finite(field: str, array: Floats) -> None:
-    if not np.isfinite(array).all():
-        where = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise InvalidRequest(field, f"{array[tuple(where)]} at {where}", "every value must be finite")

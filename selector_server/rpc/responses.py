@@ -14,6 +14,7 @@ from selector_server.encoding.model import Model
 from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.request import Request
 from selector_server.engine.task import Result
+from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import CRITERIA, LOSSES
 from selector_server.weights.versions import SyncState, Versions
@@ -34,7 +35,8 @@ _COUNTED = 10_000
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "numpy")
 
 
-def selected(request: Request, result: Result) -> pb.SelectResponse:
+def selected(request: Request, result: Result, unserved: pb.UnservedWeights | None) -> pb.SelectResponse:
+    """The reply; `unserved` says why the newest weights are not served."""
     weights = result.weights
     return pb.SelectResponse(
         indices=result.indices.tolist(),
@@ -57,6 +59,9 @@ def selected(request: Request, result: Result) -> pb.SelectResponse:
         request_id=request.id,
         cached_references=result.cached,
         stale=weights is not None and weights.stale,
+        exclusions=write_exclusions(result.closed),
+        not_examined=result.not_examined,
+        unserved_weights=unserved,
     )
 
 
@@ -98,6 +103,18 @@ class About:
             rejections=status.rejections,
             source=self._source,
         )
+
+    def unserved_weights(self) -> pb.UnservedWeights | None:
+        """Why the newest version that was published is not served; None if it is, and without weight sync."""
+        if self._store is None:
+            return None
+        status, current = self._store.status, self._store.current
+        # In these states nothing is missing; before the first publication, and while the newest version is the pinned
+        # one, the status has no error.
+        settled = status.state in (SyncState.OFF, SyncState.CURRENT)
+        if settled or (not status.last_error and status.newest_version in (0, current.version)):
+            return None
+        return pb.UnservedWeights(version=status.newest_version, state=_STATES[status.state], reason=status.last_error)
 
 
 def _server_info(

@@ -52,7 +52,8 @@ class SelectorService(rpc.SelectorServiceServicer):
 
         request.member, request.payload_bytes = self._contract.member(header), header.payload_bytes
         request.content = content
-        return selected(request, await self._engine.select(request))
+        result = await self._engine.select(request)
+        return selected(request, result, self._about.unserved_weights())
 
     async def GetServerInfo(  # noqa: N802
         self,

@@ -9,7 +9,7 @@ from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
 from selector_server.engine.candidates.base import Candidates
-from selector_server.engine.task import Member, Task
+from selector_server.engine.task import BadSamples, Member, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.rpc.read_candidates import read_candidates
 from selector_server.sampling import Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
@@ -25,6 +25,7 @@ MAX_GAIN = 1e6
 MAX_STEP = 2**63 - 1
 # This is about thirty years.
 MAX_AGE_SECONDS = 1e9
+DEFAULT_EXCLUDED_SHARE = 0.5
 
 CRITERIA: Mapping[int, Criterion] = {
     pb.CRITERION_UNSPECIFIED: Criterion.LEARNABILITY,
@@ -45,6 +46,11 @@ WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_SERVE: WhenStale.SERVE,
     pb.STALENESS_POLICY_WAIT: WhenStale.WAIT,
     pb.STALENESS_POLICY_REFUSE: WhenStale.REFUSE,
+}
+BAD_SAMPLES: Mapping[int, BadSamples] = {
+    pb.BAD_SAMPLES_UNSPECIFIED: BadSamples.REFUSE,
+    pb.BAD_SAMPLES_REFUSE: BadSamples.REFUSE,
+    pb.BAD_SAMPLES_EXCLUDE: BadSamples.EXCLUDE,
 }
 _LATER = ("tags",)
 
@@ -91,7 +97,9 @@ class Contract:
             limit = f"must be one of {', '.join(sorted(self._policies))}"
             raise InvalidRequest("policy", repr(selection.policy), limit)
         criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
-        candidates = read_candidates(selection, payload, config, criterion, policy)
+        bad_samples, share = _bad_samples(selection)
+        excludes = bad_samples is BadSamples.EXCLUDE
+        candidates = read_candidates(selection, payload, config, criterion, policy, excludes)
         size, world_size = candidates.size, selection.world_size
         if world_size > 1 and not config.peers and world_size * size > config.max_super_batch:
             value, limit = f"{world_size} x {size}", f"at most {config.max_super_batch} together"
@@ -100,7 +108,7 @@ class Contract:
         if candidates.encoded and selection.loss == pb.LOSS_UNSPECIFIED:
             loss = self._models_loss
         plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
-        return Task(candidates, policy, criterion, loss, plan, freshness)
+        return Task(candidates, policy, criterion, loss, plan, freshness, bad_samples, share)
 
 
 def _check_supported(selection: pb.Selection, config: Config) -> None:
@@ -143,6 +151,22 @@ def _plan(selection: pb.Selection, size: int, policy: Policy, max_chunks: int) -
     # Chunks are for policies that look at pairs; the others draw all picks at once.
     sizes = chunk_sizes(picks, chunks if policy.needs is Needs.PAIRS else 1)
     return Plan(sizes, gain, draw, seed)
+
+
+def _bad_samples(selection: pb.Selection) -> tuple[BadSamples, float]:
+    """What happens to candidates that cannot be used, and the largest share of them that may be left out."""
+    bad_samples: BadSamples = _enum("bad_samples", selection.bad_samples, BAD_SAMPLES, pb.BadSamples)
+    if bad_samples is not BadSamples.EXCLUDE:
+        for name, is_set in (
+            ("max_excluded_share", selection.HasField("max_excluded_share")),
+            ("exclusions", bool(selection.exclusions)),
+        ):
+            if is_set:
+                raise InvalidRequest(name, "set", "needs bad_samples EXCLUDE")
+    share = selection.max_excluded_share if selection.HasField("max_excluded_share") else DEFAULT_EXCLUDED_SHARE
+    if not 0 < share <= 1:  # NaN fails too
+        raise InvalidRequest("max_excluded_share", share, "must be above 0 and at most 1")
+    return bad_samples, share
 
 
 def _freshness(selection: pb.Selection, config: Config) -> Freshness:

@@ -44,7 +44,8 @@ def draw_in_chunks(scores: PairScores, running: RunningScores, plan: Plan, pool:
     """Draws plan.picks from the pool, of which `scores` and `running` have the candidates held here."""
     device = scores.models[0][1].image.device
     keys = Keys(plan, scores.size, device, pool.first)
-    taken = torch.zeros(scores.size, dtype=torch.bool, device=device)
+    # A closed candidate is as if it were taken already.
+    taken = torch.zeros(scores.size, dtype=torch.bool, device=device) if scores.open is None else ~scores.open
     indices: list[Tensor] = []
     drawn_scores: list[Tensor] = []
     for round_, size in enumerate(plan.sizes):

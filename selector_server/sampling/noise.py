@@ -47,7 +47,7 @@ class Keys:
 
 def open_logits(score: Tensor, taken: Tensor, plan: Plan) -> Tensor:
     """gain * score, float64 [n], kept finite whatever the two are, so that only the candidates that are `taken`
-    already, bool [n], are at -inf."""
+    already or closed, bool [n], are at -inf."""
     return (score * plan.gain).clamp(min=torch.finfo(score.dtype).min).masked_fill(taken, -torch.inf)
 
 
@@ -61,6 +61,16 @@ def best(ranking: Tensor, size: int) -> Tensor:
     if bool((top.values[1:] == top.values[:-1]).any()):  # topk breaks ties as it likes
         return torch.sort(ranking, descending=True, stable=True).indices[:size]
     return top.indices[:size]
+
+
+def check_open(open_: Tensor | None, plan: Plan) -> None:
+    """Raises ValueError if fewer candidates are open, bool [B], than the plan takes of them, or of a rank's share."""
+    if open_ is None:
+        return
+    least, quota = int(open_.view(plan.ranks, -1).sum(dim=1).min()), plan.picks // plan.ranks
+    if least < quota:
+        whose = "" if plan.ranks == 1 else " of a rank"
+        raise ValueError(f"{least} candidates{whose} are open; the plan takes {quota} of them")
 
 
 def draw_chunk(ranking: Tensor, size: int, plan: Plan) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling.joint import WholePool, draw_in_chunks
-from selector_server.sampling.noise import Keys, draw_chunk
+from selector_server.sampling.noise import Keys, check_open, draw_chunk
 from selector_server.sampling.plan import Draw, Picks, Plan
 from selector_server.sampling.scores import PairScores, Scores
 
@@ -36,11 +36,19 @@ class Policy(ABC):
     """Chooses plan.picks of scores.size candidates.
 
     A policy that needs PAIRS is given PairScores, any other may be given any Scores. Only policies that need PAIRS are
-    planned in more than one chunk.
+    planned in more than one chunk. A policy that `knows_open` never picks a candidate that is closed in scores.open;
+    any other is given the open candidates only, as if there were no more. A class that writes its own `pick` must say
+    it anew.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
+    knows_open: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if "pick" in vars(cls) and "knows_open" not in vars(cls):
+            cls.knows_open = False
 
     @abstractmethod
     def pick(self, scores: Scores, plan: Plan) -> Picks:
@@ -52,9 +60,11 @@ class Joint(Policy):
 
     name = "joint"
     needs = Needs.PAIRS
+    knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
+        check_open(scores.open, plan)
         return draw_in_chunks(scores, scores.running(), plan, WholePool(scores, plan))
 
 
@@ -63,10 +73,11 @@ class Independent(Policy):
 
     name = "independent"
     needs = Needs.SCALARS
+    knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         own = scores.own()
-        picks = _drawn_at_once(own * plan.gain, plan)
+        picks = _drawn_at_once(own * plan.gain, scores.open, plan)
         return Picks(picks, own[picks], scores.total(picks))
 
 
@@ -75,14 +86,31 @@ class Uniform(Policy):
 
     name = "uniform"
     needs = Needs.NOTHING
+    knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         same = torch.zeros_like(scores.own())
-        picks = _drawn_at_once(same, replace(plan, draw=Draw.SAMPLE))
+        picks = _drawn_at_once(same, scores.open, replace(plan, draw=Draw.SAMPLE))
         return Picks(picks, same[picks], 0.0)
 
 
 BUILT_IN: tuple[type[Policy], ...] = (Joint, Independent, Uniform)
+
+
+def pick_open(policy: Policy, scores: Scores, plan: Plan) -> Picks:
+    """The policy's picks, by their indices in the super-batch, whether or not it knows which candidates are open.
+
+    With plan.ranks above 1, a policy that does not must find equally many open candidates in every rank's share.
+    Raises ValueError if too few are open, and RuntimeError for picks that are no candidates.
+    """
+    if scores.open is None or policy.knows_open:
+        return policy.pick(scores, plan)
+    check_open(scores.open, plan)
+    rows = scores.open.nonzero().flatten()
+    picks = policy.pick(scores.at(rows), plan)
+    if len(picks.indices) and not 0 <= int(picks.indices.min()) <= int(picks.indices.max()) < len(rows):
+        raise RuntimeError(f"policy {policy.name!r} picked {picks.indices.tolist()[:8]} … of {len(rows)} candidates")
+    return replace(picks, indices=rows[picks.indices.to(rows.device)])
 
 
 def load_policies() -> dict[str, Policy]:
@@ -104,6 +132,9 @@ def load_policies() -> dict[str, Policy]:
     return policies
 
 
-def _drawn_at_once(logits: Tensor, plan: Plan) -> Tensor:
-    """Indices, int64 [b], drawn in one round by the logits, float64 [B]."""
+def _drawn_at_once(logits: Tensor, open_: Tensor | None, plan: Plan) -> Tensor:
+    """Indices, int64 [b], of open candidates, drawn in one round by the logits, float64 [B]."""
+    check_open(open_, plan)
+    if open_ is not None:
+        logits = logits.masked_fill(~open_, -torch.inf)
     return draw_chunk(Keys(plan, len(logits), logits.device).of(logits, 0), plan.picks, plan)

@@ -38,19 +38,23 @@ class Quality:
     uniform_overlap: float | None
 
 
-def assess(own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float]) -> Quality:
-    """Compares the picks, int64 [b] in draw order, with all candidates by their own scores, float64 [B].
+def assess(
+    own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float], open_: Tensor | None = None
+) -> Quality:
+    """Compares the picks, int64 [b] in draw order, with all open candidates by their own scores, float64 [B].
 
-    They are counted between the ascending `bounds`, in nats. Without the plan of the draw there is no overlap. Only one
-    small tensor leaves the device.
+    They are open where `open_`, bool [B], says so; without it all are. They are counted between the ascending `bounds`,
+    in nats. Without the plan of the draw there is no overlap. Only one small tensor leaves the device.
     """
-    bucket = torch.bucketize(own, torch.tensor(bounds, dtype=own.dtype, device=own.device))
-    worth, chosen = own.clamp(min=0), own[picks]
-    best = torch.topk(worth, math.ceil(TOP * len(own)), sorted=False).values
+    edges = torch.tensor(bounds, dtype=own.dtype, device=own.device)
+    pool_scores, chosen = own if open_ is None else own[open_], own[picks]
+    worth = pool_scores.clamp(min=0)
+    best = torch.topk(worth, math.ceil(TOP * len(worth)), sorted=False).values
     drawn = plan is not None and plan.draw is Draw.SAMPLE
-    both = _uniform_too(own, picks, plan) if plan is not None and drawn else own.new_zeros(())
-    counts = [torch.bincount(rows, minlength=len(bounds) + 1) for rows in (bucket, bucket[picks])]
-    sums = torch.stack([own.sum(), chosen.sum(), worth.sum(), best.sum(), both])
+    both = _uniform_too(own, picks, plan, open_) if plan is not None and drawn else own.new_zeros(())
+    buckets = [torch.bucketize(scores, edges) for scores in (pool_scores, chosen)]
+    counts = [torch.bincount(rows, minlength=len(bounds) + 1) for rows in buckets]
+    sums = torch.stack([pool_scores.sum(), chosen.sum(), worth.sum(), best.sum(), both])
     numbers = torch.cat([*counts, sums]).tolist()
     pool, picked = ([int(count) for count in numbers[at : at + len(bounds) + 1]] for at in (0, len(bounds) + 1))
     total, chosen_total, worth_total, best_total, both_count = numbers[-5:]
@@ -62,9 +66,11 @@ def assess(own: Tensor, picks: Tensor, plan: Plan | None, bounds: Sequence[float
     )
 
 
-def _uniform_too(own: Tensor, picks: Tensor, plan: Plan) -> Tensor:
-    """How many of the first chunk's picks are drawn if every candidate scores alike, too; float64 []."""
+def _uniform_too(own: Tensor, picks: Tensor, plan: Plan, open_: Tensor | None) -> Tensor:
+    """How many of the first chunk's picks are drawn if every open candidate scores alike, too; float64 []."""
     first, taken = plan.sizes[0], torch.zeros_like(own)
     noise = gumbel(plan.seed, 0, torch.arange(len(own), device=own.device))
+    if open_ is not None:
+        noise = noise.masked_fill(~open_, -torch.inf)
     taken[draw_chunk(noise, first, plan)] = 1
     return taken[picks[:first]].sum()

@@ -1,10 +1,10 @@
 """What a candidate, and a pair of candidates, is worth: losses compared by a criterion, in nats, without the gain."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -38,6 +38,11 @@ class Scores(Protocol):
     def size(self) -> int:
         """B, the number of candidates."""
 
+    @property
+    def open(self) -> Tensor | None:
+        """Which candidates may be picked, bool [B]; None if all may. What stands in the place of the others is finite,
+        and means nothing."""
+
     def own(self) -> Tensor:
         """The score of each candidate by itself, float64 [B]."""
 
@@ -45,7 +50,13 @@ class Scores(Protocol):
         """The score of `picks`, int64 [b], taken as one batch."""
 
     def uniform_total(self, picks: int) -> float:
-        """The mean of `total` over uniform sub-batches of that many picks."""
+        """The mean of `total` over uniform sub-batches of that many open candidates."""
+
+    def at(self, rows: Tensor) -> Self:
+        """The scores of these candidates, int64 [n], as a super-batch of their own, all of it open."""
+
+    def with_open(self, open_: Tensor) -> Self:
+        """The same scores, of which these candidates are open, bool [B]."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class ScalarScores:
     """One score for each candidate and none for pairs, float [B]: the setting of RHO-LOSS."""
 
     values: Tensor
+    open: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -65,7 +77,14 @@ class ScalarScores:
         return float(self.own()[picks].sum())
 
     def uniform_total(self, picks: int) -> float:
-        return float(self.own().mean()) * picks
+        own = self.own()
+        return float((own if self.open is None else own[self.open]).mean()) * picks
+
+    def at(self, rows: Tensor) -> Self:
+        return replace(self, values=self.values[rows], open=None)
+
+    def with_open(self, open_: Tensor) -> Self:
+        return replace(self, open=open_)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,7 @@ class PairScores:
     tile_bytes: int | None = None
     fused: bool = False
     check: Callable[[], None] = lambda: None
+    open: Tensor | None = None
 
     def __post_init__(self) -> None:
         needed = zip(("learner", "reference"), self.criterion.value, (self.learner, self.reference), strict=True)
@@ -119,7 +139,14 @@ class PairScores:
         return self.loss.running.total([(weight, model.at(picks)) for weight, model in self.models], self.tile_bytes)
 
     def uniform_total(self, picks: int) -> float:
-        return self.running().uniform_total(picks)
+        return self.running().uniform_total(picks, None if self.open is None else self.open.nonzero().flatten())
+
+    def at(self, rows: Tensor) -> Self:
+        learner, reference = (None if model is None else model.at(rows) for model in (self.learner, self.reference))
+        return replace(self, learner=learner, reference=reference, open=None)
+
+    def with_open(self, open_: Tensor) -> Self:
+        return replace(self, open=open_)
 
     @cached_property
     def _own(self) -> Tensor:

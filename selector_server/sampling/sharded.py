@@ -29,11 +29,11 @@ from selector_server.sampling.plan import Picks, Plan
 from selector_server.sampling.scores import PairScores
 
 # The version of what is exchanged. It must be raised with every change of that, or of the bits of a score.
-VERSION = 2
+VERSION = 3
 # Size of the record that every shard shows before the first round.
 RECORD_BYTES = 4096
 # Fields of PairScores that each shard has its own of; all others must agree, and so must the whole plan.
-OWN = frozenset({"learner", "reference", "check"})
+OWN = frozenset({"learner", "reference", "check", "open"})
 # What errors call a field, where that is not its name.
 CALLED = {"sizes": "chunk sizes"}
 
@@ -103,23 +103,29 @@ class _Shards:
 
 
 def _agree(shards: _Shards, scores: PairScores, plan: Plan) -> list[int]:
-    """The number of candidates of each shard. Raises ShardsDisagree unless all were called alike."""
-    shown = json.dumps([scores.size, _record(scores, plan)]).encode().ljust(RECORD_BYTES)
+    """The number of candidates of each shard. Raises ShardsDisagree unless all were called alike, and unless enough
+    candidates are open."""
+    count = scores.size if scores.open is None else int(scores.open.sum())
+    shown = json.dumps([scores.size, count, _record(scores, plan)]).encode().ljust(RECORD_BYTES)
     everyones = shards.gather("call", torch.frombuffer(bytearray(shown), dtype=torch.uint8)).cpu().numpy()
     records = [json.loads(record.tobytes()) for record in everyones]
-    for name, value in records[0][1].items():
-        for rank, (_, record) in enumerate(records):
+    for name, value in records[0][2].items():
+        for rank, (_, _, record) in enumerate(records):
             if record.get(name) != value:
                 raise ShardsDisagree(
                     f"shards disagree on {name}: shard 0 has {value}, shard {rank} has {record.get(name)}"
                 )
-    sizes = [int(size) for size, _ in records]
-    if plan.picks > sum(sizes):
-        raise ShardsDisagree(f"the plan has {plan.picks} picks; shards hold {sum(sizes)} candidates")
+    sizes, opened = ([int(record[at]) for record in records] for at in (0, 1))
+    if plan.picks > sum(opened):
+        held = f"{sum(sizes)} candidates" + (f", {sum(opened)} of them open" if sum(opened) < sum(sizes) else "")
+        raise ShardsDisagree(f"the plan has {plan.picks} picks; shards hold {held}")
     if plan.ranks not in {1, shards.count}:
         raise ShardsDisagree(f"the plan has {plan.ranks} ranks; must be 1 or the number of shards, {shards.count}")
     if plan.ranks > 1 and len(set(sizes)) > 1:
         raise ShardsDisagree(f"shards hold {min(sizes)} to {max(sizes)} candidates; must be equal for balanced picks")
+    if plan.picks // plan.ranks > min(opened) and plan.ranks > 1:
+        counts = ", ".join(map(str, opened))
+        raise ShardsDisagree(f"shards hold {counts} open candidates; each needs {plan.picks // plan.ranks}")
     return sizes
 
 

@@ -4,6 +4,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from selector_server.errors import Exclusion
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 from selector_server.telemetry.quality_metrics import QualityMetrics
 from selector_server.telemetry.readings import Readings
@@ -38,10 +39,6 @@ class Metrics:
             ["where"],
             registry=r,
         )
-        for reason in ("pending", "bytes", "memory", "too_large", "late", "draining", "unavailable"):
-            self.rejected.labels(reason)
-        for where in ("receive", "preprocess", "queue", "encode", "sample"):
-            self.cancelled.labels(where)
         self.request_seconds = Histogram(
             "selector_request_duration_seconds", "Whole requests.", ["method"], buckets=SECONDS, registry=r
         )
@@ -64,6 +61,17 @@ class Metrics:
         self.inflight_bytes = Gauge("selector_inflight_bytes", "Payload bytes of pending requests.", registry=r)
         self.inflight_bytes_limit = Gauge("selector_inflight_bytes_limit", "More are rejected.", registry=r)
         self.candidates = Counter("selector_candidates_total", "Candidates scored.", registry=r)
+        self.excluded = Counter(
+            "selector_excluded_total",
+            f"Candidates left out because they cannot be used; reason: {', '.join(one.value for one in Exclusion)}.",
+            ["reason"],
+            registry=r,
+        )
+        self.not_examined = Counter(
+            "selector_not_examined_total",
+            "Candidates whose image and text nobody looked at, because all that was needed was in the cache.",
+            registry=r,
+        )
         self.cached = Counter(
             "selector_cached_references_total", "Candidates whose reference embeddings were in the cache.", registry=r
         )
@@ -158,12 +166,18 @@ class Metrics:
 
     def _begin(self) -> None:
         """Makes series exist from the start: an increase from nothing is none to Prometheus."""
+        for reason in ("pending", "bytes", "memory", "too_large", "late", "draining", "unavailable"):
+            self.rejected.labels(reason)
+        for where in ("receive", "preprocess", "queue", "encode", "sample"):
+            self.cancelled.labels(where)
         for result in ("served", "refused", "incomplete"):
             self.sync.labels(result)
         for action in ("serve", "wait", "refuse"):
             self.stale.labels(action)
         for reason in ("full", "busy", "corrupt", "failed"):
             self.cache_problems.labels(reason)
+        for exclusion in Exclusion:
+            self.excluded.labels(exclusion.value)
         for file, result in product(("tls", "token_file", "admin_token_file"), ("taken", "refused")):
             self.secrets.labels(file, result)
         self.requests.labels("Select", "OK")

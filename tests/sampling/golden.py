@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -68,4 +69,5 @@ def found() -> dict[str, dict[str, object]]:
 
 
 if __name__ == "__main__":
-    print("{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(one)}" for name, one in found().items()) + "\n}")
+    lines = [f" {json.dumps(name)}: {json.dumps(one)}" for name, one in found().items()]
+    sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")

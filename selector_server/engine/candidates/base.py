@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 from selector_server.engine.candidates.preparation import Preparation
+from selector_server.engine.closed import Closed
 from selector_server.engine.models import Models
 from selector_server.engine.request import Request
 from selector_server.engine.task import ServedWeights, SuperBatch, Task
@@ -23,8 +24,8 @@ class Candidates(SuperBatch, Protocol):
         """The most bytes that `prepare` makes of them, beside their payload."""
 
     def prepare(self, task: Task[Any], preparation: Preparation, request: Request) -> "Scorable":
-        """Does what needs no device. Raises InvalidRequest, LimitExceeded or NotPossible, and what `request.check`
-        raises, which is asked often."""
+        """Does what needs no device. Candidates that cannot be used are closed, if the task excludes them. Raises
+        InvalidRequest, LimitExceeded or NotPossible, and what `request.check` raises, which is asked often."""
 
 
 class Scorable(SuperBatch, Protocol):
@@ -44,6 +45,14 @@ class Scorable(SuperBatch, Protocol):
     def uncached(self) -> int:
         """How many of them it was asked for in vain."""
 
+    @property
+    def closed(self) -> Closed:
+        """Those that may not be picked. What stands in their place is not looked at."""
+
+    @property
+    def not_examined(self) -> int:
+        """How many of them nobody looked at, because all that is needed of them was in a cache."""
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Those of all ranks, which are alike, in the order of ranks."""
@@ -53,8 +62,8 @@ class Scorable(SuperBatch, Protocol):
         """The bytes that `joined` allocates."""
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[Scores, ServedWeights | None]:
-        """Scores them on the worker's thread. Raises SelectorError; Abandoned and TooLate at its next step after the
-        client left or its deadline passed."""
+        """Scores them on the worker's thread; the scores of closed ones are finite and mean nothing. Raises
+        SelectorError; Abandoned and TooLate at its next step after the client left or its deadline passed."""
 
 
 class Given:
@@ -64,6 +73,7 @@ class Given:
     keyed: ClassVar[bool] = False
     cached: ClassVar[int] = 0
     uncached: ClassVar[int] = 0
+    not_examined: ClassVar[int] = 0
 
     def extra_bytes(self, preparation: Preparation) -> int:  # noqa: ARG002 - the protocol's arguments
         return 0

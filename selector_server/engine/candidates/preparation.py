@@ -1,13 +1,15 @@
 """What raw samples need before the device does: known reference embeddings, decoded images, tokens. It runs beside the
 device's thread, one thread a request; files are decoded on a bounded pool."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.preprocess import Preprocessor
+from selector_server.encoding.preprocess import Bad, Preprocessor
 from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.engine.request import Request
 from selector_server.errors import InvalidRequest, NotPossible
@@ -20,14 +22,33 @@ Texts = NDArray[np.integer[Any]] | list[bytes]
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What one model encodes: pixels uint8 [n, H, W, C] and tokens int64 [n, T]."""
+    """What one model encodes: of pixels uint8 [B, H, W, C] and tokens int64 [B, T] these `rows`, int64 [n], or all."""
 
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]
+    rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """n, the number of samples that are encoded."""
+        return len(self.pixels if self.rows is None else self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of those samples."""
+        return len(self) * (self.pixels[:1].nbytes + self.tokens[:1].nbytes)
 
     def at(self, rows: NDArray[np.int64]) -> "ModelInput":
-        """Some of the rows; all of them are not copied."""
-        return self if len(rows) == len(self.pixels) else ModelInput(self.pixels[rows], self.tokens[rows])
+        """Some of its own rows. Nothing is copied."""
+        return self if len(rows) == len(self) else ModelInput(self.pixels, self.tokens, rows)
+
+    @staticmethod
+    def joined(parts: Sequence["ModelInput"]) -> "ModelInput":
+        """The samples of all parts in one copy."""
+        pixels, tokens = (
+            _stacked([(getattr(part, name), part.rows) for part in parts], sum(map(len, parts)))
+            for name in ("pixels", "tokens")
+        )
+        return ModelInput(pixels, tokens)
 
 
 @dataclass(frozen=True)
@@ -44,27 +65,32 @@ class Preparation:
         """Bytes of one sample as both models take it."""
         return sum(p.sample_bytes for p in (self.learner, self.reference) if p is not None)
 
-    def find(self, ids: list[bytes], request: Request) -> Found | None:
+    def find(self, ids: Sequence[bytes], request: Request) -> Found | None:
         """What the cache knows of the candidates of these ids; None without a cache or ids."""
         if self.cache is None or not ids:
             return None
         with request.timed("cache"):
             return self.cache.find(ids)
 
-    def learner_input(self, images: Images, texts: Texts, request: Request) -> ModelInput | None:
-        """What the learner encodes. Raises InvalidRequest, LimitExceeded, NotPossible, and what the request's check
-        raises."""
-        return None if self.learner is None else _input(self.learner, images, texts, request)
+    def learner_input(
+        self, images: Images, texts: Texts, rows: NDArray[np.int64], request: Request, bad: Bad | None
+    ) -> ModelInput | None:
+        """What the learner encodes: these `rows` of the candidates. `bad` is told of those that cannot be used. Raises
+        InvalidRequest, LimitExceeded, NotPossible, and what the request's check raises."""
+        return None if self.learner is None else _input(self.learner, images, texts, rows, request, bad)
 
     def reference_input(
-        self, images: Images, texts: Texts, learner: ModelInput | None, found: Found | None, request: Request
+        self,
+        images: Images,
+        texts: Texts,
+        rows: NDArray[np.int64],
+        learner: ModelInput | None,
+        request: Request,
+        bad: Bad | None,
     ) -> ModelInput | None:
-        """What the reference encodes: the candidates that `found` lacks. Raises as `learner_input` does; an input that
+        """What the reference encodes of the candidates: these `rows`. Does and raises as `learner_input`; an input that
         fits the learner alone is not possible."""
-        if self.reference is None:
-            return None
-        rows = np.arange(len(images)) if found is None else np.flatnonzero(~found.known)
-        if not len(rows):
+        if self.reference is None or not len(rows):
             return None
         if learner is not None and self.learner is not None and self.learner.same_input(self.reference):
             return learner.at(rows)
@@ -72,19 +98,48 @@ class Preparation:
         if tokens and self.learner is not None and not self.learner.same_tokens(self.reference):
             raise NotPossible("samples.tokens", "set", f"the reference has a tokenizer of its own; {_FITS_BOTH}")
         try:
-            return _input(self.reference, _at(images, rows), _at(texts, rows), request)
+            return _input(self.reference, images, texts, rows, request, bad)
         except InvalidRequest as error:
             if learner is None:
                 raise
             limit = f"{error.limit}; the reference takes other inputs than the learner: {_FITS_BOTH}"
             raise NotPossible(f"reference, {error.field}", error.value, limit) from error
 
+    def examine(self, images: Images, texts: Texts, rows: NDArray[np.int64], request: Request, bad: Bad) -> None:
+        """Finds those of these `rows` that cannot be used, where no model needs them, as far as this server can tell.
+        Raises LimitExceeded and what the request's check raises."""
+        preprocessor = self.learner or self.reference
+        if preprocessor is None:
+            return
+        # What fits no model, all candidates alike, needs to fit none.
+        with suppress(InvalidRequest, NotPossible):
+            preprocessor.pixels(images, request.check, bad, rows)
+        with suppress(InvalidRequest, NotPossible):
+            preprocessor.tokens(texts, request.check, bad, rows)
 
-def _at(part: NDArray[Any] | list[bytes], rows: NDArray[np.int64]) -> Any:
-    if len(rows) == len(part):
-        return part
-    return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows]
+
+def _input(
+    preprocessor: Preprocessor,
+    images: Images,
+    texts: Texts,
+    rows: NDArray[np.int64],
+    request: Request,
+    bad: Bad | None,
+) -> ModelInput:
+    pixels = preprocessor.pixels(images, request.check, bad, rows)
+    tokens = preprocessor.tokens(texts, request.check, bad, rows)
+    return ModelInput(pixels, tokens).at(rows)
 
 
-def _input(preprocessor: Preprocessor, images: Images, texts: Texts, request: Request) -> ModelInput:
-    return ModelInput(preprocessor.pixels(images, request.check), preprocessor.tokens(texts, request.check))
+def _stacked(parts: Sequence[tuple[NDArray[Any], NDArray[np.int64] | None]], count: int) -> NDArray[Any]:
+    """The rows of all parts, one behind the other; None stands for all rows of a part."""
+    first, start = parts[0][0], 0
+    out = np.empty((count, *first.shape[1:]), first.dtype)
+    for array, rows in parts:
+        stop = start + len(array if rows is None else rows)
+        if rows is None:
+            out[start:stop] = array
+        else:
+            np.take(array, rows, axis=0, out=out[start:stop], mode="clip")  # Any other mode makes a copy first.
+        start = stop
+    return out

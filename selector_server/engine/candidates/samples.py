@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from selector_server.encoding.reference_cache import Found
 from selector_server.engine.candidates.preparation import Images, ModelInput, Preparation, Texts
+from selector_server.engine.candidates.repeats import close_repeats
+from selector_server.engine.closed import ALL_OPEN, Closed, Closing
 from selector_server.engine.models import Models
 from selector_server.engine.request import Request
 from selector_server.engine.task import ServedWeights, Task
@@ -18,13 +21,14 @@ from selector_server.sampling import Embedded, Scores
 @dataclass(frozen=True)
 class Samples:
     """Samples as they were received: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts; `ids` are
-    names of the candidates, all different, or empty."""
+    names of the candidates, or empty; open candidates have different ones."""
 
     form: ClassVar[str] = "samples"
     encoded: ClassVar[bool] = True
     images: Images
     texts: Texts
     ids: list[bytes] = field(default_factory=list)
+    closed: Closed = ALL_OPEN
 
     @property
     def size(self) -> int:
@@ -38,22 +42,43 @@ class Samples:
         return self.size * preparation.sample_bytes if isinstance(self.images, list) else 0
 
     def prepare(self, task: Task[Any], preparation: Preparation, request: Request) -> "PreparedSamples":
+        closing = Closing(self.closed)
+        bad = closing.bad if task.excludes else None
+        if task.excludes:
+            with request.timed("preprocess"):
+                if not self.ids:
+                    close_repeats(self.images, self.texts, self.closed.open_rows(self.size), closing, request)
+                if not task.encoded:
+                    preparation.examine(self.images, self.texts, closing.open_rows(self.size), request, closing.bad)
         learner = reference = found = None
+        asked = rows = unknown = closing.open_rows(self.size)
         if task.encoded:
             if task.criterion.needs_reference:
-                found = preparation.find(self.ids, request)
+                found = preparation.find(self._ids(rows), request)
+                unknown = rows if found is None else rows[~found.known]
             with request.timed("preprocess"):
                 if task.criterion.needs_learner:
-                    learner = preparation.learner_input(self.images, self.texts, request)
+                    learner = preparation.learner_input(self.images, self.texts, rows, request, bad)
+                    rows, unknown = closing.left(rows), closing.left(unknown)
+                    learner = _at(learner, rows)
                 if task.criterion.needs_reference:
-                    reference = preparation.reference_input(self.images, self.texts, learner, found, request)
-        return PreparedSamples(self.size, self.ids, learner, reference, found)
+                    reference = preparation.reference_input(self.images, self.texts, unknown, learner, request, bad)
+                    rows, unknown = closing.left(rows), closing.left(unknown)
+                    learner, reference = _at(learner, rows), _at(reference, unknown)
+        closed = closing.closed()
+        if found is not None:
+            found = found.at(closed.open(self.size)[asked])
+        return PreparedSamples(self.size, self._ids(rows), learner, reference, found, closed)
+
+    def _ids(self, rows: NDArray[np.int64]) -> list[bytes]:
+        return self.ids if len(rows) == self.size else [self.ids[row] for row in rows] if self.ids else []
 
 
 @dataclass(frozen=True)
 class PreparedSamples:
-    """What the models encode of `size` samples: the learner all of them, the reference those that `found` lacks. An
-    input is None where its model, or the samples themselves, are not needed."""
+    """What the models encode of `size` samples, of which some are `closed`: the learner all open ones, the reference
+    those of them that `found` lacks. Open ones alone have `ids`, too. An input is None where its model, or the samples
+    themselves, are not needed."""
 
     form: ClassVar[str] = Samples.form
     encoded: ClassVar[bool] = True
@@ -62,10 +87,15 @@ class PreparedSamples:
     learner: ModelInput | None = None
     reference: ModelInput | None = None
     found: Found | None = None
+    closed: Closed = ALL_OPEN
 
     @property
     def keyed(self) -> bool:
         return bool(self.ids)
+
+    @property
+    def not_examined(self) -> int:
+        return self.cached if self.learner is None else 0
 
     @property
     def cached(self) -> int:
@@ -83,14 +113,15 @@ class PreparedSamples:
         names = ("known", "image", "text")
         known = Found(*(np.concatenate([getattr(one, name) for one in found]) for name in names)) if found else None
         size, ids = sum(part.size for part in parts), [key for part in parts for key in part.ids]
-        return cls(size, ids, learner, reference, known)
+        closed = Closed.joined([(part.closed, part.size) for part in parts])
+        return cls(size, ids, learner, reference, known, closed)
 
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
-        arrays: list[NDArray[Any]] = []
+        arrays: list[ModelInput | NDArray[Any]] = []
         for part in parts:
-            for one in (part.learner, None if _share_input(parts) else part.reference):
-                arrays += [] if one is None else [one.pixels, one.tokens]
+            inputs = (part.learner, None if _share_input(parts) else part.reference)
+            arrays += [one for one in inputs if one is not None]
             arrays += [] if part.found is None else [part.found.image, part.found.text]
         return sum(array.nbytes for array in arrays)
 
@@ -102,19 +133,28 @@ class PreparedSamples:
             request.begin("encode_learner", "encode")
             with request.timed("encode_learner"):
                 inputs = self.learner
-                learner = models.learner.encode(inputs.pixels, inputs.tokens, weights, request.check)
+                learner = models.learner.encode(inputs.pixels, inputs.tokens, weights, request.check, inputs.rows)
         reference = self._reference(models, request) if task.criterion.needs_reference else None
-        return models.pairs(task, learner, reference, request), served
+        return models.pairs(task, self._in_place(learner), self._in_place(reference), request), served
+
+    def _in_place(self, embedded: Embedded | None) -> Embedded | None:
+        """The embeddings of the open candidates among those of all candidates; the others are zeros."""
+        if embedded is None or not self.closed:
+            return embedded
+        rows = torch.from_numpy(self.closed.open_rows(self.size)).to(embedded.image.device)
+        image, text = (part.new_zeros((self.size, part.shape[1])) for part in (embedded.image, embedded.text))
+        image[rows], text[rows] = embedded.image, embedded.text
+        return Embedded(image, text, embedded.scale, embedded.bias)
 
     def _reference(self, models: Models, request: Request) -> Embedded:
-        """The reference's embeddings of all candidates: known ones from the cache, the others computed and kept."""
+        """The reference's embeddings of open candidates: known ones from the cache, the others computed and kept."""
         assert models.reference is not None
         weights, fresh = models.reference.constant_weights(), None
         if self.reference is not None:
             request.begin("encode_reference", "encode")
             with request.timed("encode_reference"):
                 inputs = self.reference
-                fresh = models.reference.encode(inputs.pixels, inputs.tokens, weights, request.check)
+                fresh = models.reference.encode(inputs.pixels, inputs.tokens, weights, request.check, inputs.rows)
         if (found := self.found) is None:
             assert fresh is not None
             return fresh
@@ -124,12 +164,14 @@ class PreparedSamples:
         return embedded
 
 
+def _at(one: ModelInput | None, rows: NDArray[np.int64]) -> ModelInput | None:
+    return None if one is None else one.at(rows)
+
+
 def _joined(inputs: Sequence[ModelInput | None]) -> ModelInput | None:
     """A rank whose references are all known has no input for the reference."""
     given = [one for one in inputs if one is not None]
-    if not given:
-        return None
-    return ModelInput(np.concatenate([one.pixels for one in given]), np.concatenate([one.tokens for one in given]))
+    return ModelInput.joined(given) if given else None
 
 
 def _share_input(parts: Sequence[PreparedSamples]) -> bool:

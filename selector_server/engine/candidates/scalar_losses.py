@@ -1,13 +1,14 @@
 """Candidates that come as losses which somebody else computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from selector_server.engine.candidates.base import Given
+from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.engine.models import Floats, Models
 from selector_server.engine.request import Request
 from selector_server.engine.task import Task
@@ -21,23 +22,31 @@ class ScalarLosses(Given):
     form: ClassVar[str] = "losses"
     learner: Floats | None
     reference: Floats | None
+    closed: Closed = ALL_OPEN
 
     @property
     def size(self) -> int:
-        return len(next(array for array in vars(self).values() if array is not None))
+        return len(self._arrays()[0])
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        return cls(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        learner, reference = (_joined([getattr(part, name) for part in parts]) for name in ("learner", "reference"))
+        return cls(learner, reference, Closed.joined([(part.closed, part.size) for part in parts]))
 
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
-        return sum(array.nbytes for part in parts for array in vars(part).values() if array is not None)
+        return sum(array.nbytes for part in parts for array in part._arrays())
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[ScalarScores, None]:  # noqa: ARG002
         weighted = zip(task.criterion.value, (self.learner, self.reference), strict=True)
         parts = [weight * models.on_device(loss).double() for weight, loss in weighted if weight and loss is not None]
-        return ScalarScores(torch.stack(parts).sum(dim=0)), None
+        values = torch.stack(parts).sum(dim=0)
+        if self.closed:
+            values[torch.tensor(list(self.closed.reasons), device=values.device)] = 0.0
+        return ScalarScores(values), None
+
+    def _arrays(self) -> list[Floats]:
+        return [array for array in (self.learner, self.reference) if array is not None]
 
 
 def _joined(arrays: Sequence[Floats | None]) -> Floats | None:

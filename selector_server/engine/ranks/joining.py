@@ -10,6 +10,7 @@ import numpy as np
 from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.embeddings import ModelEmbeddings
 from selector_server.engine.candidates.samples import PreparedSamples
+from selector_server.engine.closed import Closed
 from selector_server.engine.task import Result, Task
 from selector_server.errors import InvalidRequest
 from selector_server.sampling import Plan, Policy
@@ -22,6 +23,7 @@ OWN: Mapping[type, Collection[str]] = {
     Plan: {"seed"},  # rank 0's counts
     Freshness: {"trainer_step"},  # it is part of what ranks meet by
     PreparedSamples: {"size", "ids", "learner", "reference", "found"},  # already brought to the models' shapes
+    Closed: {"reasons", "first"},
 }
 # Fields that users know by another name.
 _KNOWN_AS: Mapping[tuple[type, str], str] = {
@@ -118,4 +120,6 @@ def share(result: Result, task: Task[Scorable], rank: int) -> Result:
         cached=task.candidates.cached,
         uncached=task.candidates.uncached,
         quality=result.quality if rank == 0 else None,
+        closed=task.candidates.closed,
+        not_examined=task.candidates.not_examined,
     )

@@ -111,7 +111,9 @@ class ManySidecars:
         )
         mine = share(result, task, rank)
         rows = torch.tensor(mine.indices, device=picks.indices.device)
-        return replace(mine, quality=assess(scores.own(), rows, None, NATS))  # of this sidecar's candidates
+        return replace(
+            mine, quality=assess(scores.own(), rows, None, NATS, scores.open)
+        )  # of this sidecar's candidates
 
     def _draw(self, asked: Asked, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)

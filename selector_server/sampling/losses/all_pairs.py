@@ -58,5 +58,7 @@ class AllPairs(RunningScores):
         # Each pair of picks is in the scores of both.
         return float((self._own[rows] + self._score[rows]).sum() / 2)
 
-    def uniform_total(self, picks: int) -> float:
-        return uniform_total(self._own, self._pairs, picks)
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        if among is None:
+            return uniform_total(self._own, self._pairs, picks)
+        return uniform_total(self._own[among], self._pairs[among][:, among], picks)

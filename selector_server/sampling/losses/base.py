@@ -65,9 +65,9 @@ class RunningScores(ABC):
         """
 
     @abstractmethod
-    def uniform_total(self, picks: int) -> float:
-        """What `finish` returns on average over uniform sub-batches of that many picks, estimated from SAMPLE of the
-        candidates. It must be asked before any `add`."""
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        """What `finish` returns on average over uniform sub-batches of that many picks `among` these candidates, int64
+        [n], or all, estimated from SAMPLE of them. It must be asked before any `add`."""
 
     @staticmethod
     def pairs(_models: Sequence[Weighted]) -> Tensor | None:
@@ -81,7 +81,10 @@ class RunningScores(ABC):
         everything = torch.arange(len(models[0][1]), device=models[0][1].image.device)
         return cls(models, tile_bytes).finish(Chunk([model for _, model in models], everything))
 
-    def sample(self, size: int) -> Tensor:
-        """Indices, int64 [min(size, B)], of different candidates: the same ones at every call."""
-        count, device = len(self.models[0][1]), self.models[0][1].image.device
-        return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].to(device)
+    def sample(self, size: int, among: Tensor | None) -> Tensor:
+        """Indices, int64 [at most size], of different candidates `among` these, int64 [n], or among all: the same ones
+        at every call."""
+        device = self.models[0][1].image.device
+        count = len(self.models[0][1]) if among is None else len(among)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].to(device)
+        return order if among is None else among[order]

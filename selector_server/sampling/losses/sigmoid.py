@@ -39,10 +39,11 @@ class SigmoidScores(RunningScores):
         self._count(chunk, picks.of(chunk))
         return self._total
 
-    def uniform_total(self, picks: int) -> float:
-        rows = self.sample(SAMPLE)
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        rows = self.sample(SAMPLE, among)
         pairs = self.pairs([(weight, model.at(rows)) for weight, model in self.models])
-        return uniform_total(self._score[rows], pairs, picks, own_mean=float(self._score.mean()))
+        own = self._score if among is None else self._score[among]
+        return uniform_total(self._score[rows], pairs, picks, own_mean=float(own.mean()))
 
     @staticmethod
     def pairs(models: Sequence[Weighted]) -> Tensor:

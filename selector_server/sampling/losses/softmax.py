@@ -43,8 +43,8 @@ class SoftmaxScores(RunningScores):
         ]
         return float(self._scores(self._own[rows], sums).sum())
 
-    def uniform_total(self, picks: int) -> float:
-        batch = self.sample(picks)
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        batch = self.sample(picks, among)
         rows = batch[:SAMPLE]
         some = SoftmaxScores([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
         some.add(Chunk([model.at(batch) for _, model in self.models], rows[:0]))
