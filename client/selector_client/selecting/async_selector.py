@@ -45,6 +45,7 @@ class AsyncSelector(SelectorBase):
                 info: pb.GetServerInfoResponse = await self._call(
                     lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
                 )
+                self._session.learn(info)
                 return info
             except Unreachable as error:
                 if not self._session.keep_waiting(error, deadline):
@@ -67,9 +68,10 @@ class AsyncSelector(SelectorBase):
         ids: Ids | None = None,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from raw samples, as Selector.select does."""
-        return await self._select(Candidates.samples(images, texts, ids), step, timeout)
+        return await self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
 
     async def select_embeddings(
         self,
@@ -78,9 +80,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return await self._select(Candidates.embeddings(learner, reference), step, timeout)
+        return await self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
 
     async def select_losses(
         self,
@@ -89,9 +92,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, as Selector.select_losses does."""
-        return await self._select(Candidates.losses(learner, reference), step, timeout)
+        return await self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     async def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
@@ -108,8 +112,10 @@ class AsyncSelector(SelectorBase):
     ) -> None:
         await self.close()
 
-    async def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        pending = self._session.begin(candidates, step, timeout)
+    async def _select(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> Selection:
+        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
         with tracing.span("selector.select") as span:
             selection = await self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
@@ -119,7 +125,7 @@ class AsyncSelector(SelectorBase):
         candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self._session.check()
+                self._session.check(pending)
                 response = await self._call(
                     lambda stub: stub.Select(
                         candidates.messages(header), timeout=max(pending.left, 1e-3), metadata=metadata
