@@ -242,6 +242,18 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "Encoder, cache, memory": [
         series(
+            "Excluded",
+            "Candidates that cannot be used and are left out, by reason.",
+            "cps",
+            rate_by("selector_excluded_total", "reason"),
+        ),
+        series(
+            "Not examined",
+            "Candidates that nobody looked at, because all that was needed was in the cache.",
+            "cps",
+            rate_by("selector_not_examined_total", "instance"),
+        ),
+        series(
             "Micro-batches",
             "Samples encoded at once.",
             "short",

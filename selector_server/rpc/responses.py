@@ -102,10 +102,11 @@ class About:
         """Why the newest version that was published is not served; None if it is, and without weight sync."""
         if self._store is None:
             return None
-        # The status is read first: what it says of a version is not outdated by one that is served since.
         status, current = self._store.status, self._store.current
-        served = status.newest_version == current.version
-        if status.state is SyncState.OFF or (served and not status.last_error):
+        # In these states nothing is missing; before the first publication, and while the newest version is the pinned
+        # one, the status has no error.
+        settled = status.state in (SyncState.OFF, SyncState.CURRENT)
+        if settled or (not status.last_error and status.newest_version in (0, current.version)):
             return None
         return pb.UnservedWeights(version=status.newest_version, state=_STATES[status.state], reason=status.last_error)
 

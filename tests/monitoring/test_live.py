@@ -15,6 +15,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from selector_proto.v1 import selector_pb2 as pb
 from support.model import samples
 from support.observed_trainer import ObservedTrainer
 from support.processes import SlowClient, eventually
@@ -166,6 +167,14 @@ def _named(first, count):
     request = raw(*samples(count, seed=first), policy="independent")
     request.selection.sample_ids.integers.CopyFrom(request.add(np.arange(first, first + count)))
     return request
+
+
+def test_candidates_that_cannot_be_used(site):
+    bad = {"bad_samples": pb.BAD_SAMPLES_EXCLUDE}
+    bad["exclusions"] = [pb.Exclusion(reason=pb.EXCLUSION_REASON_MISSING, indices=[2, 7])]
+    with load(site.narrow, lambda: some_losses(**bad)):
+        site.fires(("SelectorExcluded", site.narrow_name))
+    site.calm()
 
 
 def _long(candidates):

@@ -32,7 +32,7 @@ def softmax_score(terms, i, chosen):
     return -terms[i, i] + (0.0 if row is None else 0.5 * (row + column))
 
 
-def softmax_joint(weighted_terms, sizes, gain, noise):
+def softmax_joint(weighted_terms, sizes, gain, noise, closed=()):
     """`weighted_terms` is [(weight, B x B terms), …]."""
     count = noise.shape[1]
     chosen: list[int] = []
@@ -40,7 +40,7 @@ def softmax_joint(weighted_terms, sizes, gain, noise):
     for round_, size in enumerate(sizes):
         plain = np.array([sum(w * softmax_score(t, i, chosen) for w, t in weighted_terms) for i in range(count)])
         logits = gain * plain + noise[round_]
-        logits[chosen] = -np.inf
+        logits[[*chosen, *closed]] = -np.inf
         order = sorted(range(count), key=lambda i: (-logits[i], i))[:size]
         chosen += order
         scores += [plain[i] for i in order]
@@ -62,8 +62,9 @@ def score_matrix(criterion, learner, reference):
     raise AssertionError(criterion)
 
 
-def joint(matrix, sizes, gain, noise):
-    """Algorithm 1 with its traps mended. `noise` [N, B] is Gumbel noise per round, zeros for top-k."""
+def joint(matrix, sizes, gain, noise, closed=()):
+    """Algorithm 1 with its traps mended. `noise` [N, B] is Gumbel noise per round, zeros for top-k. What is `closed` is
+    never chosen."""
     chosen: list[int] = []
     scores: list[float] = []
     for round_, size in enumerate(sizes):
@@ -71,7 +72,7 @@ def joint(matrix, sizes, gain, noise):
         plain = np.zeros(len(matrix))
         for i in range(len(matrix)):
             plain[i] = matrix[i, i] + matrix[chosen, i].sum() + matrix[i, chosen].sum()
-            if i not in chosen:
+            if i not in chosen and i not in closed:
                 logits[i] = gain * plain[i] + noise[round_, i]
         order = sorted(range(len(matrix)), key=lambda i: (-logits[i], i))[:size]
         chosen += order

@@ -25,6 +25,11 @@ for criterion in (Criterion.LEARNABILITY,):
     won, exact = picks.total - uniform, plain.total(twins.indices)
     assert abs(picks.total - exact) < 0.01 * won, criterion
     assert abs(twins.total - exact) < 0.01 * won, criterion
+open_ = torch.arange(40) % 4 != 1
+plain, fused = (PairScores(Criterion.LEARNABILITY, model(1), model(2), fused=f, open=open_) for f in (False, True))
+picks, twins = Joint().pick(plain, plan), Joint().pick(fused, plan)
+assert bool(open_[twins.indices].all())
+assert abs(twins.total - plain.total(twins.indices)) < 0.01 * abs(picks.total - plain.total(torch.arange(10)))
 print("same")
 """
 

@@ -45,7 +45,17 @@ def pair_scores(criterion=Criterion.LEARNABILITY, loss=Loss.SIGMOID, **kind):
 
 def part(scores, sizes, rank):
     rows = torch.arange(COUNT)[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
-    return replace(scores, learner=scores.learner.at(rows), reference=scores.reference.at(rows))
+    opened = None if scores.open is None else scores.open[rows]
+    return replace(scores, learner=scores.learner.at(rows), reference=scores.reference.at(rows), open=opened)
+
+
+def closing(scores, *indices):
+    """The scores, some of whose candidates are closed, with anything in their place."""
+    open_ = torch.ones(COUNT, dtype=torch.bool)
+    open_[list(indices)] = False
+    for model in (scores.learner, scores.reference):
+        model.image[~open_], model.text[~open_] = 7.0, -3.0
+    return replace(scores, open=open_)
 
 
 def shard(rank, world, path, job, arguments, sender):
@@ -119,6 +129,12 @@ def cases(world):
     yield replace(pair_scores(), tile_bytes=5000), PLAN, RAGGED[world]
     yield pair_scores(), replace(PLAN, sizes=(5,) * 12), RAGGED[world]  # so narrow that products mind where rows begin
     yield pair_scores(), replace(PLAN, sizes=(40,)), even(world)
+    for loss in Loss:
+        few = closing(pair_scores(loss=loss), *range(0, COUNT, 3))
+        yield few, PLAN, RAGGED[world]
+        yield few, replace(PLAN, sizes=(48, 24, 12, 12), ranks=world), even(world)
+    yield closing(pair_scores(alike=True), *range(5), *range(700, COUNT)), PLAN, RAGGED[world]
+    yield closing(pair_scores(), *range(100, COUNT)), replace(PLAN, sizes=(95, 5)), RAGGED[world]
 
 
 def all_cases(rank, world):
@@ -175,7 +191,14 @@ def test_shards_that_disagree_fail_together_and_name_the_field(in_shards):
 def impossible_plans(rank, world):
     ragged, plan = part(pair_scores(), RAGGED[world], rank), replace(PLAN, sizes=(COUNT, 1))
     balanced = replace(PLAN, sizes=(12,), ranks=world)
-    return [attempt(ragged, plan), attempt(ragged, balanced), attempt(ragged, replace(balanced, ranks=4))]
+    few = closing(pair_scores(), *range(3, COUNT - 8))
+    return [
+        attempt(ragged, plan),
+        attempt(ragged, balanced),
+        attempt(ragged, replace(balanced, ranks=4)),
+        attempt(part(few, RAGGED[world], rank), replace(PLAN, sizes=(12,))),
+        attempt(part(few, even(world), rank), replace(balanced, sizes=(8,))),
+    ]
 
 
 def test_plans_that_the_shards_cannot_fill_are_refused(in_shards):
@@ -185,6 +208,8 @@ def test_plans_that_the_shards_cannot_fill_are_refused(in_shards):
         "the plan has 1201 picks; shards hold 1200 candidates",
         "shards hold 13 to 1187 candidates; must be equal for balanced picks",
         "the plan has 4 ranks; must be 1 or the number of shards, 2",
+        "the plan has 12 picks; shards hold 1200 candidates, 11 of them open",
+        "shards hold 3, 8 open candidates; each needs 4",
     ]
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+import torch
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
@@ -102,6 +103,23 @@ def test_samples_are_encoded_by_their_own_sidecar(pair, bundles):
     pixels, ids = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
     assert_shares(replies, bundles.scores(pixels, ids), balanced(6, 6, 2, 5, 3.0), 30)
     assert {reply.weights.version for reply in replies} == {0}
+
+
+def test_candidates_that_cannot_be_used_are_left_out_by_each_sidecar(pair):
+    models = models_of(2, 40)
+    models[0][0][0][[3, 4]] = np.nan
+    models[1][1][1][39] = np.inf
+    fields = {"chunks": 3, "gain": 5.0, "bad_samples": pb.BAD_SAMPLES_EXCLUDE}
+    replies = pair.ask(as_ranks([embeddings(*m, seed=7, **fields) for m in models]))
+    open_ = torch.ones(80, dtype=torch.bool)
+    open_[[3, 4, 79]] = False
+    assert_shares(replies, all_embedded(models_of(2, 40)).with_open(open_), balanced(8, 3, 2, 7, 5.0), 40)
+    assert [list(reply.exclusions[0].indices) for reply in replies] == [[3, 4], [39]]
+    models[1][1][1][4:] = np.nan
+    fields["max_excluded_share"] = 1.0
+    answers = pair.ask(as_ranks([embeddings(*m, seed=7, **fields) for m in models]))
+    assert_refused_alike(answers, REFUSED, "candidates left is 4 of 40; 8 must be picked")
+    assert not any(map(is_error, pair.ask(step(2))))
 
 
 def test_four_sidecars(start_sidecars):

@@ -1,11 +1,13 @@
 """The softmax loss through the server, and policies of other packages: served, and never trusted."""
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import POLICIES, plan
 from support.plugins import FIRST, with_policies
+from support.ranks import Asking, as_ranks, assert_refused_alike
 from support.wire import embeddings, some_embeddings, some_losses
 
 from selector_server.sampling import Criterion, Embedded, Loss, PairScores
@@ -16,13 +18,31 @@ class Repeats(First):
     def pick(self, scores, plan):
         picks = torch.zeros(plan.picks, dtype=torch.int64)
         return Picks(picks, scores.own()[picks], 0.0)
+
+class Says(First):
+    name, knows_open = "says", True
+    def pick(self, scores, plan):
+        rows = torch.arange(scores.size) if scores.open is None else scores.open.nonzero().flatten()
+        picks = rows.flip(0)[:plan.picks]
+        return Picks(picks, scores.own()[picks], scores.total(picks))
+
+class Lies(First):
+    name, knows_open = "lies", True
+    def pick(self, scores, plan):
+        return super().pick(scores, plan)
 """
+EXCLUDING = {
+    "bad_samples": pb.BAD_SAMPLES_EXCLUDE,
+    "exclusions": [pb.Exclusion(reason=pb.EXCLUSION_REASON_TEXT, indices=[0, 2, 19])],
+}
 
 
 @pytest.fixture(scope="module")
 def with_plugin(start_sidecars, tmp_path_factory):
-    """A sidecar in whose environment another package offers two policies."""
-    env = with_policies(tmp_path_factory.mktemp("plugin"), PLUGIN, first="First", repeats="Repeats")
+    """A sidecar in whose environment another package offers policies."""
+    env = with_policies(
+        tmp_path_factory.mktemp("plugin"), PLUGIN, first="First", repeats="Repeats", says="Says", lies="Lies"
+    )
     with start_sidecars() as start:
         yield start(env=env)
 
@@ -55,3 +75,25 @@ def test_picks_that_are_no_sub_batch_never_leave_the_server(with_plugin):
     assert error.code().name == "INTERNAL"
     assert "policy 'repeats' did not pick 4 different of" in with_plugin.text
     assert len(with_plugin.select(some_losses(policy="first")).indices) == 4
+
+
+def test_a_foreign_policy_picks_among_the_open_candidates(with_plugin):
+    reply = with_plugin.select(some_losses(policy="first", **EXCLUDING))
+    assert list(reply.indices) == [1, 3, 4, 5]
+    assert list(reply.exclusions[0].indices) == [0, 2, 19]
+    assert list(with_plugin.select(some_losses(policy="says", **EXCLUDING)).indices) == [18, 17, 16, 15]
+
+
+def test_closed_candidates_never_leave_the_server(with_plugin):
+    error = with_plugin.refuse(some_losses(policy="lies", **EXCLUDING))
+    assert error.code().name == "INTERNAL"
+    assert "policy 'lies' picked candidates that may not be picked" in with_plugin.text
+
+
+def test_ranks_by_a_foreign_policy_need_as_many_open_candidates_each(with_plugin):
+    requests = as_ranks(
+        [some_losses(policy="first", **EXCLUDING), some_losses(policy="first", bad_samples=pb.BAD_SAMPLES_EXCLUDE)]
+    )
+    answers = Asking(with_plugin, requests).answers()
+    text = "needs as many usable candidates on every rank; they have [17, 20]"
+    assert_refused_alike(answers, grpc.StatusCode.FAILED_PRECONDITION, text)

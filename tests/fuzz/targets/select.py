@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from google.protobuf.message import DecodeError
 from selector_proto import shared_memory as layout
 from selector_proto.tensors import WireError
@@ -23,8 +24,11 @@ from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.candidates.samples import PreparedSamples, Samples
+from selector_server.engine.closed import MAX_WORDS
+from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.errors import SelectorError
+from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status
@@ -34,6 +38,7 @@ from selector_server.sampling import Loss, load_policies
 MOST = 1 << 20  # bytes of a payload
 # gRPC refuses trailers above 8 KiB; then the client would not learn what was wrong.
 MOST_STATUS = 4096
+EXCLUDE = {"bad_samples": pb.BAD_SAMPLES_EXCLUDE, "max_excluded_share": 1.0, "sub_batch_size": 1}
 NAME = f"selector-{'0' * 32}.payload"
 
 
@@ -61,6 +66,7 @@ def streams(folder: Path) -> Iterator[Decode]:
 
     with Decoder(1) as decoder:
         preparation = Preparation(learner(decoder), reference(decoder), None)
+        models = Models(torch.device("cpu"), None, None, None, None, SamplerSettings())
 
         def decode(data: bytes) -> str:
             try:
@@ -68,6 +74,13 @@ def streams(folder: Path) -> Iterator[Decode]:
                 task = contract.task(header, payload)
                 assert sum(task.plan.sizes) <= task.size
                 prepared = task.candidates.prepare(task, preparation, Request())
+                closed = prepared.closed
+                assert task.excludes or not closed
+                closed.check(task.size, task.plan.picks, task.max_excluded_share)
+                assert all(0 <= index < task.size for index in closed.reasons)
+                told = pb.SelectResponse(exclusions=write_exclusions(closed))
+                assert sum(len(one.indices) for one in told.exclusions) == len(closed)
+                assert all(len(one.first) <= MAX_WORDS and one.first.isprintable() for one in told.exclusions)
             except (WireError, SelectorError) as error:
                 status = to_status(error)
                 assert status.code != 13, "an internal error"
@@ -81,9 +94,16 @@ def streams(folder: Path) -> Iterator[Decode]:
                     image, text = own.image, own.text
                     assert part.pixels.shape == (task.size, image.height, image.width, image.channels)
                     assert part.tokens.shape == (task.size, text.max_tokens)
-                    assert 0 <= part.tokens.min() <= part.tokens.max() < text.vocabulary
+                    assert len(part) == task.size - len(closed)
+                    tokens = part.tokens if part.rows is None else part.tokens[part.rows]
+                    assert 0 <= tokens.min() <= tokens.max() < text.vocabulary
+            else:
+                with torch.inference_mode():
+                    scores, _ = prepared.scores(task, models, Request())
+                assert bool(torch.isfinite(scores.own()).all())
             kind = type(task.candidates).__name__
-            return f"{kind} {isinstance(task.candidates, Samples) and type(task.candidates.images).__name__}"
+            images = isinstance(task.candidates, Samples) and type(task.candidates.images).__name__
+            return f"{kind} {images} {sorted(reason.name for reason in closed.first)}"
 
         yield decode
     shared.close()
@@ -117,6 +137,20 @@ def stream_seeds() -> list[bytes]:
         wire.some_losses(),
     ]
     requests[4].cut = 100
+    bad = wire.Request()
+    bad.selection.samples.encoded_images.CopyFrom(bad.pack([*files()[:3], files()[0][:40], b"", files()[0]]))
+    bad.selection.samples.strings.CopyFrom(bad.pack([b"w1 w2", b"\xff", b"w4", b"w5", b"w6", b"w1 w2"]))
+    odd = wire.some_embeddings(12, 4)
+    odd[0][0][3, 1] = np.nan
+    twice = wire.raw(pixels, tokens, **EXCLUDE)
+    twice.selection.sample_ids.integers.CopyFrom(twice.add(np.array([1, 2, 3, 1, 5, 6])))
+    missing = pb.Exclusion(reason=pb.EXCLUSION_REASON_MISSING, indices=[1, 2], first="no caption")
+    requests += [
+        bad.set(**EXCLUDE),
+        wire.embeddings(*odd, **EXCLUDE),
+        twice.set(exclusions=[missing]),
+        wire.some_losses(**EXCLUDE, policy="uniform", exclusions=[missing]),
+    ]
     seeds = [joined(one.SerializeToString() for one in request.messages()) for request in requests]
     return [*seeds, joined([pb.SelectRequest(selection=shared.selection).SerializeToString()])]
 
