@@ -68,10 +68,12 @@ class TrainingHooks:
             "selector/requests": statistics.requests,
             "selector/fallbacks": statistics.fallbacks.total(),
             "selector/stale": statistics.stale,
+            "selector/excluded": statistics.excluded.total(),
             "selector/errors": sum(self._errors.values()),
         }
         if self.loader is not None:
             values["selector/wait_seconds"] = self.loader.wait_seconds
+            values["selector/dropped"] = self.loader.progress.dropped
             if (last := self.loader.last) is not None:
                 values |= {
                     "selector/objective": last.objective,

@@ -46,7 +46,8 @@ class AsyncSelector(SelectorBase):
                 info: pb.GetServerInfoResponse = await self._call(
                     lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
                 )
-                self._session.foresee(info, super_batch_size)
+                self._session.learn(info)
+                self._session.foresee(super_batch_size)
                 return info
             except Unreachable as error:
                 if not self._session.keep_waiting(error, deadline):
@@ -69,9 +70,10 @@ class AsyncSelector(SelectorBase):
         ids: Ids | None = None,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from raw samples, as Selector.select does."""
-        return await self._select(Candidates.samples(images, texts, ids), step, timeout)
+        return await self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
 
     async def select_embeddings(
         self,
@@ -80,9 +82,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return await self._select(Candidates.embeddings(learner, reference), step, timeout)
+        return await self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
 
     async def select_losses(
         self,
@@ -91,9 +94,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, as Selector.select_losses does."""
-        return await self._select(Candidates.losses(learner, reference), step, timeout)
+        return await self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     async def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
@@ -110,8 +114,10 @@ class AsyncSelector(SelectorBase):
     ) -> None:
         await self.close()
 
-    async def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        pending = self._session.begin(candidates, step, timeout)
+    async def _select(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> Selection:
+        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
         with tracing.span("selector.select") as span:
             selection = await self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
@@ -125,14 +131,14 @@ class AsyncSelector(SelectorBase):
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
-            self._session.expectation.learn(info)
+            self._session.learn(info)
             self._session.allow(pending)
 
     async def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
         candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self._session.check()
+                self._session.check(pending)
                 if self._session.expectation.asks(candidates.header):
                     await self._meet(pending)
                 response = await self._call(

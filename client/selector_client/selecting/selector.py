@@ -52,7 +52,8 @@ class Selector(SelectorBase):
         **settings: Any,
     ) -> None:
         super().__init__(Session(address, timeout, seed, on_error, **settings))
-        self._shared_memory, self._transport = shared_memory, Transport(address, shared_memory)
+        self._shared_memory = shared_memory
+        self._transport = Transport(address, shared_memory, self._session.learn)
         self._lock = threading.Lock()
         self._connection: tuple[int, grpc.Channel] | None = None
 
@@ -61,7 +62,7 @@ class Selector(SelectorBase):
 
     def __setstate__(self, state: tuple[Session, bool | None]) -> None:
         self._session, self._shared_memory = state
-        self._transport = Transport(self._session.address, self._shared_memory)
+        self._transport = Transport(self._session.address, self._shared_memory, self._session.learn)
         self._lock, self._connection = threading.Lock(), None
 
     def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
@@ -83,10 +84,11 @@ class Selector(SelectorBase):
                 if not self._session.keep_waiting(error, deadline):
                     raise
             time.sleep(CONNECT_PAUSE_SECONDS)
+        self._session.learn(info)
         policy = self.settings.policy
         if policy and policy not in info.policies:
             raise ValueError(f"policy is {policy!r}; {self._session.address} knows {', '.join(sorted(info.policies))}")
-        self._session.foresee(info, super_batch_size)
+        self._session.foresee(super_batch_size)
         return info
 
     def weights_status(self) -> pb.GetWeightsStatusResponse:
@@ -105,12 +107,14 @@ class Selector(SelectorBase):
         ids: Ids | None = None,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
-        """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files;
-        `texts` are int token ids [B, T], or B strings. `ids` (B different integers or strings) name the samples, so
-        that a sidecar with a cache need not embed them with the reference again. `step` is the trainer's step. A
-        `timeout`, in seconds, counts for this selection only."""
-        return self._select(Candidates.samples(images, texts, ids), step, timeout)
+        """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files, PIL
+        images, arrays or tensors. `texts` are int token ids [B, T], or B strings; of a list of captions in the place
+        of a string one is drawn by the seed, and `Selection.captions` says which. `ids` (B different integers or
+        strings) name the samples, so that a sidecar with a cache need not embed them with the reference again. `step`
+        is the trainer's step. A `timeout`, in seconds, and a `sub_batch_size` count for this selection only."""
+        return self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
 
     def select_embeddings(
         self,
@@ -119,9 +123,10 @@ class Selector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return self._select(Candidates.embeddings(learner, reference), step, timeout)
+        return self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
 
     def select_losses(
         self,
@@ -130,9 +135,10 @@ class Selector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, float32 or float16 [B]. Only the policies independent and uniform can."""
-        return self._select(Candidates.losses(learner, reference), step, timeout)
+        return self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
@@ -151,8 +157,10 @@ class Selector(SelectorBase):
     ) -> None:
         self.close()
 
-    def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        pending = self._session.begin(candidates, step, timeout)
+    def _select(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> Selection:
+        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
         with tracing.span("selector.select") as span:
             selection = self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
@@ -166,14 +174,14 @@ class Selector(SelectorBase):
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
-            self._session.expectation.learn(info)
+            self._session.learn(info)
             self._session.allow(pending)
 
     def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
         candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self._session.check()
+                self._session.check(pending)
                 if self._session.expectation.asks(candidates.header):
                     self._meet(pending)
                 response = self._call(
