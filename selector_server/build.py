@@ -95,7 +95,7 @@ def build(config: Config) -> Sidecar:
     ranks = open_ranks(dispatcher, admission, config.group_seconds, _peers(config, device))
     reception = Reception(config, shared)
     admission.relieve_by(reception.release_memory)
-    about = About(config, policies, learner, reference, shared, versions)
+    about = About(config, policies, learner, reference, shared, versions, cache)
     service = SelectorService(
         Engine(admission, models, preparation, scorer, ranks, metrics),
         reception,
@@ -158,7 +158,9 @@ def _model(config: Config, role: Literal["learner", "reference"], device: Device
     model = Model(bundle.load(path, role), device, config.micro_batch or device.kind.micro_batch, metrics.encoding)
     try:
         # The other way to find out is a request that fails.
-        model.warm_up(model.bundled_weights() if role == "learner" else model.constant_weights())
+        weights = model.bundled_weights() if role == "learner" else model.constant_weights()
+        model.warm_up(weights)
+        model.measure(weights)
     except SelectorError:
         raise
     except Exception as error:  # onnxruntime raises several unrelated types

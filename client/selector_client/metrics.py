@@ -6,8 +6,11 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from selector_client.selecting.selection import UNSERVED
+
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
 REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
+EXCLUSIONS = ("missing", "unreadable", "format", "too_large", "text", "value", "repeated")
 
 
 def export(
@@ -42,22 +45,26 @@ class _Selector(_Source):
             ("picks", "Candidates that were picked", counts.picks),
             ("retries", "Requests that were sent again", counts.retries),
             ("stale", "Selections by weights older than accepted", counts.stale),
+            ("not_examined", "Candidates that nobody looked at, for they were in a cache", counts.not_examined),
             ("breaker_opened", "Times that the breaker opened", breaker.opened),
         ):
             yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
         yield GaugeMetricFamily("selector_client_breaker_open", "Whether nothing is asked", value=float(breaker.open))
-        fallbacks = CounterMetricFamily(
-            "selector_client_fallbacks", "Uniform sub-batches, by reason", labels=["reason"]
-        )
-        for reason, count in (dict.fromkeys(REASONS, 0) | counts.fallbacks).items():
-            fallbacks.add_metric([reason], count)
-        yield fallbacks
-        unserved = CounterMetricFamily(
-            "selector_client_unserved", "Selections whose sidecar does not serve the newest weights", labels=["state"]
-        )
-        for state, count in counts.unserved.items():
-            unserved.add_metric([state], count)
-        yield unserved
+        for name, text, label, known, found in (
+            ("fallbacks", "Uniform sub-batches, by reason", "reason", REASONS, counts.fallbacks),
+            ("excluded", "Candidates that were left out, by reason", "reason", EXCLUSIONS, counts.excluded),
+            (
+                "unserved",
+                "Selections whose sidecar does not serve the newest weights",
+                "state",
+                UNSERVED.values(),
+                counts.unserved,
+            ),
+        ):
+            family = CounterMetricFamily(f"selector_client_{name}", text, labels=[label])
+            for value, count in (dict.fromkeys(known, 0) | found).items():
+                family.add_metric([value], count)
+            yield family
 
 
 class _Loader(_Source):
@@ -67,7 +74,7 @@ class _Loader(_Source):
             ("steps", "Sub-batches that the trainer was given", progress.steps),
             ("wait_seconds", "Seconds that the trainer waited for sub-batches", progress.wait_seconds),
             ("step_seconds", "Seconds that the trainer worked on sub-batches", progress.step_seconds),
-            ("dropped", "Super-batches that were too short", progress.dropped),
+            ("dropped", "Super-batches that had too few candidates", progress.dropped),
         ):
             yield CounterMetricFamily(f"selector_client_{name}", text, value=value)
         if progress.lag_steps is not None:

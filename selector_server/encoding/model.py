@@ -2,6 +2,7 @@
 reference."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from selector_server.telemetry.encoding_metrics import EncodingMetrics
 # The least cosine that is accepted, by the towers' precision. Rounding to bfloat16 on the way, and in the trainer's
 # own arithmetic, leaves more than 0.9998; GELU for QuickGELU, in weights that are trained, often less than 0.998.
 CANARY_COSINE = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
+# Encoding must take so long for its time to say what larger batches take.
+TIMED_SECONDS = 0.05
 # Called with a phase's name, it returns a context that times the block inside as that phase.
 Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
 _MAX_NAMES = 256
@@ -51,6 +54,8 @@ class Model:
         self, bundle: Bundle, device: Device, micro_batch: int, metrics: EncodingMetrics | None = None
     ) -> None:
         self.bundle, self._device, self._memory = bundle, device, Pool()
+        self._micro_batch = micro_batch
+        self.seconds_per_sample = 0.0  # what encoding one took when it was measured; 0 before
         self._metrics = metrics or EncodingMetrics()
         width, sizes = bundle.manifest.width, (device, micro_batch, self._metrics)
         self._image = Tower(bundle.path / IMAGE_TOWER, PIXELS, width, *sizes)
@@ -158,12 +163,27 @@ class Model:
             inputs[parameter.input] = value.to(self._device.torch, dtype).contiguous()
         return Weights(inputs, *logit_of(manifest.logit, tensors))
 
-    def warm_up(self, weights: Weights) -> None:
-        """Encodes two fixed samples. Raises NotPossible if they do not come out finite."""
+    def warm_up(self, weights: Weights, count: int = 2) -> None:
+        """Encodes a few fixed samples. Raises NotPossible if they do not come out finite."""
         image, text = self.bundle.manifest.image, self.bundle.manifest.text
         rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (2, image.height, image.width, image.channels), dtype=np.uint8)
-        self.encode(pixels, rng.integers(0, text.vocabulary, (2, text.max_tokens)), weights)
+        pixels = rng.integers(0, 256, (count, image.height, image.width, image.channels), dtype=np.uint8)
+        self.encode(pixels, rng.integers(0, text.vocabulary, (count, text.max_tokens)), weights)
+
+    def measure(self, weights: Weights) -> None:
+        """Measures what encoding one sample takes. It encodes more and more samples at once, up to a micro-batch, until
+        that takes long enough to be timed; each size runs twice, because the first run of a shape is slower. Raises
+        NotPossible."""
+        count, seconds = 1, 0.0
+        while seconds < TIMED_SECONDS and 2 * count <= max(2, self._micro_batch):
+            count *= 2
+            seconds = min(self._seconds(weights, count) for _ in range(2))
+        self.seconds_per_sample = seconds / count
+
+    def _seconds(self, weights: Weights, count: int) -> float:
+        started = time.perf_counter()
+        self.warm_up(weights, count)
+        return time.perf_counter() - started
 
     def _check_activations(self, tensors: Mapping[str, TensorView]) -> None:
         """Compares the activations that the trainer's model and the bundle are made of, if both tell them."""

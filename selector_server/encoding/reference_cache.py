@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -57,6 +58,12 @@ def integer_key(number: int) -> bytes:
 def string_key(text: str | bytes) -> bytes:
     """The key of a sample that is named by a string, or by its UTF-8 bytes, of at most MAX_ID_BYTES."""
     return b"s" + (text.encode() if isinstance(text, str) else text)
+
+
+def key_text(key: bytes) -> str:
+    """Returns the id that a key stands for, as people read it."""
+    kind, name = key[:1], key[1:]
+    return str(int.from_bytes(name, "little", signed=True)) if kind == b"i" else name.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,14 @@ class ReferenceCache:
         self._writer.submit(write)
         return True
 
+    def held(self, most: int) -> tuple[int, str]:
+        """How many entries of this reference the store holds, counted up to `most`, and the id of one as a text."""
+        try:
+            keys = self._store.run(lambda transaction: list(islice(_keys(transaction, self._prefix), most)))
+        except StoreFailed:
+            keys = []
+        return len(keys), key_text(keys[0]) if keys else ""
+
     def usage(self) -> tuple[int, int]:
         """The store's entries, of every reference, and its bytes; zeros if it cannot be read."""
         try:
@@ -249,6 +264,16 @@ class ReferenceCache:
         self.problem = f"{reason}: {what}"
         log.warning("reference cache: %s", self.problem)
         self._on_problem(reason)
+
+
+def _keys(transaction: Transaction, prefix: bytes) -> Iterator[bytes]:
+    """Yields what follows `prefix` in the keys that begin with it."""
+    cursor = transaction.cursor()
+    if cursor.set_range(prefix):
+        for key in cursor.iternext(values=False):
+            if not bytes(key).startswith(prefix):
+                return
+            yield bytes(key).removeprefix(prefix)
 
 
 def stat(folder: Path) -> Stat:

@@ -11,6 +11,7 @@ from selector_proto.weights.link import masked
 
 from selector_server.config import Config
 from selector_server.encoding.model import Model
+from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.request import Request
 from selector_server.engine.task import Result
 from selector_server.rpc.exclusions import write_exclusions
@@ -28,6 +29,8 @@ _STATES = {
 }
 
 
+# So many entries of the cache are counted at most: counting reads them, and a cache may hold millions.
+_COUNTED = 10_000
 # What the server says that it runs on, as far as it is installed.
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "numpy")
 
@@ -73,9 +76,12 @@ class About:
         reference: Model | None,
         shared: SharedFolder | None,
         store: Versions[Any] | None,
+        cache: ReferenceCache | None = None,
     ) -> None:
         self._source = masked(config.redis) if config.redis else ""
         self._info, self._store = _server_info(config, policies, learner, reference, shared), store
+        if cache is not None:
+            self._info.reference.cached_samples, self._info.reference.cached_id = cache.held(_COUNTED)
 
     def info(self) -> pb.GetServerInfoResponse:
         """Limits, policies, models and settings, which stay the same."""
@@ -159,6 +165,7 @@ def _model(model: Model | None) -> pb.ModelInfo | None:
         providers=model.providers,
         precision=manifest.precision,
         loss=pb.Loss.Value(f"LOSS_{manifest.loss.upper()}"),
+        encode_seconds_per_sample=model.seconds_per_sample,
     )
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from selector_client import SelectingLoader, Selection, WeightPublisher
 from selector_client.callbacks import TrainingHooks
+from selector_client.loading.loader_progress import Progress
+from selector_client.selecting.exclusions import Excluded
 from selector_client.selecting.selection import Statistics
 from selector_tools.export.torchvision import make_importable
 from support.processes import free_port
@@ -15,7 +17,12 @@ make_importable()  # lightning imports torchvision
 from selector_client.callbacks.lightning import SelectorCallback as LightningCallback  # noqa: E402
 
 LAST = Selection(
-    indices=np.arange(2), objective=0.5, objective_uniform=0.25, weights_lag_steps=3, weights_age_seconds=1.5
+    indices=np.arange(2),
+    objective=0.5,
+    objective_uniform=0.25,
+    weights_lag_steps=3,
+    weights_age_seconds=1.5,
+    excluded={"missing": Excluded(np.array([4, 6, 7]), "texts[4] is None")},
 )
 
 
@@ -46,7 +53,7 @@ class FakePublisher:
 
 
 class FakeLoader:
-    last, wait_seconds = LAST, 2.5
+    last, wait_seconds, progress = LAST, 2.5, Progress(dropped=7)
 
     def __init__(self):
         self.yielded = 0
@@ -74,8 +81,10 @@ METRICS = {
     "selector/fallbacks": 1.0,
     "selector/stale": 1.0,
     "selector/unserved": 0.0,
+    "selector/excluded": 3.0,
     "selector/errors": 0.0,
     "selector/wait_seconds": 2.5,
+    "selector/dropped": 7.0,
     "selector/objective": 0.5,
     "selector/objective_uniform": 0.25,
     "selector/weights_lag_steps": 3.0,
@@ -108,7 +117,7 @@ def test_hooks_log_a_line_by_themselves(parts, caplog):
 def test_hooks_do_without_loader_and_publisher():
     hooks = TrainingHooks(FakeSelector())
     hooks.after_step(50, None)
-    counts = ("requests", "fallbacks", "stale", "unserved", "errors")
+    counts = ("requests", "fallbacks", "stale", "unserved", "excluded", "errors")
     assert set(hooks.metrics()) == {f"selector/{name}" for name in counts}
     hooks.close()
 

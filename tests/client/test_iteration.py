@@ -80,10 +80,11 @@ class OnlySelects:
 def test_any_object_that_selects_will_do():
     picker = Picker(OnlySelects(), dict, prefetch=1, deadline=None, keep_short=False)
     assert (picker.joint, picker.seed, picker.count) == (False, None, 0)
-    picker.resume(5, 7)
+    picker.resume(5, 7, None)
     assert picker.count == 0
-    selection, candidates = picker.pick({"images": np.zeros(8), "texts": np.zeros(8)}, 0)
-    assert (len(selection.indices), candidates, picker.picks) == (2, 8, 2)
+    shown = picker.look({"images": np.zeros(8), "texts": np.zeros(8)})
+    selection = picker.pick(shown, 0)
+    assert (len(selection.indices), shown.size, picker.picks) == (2, 8, 2)
 
 
 def test_what_a_fallback_picked_stays_with_its_super_batch_over_a_resumption(monkeypatch):

@@ -186,8 +186,9 @@ def test_a_super_batch_that_is_too_short_is_dropped(server):
         with pytest.raises(ValueError, match="5 picks of 4 candidates"):
             list(SelectingLoader(pieces(4), selector))
     with Selector(server.address, filter_ratio=0.75, on_error="raise") as selector:
-        assert [len(b["images"]) for b in SelectingLoader(pieces(20, 8), selector)] == [5]
-        assert [len(b["images"]) for b in SelectingLoader(pieces(20, 8), selector, last="keep")] == [5, 2]
+        assert [len(b["images"]) for b in SelectingLoader(pieces(20, 8), selector)] == [5, 5]
+        assert [len(b["images"]) for b in SelectingLoader(pieces(20, 4), selector)] == [5]
+        assert [len(b["images"]) for b in SelectingLoader(pieces(20, 4), selector, last="keep")] == [5, 1]
 
 
 # Deadlines

@@ -24,6 +24,9 @@ PIXELS, IDS = samples(60)
         ({"criterion": "learnable"}, ValueError, "criterion is 'learnable'; must be one of learnability"),
         ({"criterion": "unspecified"}, ValueError, "criterion is 'unspecified'"),
         ({"draw": "all"}, ValueError, "draw is 'all'; must be one of sample, top-k"),
+        ({"max_excluded_share": 0}, ValueError, "max_excluded_share is 0; must be above 0 and at most 1"),
+        ({"max_excluded_share": float("nan")}, ValueError, "max_excluded_share is nan"),
+        ({"warn_excluded_share": 1.5}, ValueError, "warn_excluded_share is 1.5; must be 0 to 1"),
     ],
 )
 def test_wrong_settings(settings, kind, named):
@@ -50,7 +53,7 @@ def test_wrong_settings(settings, kind, named):
 )
 def test_wrong_samples(images, texts, kind, named):
     with pytest.raises(kind, match=named):
-        Selector("localhost:1").select(images, texts)
+        Selector("localhost:1", strict=True).select(images, texts)
 
 
 def test_wrong_embeddings_losses_and_sizes():

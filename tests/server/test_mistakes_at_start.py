@@ -1,5 +1,8 @@
 """Mistakes at the start: one line that names setting, value and limit, and exit status 2."""
 
+import json
+import re
+
 import pytest
 from selector_tools import cli
 from support.processes import free_port, one_line, run_serve
@@ -106,8 +109,32 @@ def test_info_of_a_server_that_is_not_there(capsys):
     assert f"127.0.0.1:{port}" in one_line(capsys.readouterr().err)
 
 
-def test_info_of_a_server(capsys, server):
-    assert cli.main(["info", server.address]) == 0
+def test_info_of_a_server_for_programs(capsys, server):
+    assert cli.main(["info", server.address, "--json"]) == 0
     text = capsys.readouterr().out
     assert '"server_version"' in text
     assert '"state": "SYNC_STATE_OFF"' in text
+    info, end = json.JSONDecoder().raw_decode(text)
+    assert json.loads(text[end:])["state"] == "SYNC_STATE_OFF"
+    assert 0 < info["learner"]["encode_seconds_per_sample"] < 1
+
+
+def test_info_of_a_server_for_people(capsys, server, plain_server):
+    assert cli.main(["info", server.address]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        r"server +jest-selector \S+, on cpu",
+        r"policies +independent, joint, uniform",
+        r"criteria +learnability, easy-reference, hard-learner",
+        r"cache +none",
+        r"learner +\S+, width \d+, fp32, sigmoid loss",
+        r" +images 16 x 16 x [13]",
+        r" +[\d.]+ ms for a sample; [\d.]+ s for 1,000 candidates",
+        r"limits +B <= 1,048,576, N <= 1,024, D <= 8,192",
+        r" +an image: 16 MiB, 33,554,432 pixels",
+        r"weights +version 0 of step 0, [\d.]+ s old",
+        r" +off, newest 0, 0 swapped in, 0 refused, from the bundle",
+    ):
+        assert re.search(f"^{line}$", text, re.MULTILINE), (line, text)
+    assert cli.main(["info", plain_server.address]) == 0
+    assert re.search(r"^reference +none", capsys.readouterr().out, re.MULTILINE)

@@ -1,6 +1,9 @@
 """What commands say while they run, and of what went wrong."""
 
+import time
+
 import pytest
+from selector_tools import progress
 from selector_tools.mistakes import in_one_line
 from selector_tools.progress import bar, pace
 
@@ -15,10 +18,22 @@ def test_a_bar_shows_how_far_it_is_and_what_is_under_way(capsys, monkeypatch):
     assert "peak" in last, "what was under way stays"
 
 
-def test_a_bar_says_nothing_in_a_log(capsys):
+def test_a_log_gets_no_line_of_what_is_soon_over(capsys):
     with bar("export", None) as advance:
         advance(1, "peak")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("total", "of"), [(2000, " of 2,000"), (None, "")])
+def test_a_log_gets_a_plain_line_now_and_then(total, of, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    said = ""
+    with bar("read", total) as advance:
+        advance(1024, "read more")
+        while said.count("\n") < 2:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+    assert set(said.splitlines()) == {f"read more: 1,024{of} after 0 s"}
 
 
 def test_pace():

@@ -1,8 +1,18 @@
-"""How far something is that takes long: a bar on the terminal, nothing in a log or a pipe; and how fast it was."""
+"""How far something is that takes long: bars on a terminal, plain lines in a log or a pipe; and how fast it was."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Protocol
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, Task
+
+SizedT = TypeVar("SizedT", bound=Sized)
+# A log gets a line so often.
+LINE_SECONDS = 10.0
 
 
 class Advance(Protocol):
@@ -13,19 +23,56 @@ class Advance(Protocol):
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Advance]:
-    """Shows a bar for `what`; `total` is None where nobody knows it yet."""
+    """Shows on stderr how far `what` is; `total` is None where nobody knows it yet."""
     from rich.console import Console  # noqa: PLC0415 - not installed on a trainer
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with bars(Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(more: int, now: str | None = None) -> None:
             progress.update(task, advance=more, description=now)
 
         yield advance
+
+
+def counted(what: str, total: int | None, parts: Iterable[SizedT]) -> Iterator[SizedT]:
+    """Yields `parts`, and shows meanwhile how many of the `total` entries of all of them are done."""
+    with bar(what, total) as advance:
+        for part in parts:
+            yield part
+            advance(len(part))
+
+
+@contextmanager
+def bars(console: "Console") -> Iterator["Progress"]:
+    """Yields what shows several bars on `console`. Where that is no terminal, a line on stderr says every ten seconds
+    how far the last of them is; what is over sooner is not told."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        if console.is_terminal:
+            yield progress
+            return
+        over = Event()
+        teller = Thread(target=_tell, args=(progress, over), name="progress", daemon=True)
+        teller.start()
+        try:
+            yield progress
+        finally:
+            over.set()
+            teller.join()
+
+
+def _tell(progress: "Progress", over: Event) -> None:
+    while not over.wait(LINE_SECONDS):
+        if progress.tasks and not (last := progress.tasks[-1]).finished:
+            print(_line(last), file=sys.stderr, flush=True)
+
+
+def _line(task: "Task") -> str:
+    of = "" if task.total is None else f" of {task.total:,.0f}"
+    return f"{task.description}: {task.completed:,.0f}{of} after {task.elapsed or 0:.0f} s"
 
 
 def pace(samples: int, seconds: float) -> str:

@@ -69,10 +69,12 @@ class TrainingHooks:
             "selector/fallbacks": statistics.fallbacks.total(),
             "selector/stale": statistics.stale,
             "selector/unserved": statistics.unserved.total(),
+            "selector/excluded": statistics.excluded.total(),
             "selector/errors": sum(self._errors.values()),
         }
         if self.loader is not None:
             values["selector/wait_seconds"] = self.loader.wait_seconds
+            values["selector/dropped"] = self.loader.progress.dropped
             if (last := self.loader.last) is not None:
                 values |= {
                     "selector/objective": last.objective,

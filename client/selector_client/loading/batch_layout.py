@@ -8,36 +8,140 @@ from typing import Any
 
 import numpy as np
 
+# Where samples have their images and their texts: names of columns, and the endings that name a sample's files in
+# WebDataset, which may follow other words ("image.jpg"). The first that there is counts.
+_IMAGES = ("images", "image", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "pixel_values")
+_TEXTS = ("texts", "text", "captions", "caption", "txt", "input_ids")
+
 
 def default_view(super_batch: Any) -> Mapping[str, Any]:
-    """Returns images, texts and, if there are any, ids of a mapping, or the first two entries of a tuple or list.
-    Raises TypeError for anything else."""
-    match super_batch:
-        case {"images": images, "texts": texts, "ids": ids}:
-            return {"images": images, "texts": texts, "ids": ids}
-        case {"images": images, "texts": texts}:
-            return {"images": images, "texts": texts}
-        case (images, texts, *_):
-            return {"images": images, "texts": texts}
-    raise TypeError(f"cannot find images and texts in a {type(super_batch).__name__}; give SelectingLoader a view")
+    """Returns images, texts and, if there are any, ids: of a mapping of columns, of a tuple or list whose first two
+    entries are columns, or of a list of samples, which are mappings or tuples. Raises TypeError for anything else."""
+    if _are_samples(super_batch):
+        found = {"images": _entries(super_batch, 0, _IMAGES), "texts": _entries(super_batch, 1, _TEXTS)}
+        if all(isinstance(sample, Mapping) and "ids" in sample for sample in super_batch):
+            found["ids"] = [sample["ids"] for sample in super_batch]
+        if any(value is not None for value in found["images"]) and any(value is not None for value in found["texts"]):
+            return found
+    elif isinstance(super_batch, Mapping):
+        images, texts = _name(super_batch, _IMAGES), _name(super_batch, _TEXTS)
+        if images is not None and texts is not None:
+            found = {"images": super_batch[images], "texts": super_batch[texts]}
+            return found | ({"ids": super_batch["ids"]} if "ids" in super_batch else {})
+    elif isinstance(super_batch, tuple | list) and len(super_batch) > 1:
+        return {"images": super_batch[0], "texts": super_batch[1]}
+    keys = f", which has {', '.join(map(str, super_batch))}" if isinstance(super_batch, Mapping) else ""
+    kind = type(super_batch).__name__
+    raise TypeError(f"cannot find images and texts in a {kind}; give SelectingLoader a view{keys}")
 
 
-def default_take(super_batch: Any, indices: Any) -> Any:
-    """Returns the rows `indices` of everything in a mapping, tuple or list. A list inside those has one entry per
-    row."""
+def default_take(super_batch: Any, indices: Any, size: int) -> Any:
+    """Returns the rows `indices` of everything in a mapping, tuple or list that has `size` entries, one for each
+    candidate, and anything else as it is. Of a list of samples it returns a list of the picked ones."""
+    if _are_samples(super_batch):
+        return [super_batch[index] for index in indices]
     if isinstance(super_batch, list):  # torch's DataLoader makes a list of pairs
-        return [_rows(part, indices) for part in super_batch]
-    return _rows(super_batch, indices)
+        return [_rows(part, indices, size) for part in super_batch]
+    if isinstance(super_batch, tuple):
+        return _as_tuple(super_batch, [_rows(part, indices, size) for part in super_batch])
+    return _rows(super_batch, indices, size)
 
 
-def _rows(part: Any, indices: Any) -> Any:
+def with_captions(super_batch: Any, numbers: Mapping[int, int]) -> Any:
+    """Returns a super-batch that has, in the place of a candidate's list of captions, the caption of that number.
+    `numbers` has it by the candidate's index. What has no captions where `default_view` finds them stays as it is."""
+    if _are_samples(super_batch):
+        return [with_caption(sample, numbers.get(index)) for index, sample in enumerate(super_batch)]
+    if isinstance(super_batch, Mapping) and (name := _name(super_batch, _TEXTS)) is not None:
+        return {**super_batch, name: _drawn(super_batch[name], numbers)}
+    if isinstance(super_batch, tuple | list) and len(super_batch) > 1:
+        parts = [*super_batch[:1], _drawn(super_batch[1], numbers), *super_batch[2:]]
+        return parts if isinstance(super_batch, list) else _as_tuple(super_batch, parts)
+    return super_batch
+
+
+def with_caption(sample: Any, number: int | None) -> Any:
+    """Returns one sample, a mapping or a tuple, with the caption of that number in the place of its list of them."""
+    if number is None:
+        return sample
+    if isinstance(sample, Mapping) and (name := _name(sample, _TEXTS)) is not None:
+        return {**sample, name: _caption(sample[name], number)}
+    if isinstance(sample, tuple | list) and len(sample) > 1:
+        parts = [*sample[:1], _caption(sample[1], number), *sample[2:]]
+        return parts if isinstance(sample, list) else _as_tuple(sample, parts)
+    return sample
+
+
+def _are_samples(super_batch: Any) -> bool:
+    """Whether this is a list of samples, and not one of columns: there are more of them than each has parts."""
+    if not isinstance(super_batch, list) or not super_batch:
+        return False
+    if all(isinstance(sample, Mapping) for sample in super_batch):
+        return True
+    return all(isinstance(sample, tuple) and 1 < len(sample) < len(super_batch) for sample in super_batch)
+
+
+def _entries(samples: Sequence[Any], position: int, names: Sequence[str]) -> list[Any]:
+    """Returns one part of each sample, None where it is missing."""
+    found = []
+    for sample in samples:
+        if isinstance(sample, Mapping):
+            name = _name(sample, names)
+            found.append(None if name is None else sample[name])
+        else:
+            found.append(sample[position])
+    return found
+
+
+def _name(columns: Mapping[Any, Any], names: Sequence[str]) -> Any:
+    """Returns under which of these names a mapping has something, or None."""
+    for name in names:
+        if name in columns:
+            return name
+    endings = {str(key).rpartition(".")[2].lower(): key for key in columns if "." in str(key)}
+    return next((endings[name] for name in names if name in endings), None)
+
+
+def _rows(part: Any, indices: Any, size: int) -> Any:
     if isinstance(part, Mapping):
-        return {key: _rows(value, indices) for key, value in part.items()}
-    if isinstance(part, tuple):
-        return tuple(_rows(value, indices) for value in part)
-    if isinstance(part, Sequence):
-        return [part[i] for i in indices]
-    return part[indices]
+        return {key: _rows(value, indices, size) for key, value in part.items()}
+    if _counts(part) == size:
+        return _picked(part, indices)
+    if isinstance(part, tuple | list):
+        parts = [_rows(value, indices, size) for value in part]
+        return parts if isinstance(part, list) else _as_tuple(part, parts)
+    return part
+
+
+def _counts(part: Any) -> int | None:
+    """Returns how many entries a column has, or None if this is no column."""
+    if hasattr(part, "shape"):
+        return part.shape[0] if part.shape else None
+    return len(part) if isinstance(part, Sequence) or hasattr(part, "to_pylist") else None
+
+
+def _picked(column: Any, indices: Any) -> Any:
+    if hasattr(column, "iloc"):  # pandas, whose own index may be in any order
+        return column.iloc[indices]
+    if hasattr(column, "to_pylist"):  # Arrow
+        return column.take(indices)
+    return column[indices] if hasattr(column, "shape") else [column[index] for index in indices]
+
+
+def _as_tuple(like: tuple[Any, ...], parts: list[Any]) -> Any:
+    return tuple(parts) if type(like) is tuple else type(like)(*parts)  # a named tuple
+
+
+def _drawn(captions: Any, numbers: Mapping[int, int]) -> Any:
+    if not hasattr(captions, "__len__") or not hasattr(captions, "__getitem__"):
+        return captions
+    items = captions.iloc if hasattr(captions, "iloc") else captions
+    return [_caption(items[index], numbers.get(index)) for index in range(len(captions))]
+
+
+def _caption(captions: Any, number: int | None) -> Any:
+    several = isinstance(captions, list | tuple | np.ndarray) and number is not None and number < len(captions)
+    return captions[number] if several else captions
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_client.loading.batch_layout import with_caption
 from selector_client.loading.loader_state import whole
 
 
@@ -66,8 +67,12 @@ class SampleReader:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_threads": None}
 
-    def __call__(self, indices: NDArray[np.int64], picks: NDArray[np.int64]) -> Any:
-        return self._collate(list(self._map(self._sample, indices[picks].tolist())))
+    def __call__(self, indices: NDArray[np.int64], picks: NDArray[np.int64], captions: Mapping[int, int]) -> Any:
+        """Returns the picks together. `captions` says which of its captions was shown of a candidate that has
+        several."""
+        samples = self._map(self._sample, indices[picks].tolist())
+        shown = (with_caption(sample, captions.get(pick)) for sample, pick in zip(samples, picks.tolist(), strict=True))
+        return self._collate(list(shown))
 
     def _sample(self, index: int) -> Any:
         return self._dataset[index]
@@ -84,3 +89,17 @@ class SampleReader:
 def with_ids(view: Callable[[Any], Mapping[str, Any]], indices: NDArray[np.int64]) -> dict[str, Any]:
     """Returns what the view shows, with the indices as ids unless the view has ids."""
     return {"ids": indices} | dict(view(indices))
+
+
+def batch_size(super_batches: Any) -> int | None:
+    """Returns how many candidates the super-batches of a data loader have if nothing is missing."""
+    size = getattr(super_batches, "batch_size", None)
+    return size if isinstance(size, int) and size > 1 and not isinstance(size, bool) else None
+
+
+def size_of_last(super_batches: Any) -> int | None:
+    """Returns how many candidates the last super-batch of a data loader of torch has, or None if nobody can know."""
+    size, sampler = batch_size(super_batches), getattr(super_batches, "sampler", None)
+    if size is None or sampler is None or not hasattr(sampler, "__len__"):
+        return None
+    return size if super_batches.drop_last else (len(sampler) - 1) % size + 1

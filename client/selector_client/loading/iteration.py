@@ -14,14 +14,15 @@ class Item:
     """A super-batch on its way to the trainer, with its picks.
 
     `picked` may come from a state, or from an iteration that was left; such an item waits for its super-batch, which is
-    drawn again, and until then has no `after`. `after` is the position from which the next super-batch follows.
-    `candidates` is how many a selector was shown for it, which is 0 if it was not asked. `given` says that the trainer
-    has the sub-batch. Whether the picks are a fallback, `picked.selection` says, on either way."""
+    drawn again, and until then has no `after`. `after` is the position from which the next super-batch follows. `size`
+    is how many candidates it has, of which a selector was shown `candidates`: none if it was not asked. `given` says
+    that the trainer has the sub-batch. Whether the picks are a fallback, `picked.selection` says, on either way."""
 
     picked: Picked
     super_batch: Any = None
     after: Position | None = None
     candidates: int = 0
+    size: int = 0
     given: bool = False
 
 
@@ -57,13 +58,19 @@ class Iteration:
         """Returns all picks that follow `position`, in order."""
         return [item.picked for item in self.items]
 
+    def waiting(self) -> Item | None:
+        """Returns the first item that waits for its super-batch."""
+        return next((item for item in self.items if item.after is None), None)
+
+    def forget(self) -> None:
+        """Drops the items that wait for their super-batches."""
+        self.items = deque(item for item in self.items if item.after is not None)
+
     def drawn(self, super_batch: Any, after: Position) -> Item | None:
         """Gives a super-batch to the first item that waits for one, and returns that item, or None if no item waits."""
-        for item in self.items:
-            if item.after is None:
-                item.super_batch, item.after = super_batch, after
-                return item
-        return None
+        if (item := self.waiting()) is not None:
+            item.super_batch, item.after = super_batch, after
+        return item
 
     def used(self) -> None:
         """Moves on by the item that the trainer was given first of those it has not used, if there is one."""

@@ -1,24 +1,32 @@
 """Feeds a trainer with sub-batches, and selects the next one while the trainer works on the present one."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
-from selector_client.loading.batch_layout import collate, default_take, default_view
-from selector_client.loading.dataset import SampleReader, SuperBatches, with_ids
+from selector_client.loading.batch_layout import collate, default_take, default_view, with_captions
+from selector_client.loading.dataset import SampleReader, SuperBatches, batch_size, size_of_last, with_ids
 from selector_client.loading.iteration import Item, Iteration
 from selector_client.loading.loader_progress import Progress
 from selector_client.loading.loader_state import LoaderState, Picked, process_name
-from selector_client.loading.picker import Picker
+from selector_client.loading.picker import Picker, Shown
 from selector_client.loading.prefetch import prefetched
 from selector_client.loading.resumable import Position, ResumableStream
 from selector_client.selecting.selection import Selection
 
+log = logging.getLogger(__name__)
+
 _THREADS = "selecting-loader"
+_NO_ORDER = (
+    "did not repeat their order, so that samples which were trained on come again, and others never: seed their order "
+    "(and the epoch's), or use ones that keep their own state (SelectingLoader.over, torchdata's StatefulDataLoader)"
+)
 
 
 class SelectingLoader:
@@ -30,13 +38,18 @@ class SelectingLoader:
     or under way ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1 they
     come one after the other; at 0 they are made while the trainer waits. `first_step` is the trainer step of the first
     sub-batch. `deadline` seconds bound each selection. By default they follow the trainer's own step time, within the
-    selector's timeout, which alone counts for ranks that select as one. A super-batch of which fewer can be picked than
-    of those before (the last of an epoch) is dropped, unless `last="keep"`.
+    selector's timeout, which alone counts for ranks that select as one.
+
+    How many are picked of each super-batch follows from `super_batch_size`, the size that it has if nothing is missing
+    (default: the `batch_size` of a data loader, or the size of the first super-batch). One that has fewer candidates
+    than are to be picked is dropped, counted, and warned of once; with `last="keep"`, fewer are picked of it.
 
     `last` is the Selection behind the sub-batch yielded last (`last.fallback` says why it is uniform), and `progress`
     counts. `state_dict()` and `load_state_dict()` resume exactly: picks that were received and not yet yielded are
     yielded afterwards without asking again, but ranks that select as one ask again, all of them. `super_batches` with
-    those two methods are resumed by them, others by drawing and leaving out what was yielded before.
+    those two methods are resumed by them, others by drawing and leaving out what was yielded before. If the order of
+    the samples has then changed, so that some come again and others never, there is a warning, and with
+    `strict_resume` ValueError.
     """
 
     def __init__(
@@ -45,11 +58,13 @@ class SelectingLoader:
         selector: Any,
         *,
         view: Callable[[Any], Mapping[str, Any]] | None = None,
-        take: Callable[[Any, Any], Any] | None = None,
+        take: Callable[[Any, Any], Any] | SampleReader | None = None,
         prefetch: int = 2,
         first_step: int = 0,
         deadline: float | None = None,
         last: Literal["drop", "keep"] = "drop",
+        super_batch_size: int | None = None,
+        strict_resume: bool = False,
     ) -> None:
         if prefetch < 0:
             raise ValueError(f"prefetch is {prefetch}; must be 0 or more")
@@ -57,13 +72,21 @@ class SelectingLoader:
             raise ValueError(f"deadline is {deadline}; must be positive")
         if last not in ("drop", "keep"):
             raise ValueError(f"last is {last!r}; must be 'drop' or 'keep'")
-        self._stream, self._take = ResumableStream(super_batches), take or default_take
+        self._stream, self._take, self._keep = ResumableStream(super_batches), take, last == "keep"
         self._picker = Picker(
-            selector, view or default_view, prefetch=prefetch, deadline=deadline, keep_short=last == "keep"
+            selector,
+            view or default_view,
+            prefetch=prefetch,
+            deadline=deadline,
+            keep_short=self._keep,
+            nominal=super_batch_size,
+            guess=batch_size(super_batches),
         )
+        self._strict_resume, self._warned = strict_resume, set[str]()
         self._prefetch, self._first_step = prefetch, first_step
         self.last: Selection | None = None
         self.progress = Progress()
+        self._dropped = 0  # super-batches of the last whole epoch
         self._told = False  # whether the trainer says when it has used a sub-batch
         self._lock = threading.Lock()
         self._iteration = Iteration(Position(), self._picker.count, begun=False)
@@ -78,7 +101,7 @@ class SelectingLoader:
         vars(self).update(state)
         self._lock = threading.Lock()
         # The selector was copied after the iteration, and other threads may have selected in between.
-        self._picker.resume(self._iteration.last_count, None)
+        self._picker.resume(self._iteration.last_count, None, None)
 
     @classmethod
     def over(
@@ -100,6 +123,7 @@ class SelectingLoader:
         ids."""
         super_batches = SuperBatches(len(dataset), super_batch_size, seed=seed, shuffle=shuffle)
         take = SampleReader(dataset, collate, workers)
+        options["super_batch_size"] = super_batch_size
         return cls(super_batches, selector, view=partial(with_ids, view), take=take, **options)
 
     @property
@@ -108,7 +132,13 @@ class SelectingLoader:
         return self.progress.wait_seconds
 
     def __len__(self) -> int:
-        return len(self._stream)
+        """How many sub-batches an epoch has. Those that are dropped do not count, as far as that is known: the last
+        super-batch of a data loader is, and what was dropped in the epoch before."""
+        whole, picks = len(self._stream), self._picker.picks
+        last = size_of_last(self._stream.source)
+        if self._keep or picks is None:
+            return whole
+        return whole - (self._dropped if last is None else int(last < picks))
 
     def __iter__(self) -> Iterator[Any]:
         iteration, batches = self._begin()
@@ -178,9 +208,9 @@ class SelectingLoader:
         self._stream.go_to(loaded.position)
         own = loaded.process == process_name()
         kept = loaded.ahead if own and not self._picker.joint else []
-        self.progress.steps, self._picker.picks = loaded.steps, loaded.picks
+        self.progress.steps = loaded.steps
         resting = Iteration(loaded.position, loaded.count, kept, begun=False)
-        self._picker.resume(resting.last_count, loaded.seed if own else None)
+        self._picker.resume(resting.last_count, loaded.seed if own else None, loaded.picks)
         self.close()
         with self._lock:
             self._iteration = resting
@@ -217,28 +247,79 @@ class SelectingLoader:
         with self._lock:
             iteration.end()
             if self._iteration is iteration:
-                iteration.finish(self._stream.here(), self._picker.count)
+                iteration.finish(self._stream.rest(), self._picker.count)
 
     def _taken(self, selected: Generator[Item, None, None]) -> Generator[tuple[Item, Any], None, None]:
         """Yields each item with its sub-batch."""
         with closing(selected):
             for item in selected:
-                yield item, self._take(item.super_batch, item.picked.selection.indices)
+                yield item, self._sub_batch(item)
+
+    def _sub_batch(self, item: Item) -> Any:
+        picks, captions = item.picked.selection.indices, item.picked.selection.captions
+        numbers = {} if captions is None else dict(zip(picks.tolist(), captions.tolist(), strict=True))
+        if isinstance(self._take, SampleReader):
+            return self._take(item.super_batch, picks, numbers)
+        super_batch = with_captions(item.super_batch, numbers) if numbers else item.super_batch
+        return default_take(super_batch, picks, item.size) if self._take is None else self._take(super_batch, picks)
 
     def _selected(self, iteration: Iteration, start: Position) -> Generator[Item, None, None]:
         """Draws super-batches and yields them with their picks, which are asked for unless the iteration has kept
         them."""
         step = self._first_step + self.progress.steps  # goes on over epochs
-        for super_batch, after in self._stream.after(start):
+        dropped, since = 0, 0  # in this iteration, and since the last sub-batch
+        for super_batch, after in self._stream.after(start, partial(self._check_order, start.digest)):
             with self._lock:
-                item = iteration.drawn(super_batch, after)
+                waiting = iteration.waiting()
+            if waiting is not None and since < waiting.picked.dropped:
+                dropped, since = dropped + 1, since + 1
+                continue
+            shown = self._picker.look(super_batch)
+            item = self._kept(iteration, super_batch, after, shown)
             if item is None:
-                if (asked := self._picker.pick(super_batch, step)) is None:
-                    self.progress.dropped += 1
+                if (selection := self._picker.pick(shown, step)) is None:
+                    dropped, since = dropped + 1, since + 1
+                    self._drop(shown.size)
                     continue
-                selection, candidates = asked
-                item = Item(Picked(selection, self._picker.count), super_batch, after, candidates)
+                picked = Picked(selection, self._picker.count, since, shown.digest)
+                item = Item(picked, super_batch, replace(after, digest=shown.digest), shown.size, shown.size)
                 with self._lock:
                     iteration.items.append(item)
-            step += 1
+            step, since = step + 1, 0
             yield item
+        self._dropped = dropped
+
+    def _kept(self, iteration: Iteration, super_batch: Any, after: Position, shown: Shown) -> Item | None:
+        """Returns the item whose picks were kept for this super-batch, if there is one. Picks that were made of another
+        super-batch are forgotten."""
+        with self._lock:
+            if (waiting := iteration.waiting()) is None:
+                return None
+            if self._check_order(waiting.picked.digest, digest=shown.digest):
+                item = iteration.drawn(super_batch, replace(after, digest=shown.digest))
+                assert item is not None
+                item.size = shown.size
+                return item
+            iteration.forget()
+            return None
+
+    def _check_order(self, wanted: str, super_batch: Any = None, *, digest: str = "") -> bool:
+        """Whether a super-batch that was drawn again is the one that it was. If it is not, it says so once, or raises
+        ValueError."""
+        if not wanted or (digest or self._picker.look(super_batch).digest) == wanted:
+            return True
+        if self._strict_resume:
+            raise ValueError(f"super_batches {_NO_ORDER}")
+        self._warn("order", "super_batches %s", _NO_ORDER)
+        return False
+
+    def _drop(self, size: int) -> None:
+        self.progress.dropped += 1
+        words = "a super-batch of %d candidates was dropped, because %s are to be picked and fewer can be used"
+        self._warn("dropped", f"{words}; further ones are only counted (progress.dropped)", size, self._picker.picks)
+
+    def _warn(self, kind: str, words: str, *values: object) -> None:
+        """Logs a warning of each kind once."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning(words, *values)

@@ -10,7 +10,8 @@ from selector_client.selecting.selection import Selection, SelectionCounts
 class Progress(SelectionCounts):
     """What a loader counted in all its iterations. The trainer waited `wait_seconds` for sub-batches and worked
     `step_seconds` on them; `fallbacks` counts uniform sub-batches by reason, `stale` counts those scored by older
-    weights than the settings accept, and `dropped` counts super-batches that were too short. `lag_steps` is how many
+    weights than the settings accept, and `dropped` counts super-batches that had too few candidates. `excluded` counts
+    candidates that were left out, by reason, and `not_examined` those that nobody looked at. `lag_steps` is how many
     steps old the weights behind the last sub-batch were, if that is known."""
 
     steps: int = 0
@@ -20,8 +21,10 @@ class Progress(SelectionCounts):
     step_seconds: float = 0.0
     stale: int = 0
     dropped: int = 0
+    not_examined: int = 0
     lag_steps: int | None = None
     fallbacks: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
 
     def add(self, selection: Selection, candidates: int) -> None:
         """Counts a sub-batch that the trainer was given."""
@@ -36,5 +39,10 @@ class Progress(SelectionCounts):
 
     def __str__(self) -> str:
         lag = "" if self.lag_steps is None else f", weights {self.lag_steps} steps old"
+        dropped = f", {self.dropped} super-batches dropped" if self.dropped else ""
+        excluded = self.excluded.total() / max(1, self.candidates)
+        left_out = f", {excluded:.1%} of the candidates left out" if excluded else ""
         failed = ", ".join(f"{count} x {reason}" for reason, count in self.fallbacks.items()) or "none"
-        return f"{self.steps} steps, {self.wait_share:.1%} of the time waited, fallbacks: {failed}{lag}"
+        return (
+            f"{self.steps} steps, {self.wait_share:.1%} of the time waited, fallbacks: {failed}{left_out}{dropped}{lag}"
+        )

@@ -1,7 +1,7 @@
 """The state_dict of a loader. A checkpoint kept it and anybody may have changed it, so every part of it is checked."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,13 @@ def process_name() -> str:
 
 @dataclass(frozen=True)
 class Picked:
-    """A selection, and how many selections its selector had begun when it was made."""
+    """A selection, and how many selections its selector had begun when it was made. `dropped` super-batches came before
+    its own since the selection before, and `digest` tells its super-batch from others, if it is not empty."""
 
     selection: Selection
     count: int
+    dropped: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ class LoaderState:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers, lists and texts."""
-        ahead = [(one.selection.indices.tolist(), one.selection.fallback, one.count) for one in self.ahead]
         return {
             "steps": self.steps,
             "drawn": self.position.drawn,
             "source": self.position.state,
+            "digest": self.position.digest,
             "picks": self.picks,
             "seed": self.seed,
             "count": self.count,
-            "ahead": [{"indices": i, "fallback": fallback, "count": count} for i, fallback, count in ahead],
+            "ahead": [_ahead(one) for one in self.ahead],
             "process": self.process,
         }
 
@@ -61,16 +64,41 @@ class LoaderState:
         """Reads what `to_dict` returned. Raises ValueError for what cannot be."""
         return LoaderState(
             whole(state, "steps"),
-            Position(whole(state, "drawn"), part(state, "source")),
+            Position(whole(state, "drawn"), part(state, "source"), _later(state, "digest", "", text)),
             None if part(state, "picks") is None else whole(state, "picks"),
             None if part(state, "seed") is None else whole(state, "seed", 2**64 - 1),
             whole(state, "count"),
-            [
-                Picked(Selection(indices=indices(one), fallback=text(one, "fallback")), whole(one, "count"))
-                for one in items(state, "ahead")
-            ],
+            [_picked(one) for one in items(state, "ahead")],
             text(state, "process"),
         )
+
+
+def _ahead(picked: Picked) -> dict[str, Any]:
+    selection = picked.selection
+    captions = {} if selection.captions is None else {"captions": selection.captions.tolist()}
+    return {
+        "indices": selection.indices.tolist(),
+        "fallback": selection.fallback,
+        "count": picked.count,
+        "dropped": picked.dropped,
+        "digest": picked.digest,
+    } | captions
+
+
+def _picked(state: Any) -> Picked:
+    rows = indices(state)
+    captions = _later(state, "captions", None, numbers)
+    if captions is not None and len(captions) != len(rows):
+        raise ValueError(f"state: captions are {len(captions)}; must be {len(rows)}, one for each index")
+    selection = Selection(indices=rows, fallback=text(state, "fallback"), captions=captions)
+    return Picked(
+        selection, whole(state, "count"), _later(state, "dropped", 0, whole), _later(state, "digest", "", text)
+    )
+
+
+def _later(state: Any, name: str, default: Any, read: Callable[[Any, str], Any]) -> Any:
+    """Reads what states of version 0.1 do not have."""
+    return read(state, name) if name in state else default
 
 
 def part(state: Any, name: str) -> Any:
@@ -108,6 +136,11 @@ def indices(state: Any) -> NDArray[np.int64]:
     if not values or len(set(values)) != len(values):
         raise ValueError(f"state: indices are {str(values)[:100]}; must be one or more, all different")
     return np.array(values, np.int64)
+
+
+def numbers(state: Any, name: str) -> NDArray[np.int64]:
+    """Returns a list of whole numbers, int64."""
+    return np.array([_whole(value, name) for value in items(state, name)], np.int64)
 
 
 def _whole(value: Any, name: str, most: int = _MOST) -> int:

@@ -14,6 +14,7 @@ from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import error_of, open_aio_channel, service, status_lost
+from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
@@ -28,7 +29,7 @@ class AsyncSelector(SelectorBase):
         self,
         address: str,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         seed: int | None = None,
         on_error: Literal["fallback", "raise"] = "fallback",
         **settings: Any,
@@ -36,15 +37,17 @@ class AsyncSelector(SelectorBase):
         super().__init__(Session(address, timeout, seed, on_error, **settings))
         self._channel: grpc.aio.Channel | None = None
 
-    async def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
-        """Waits until the sidecar answers, and returns what it is. Raises Unreachable (at once if it is Untrusted) and
-        Denied."""
+    async def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
+        """Waits until the sidecar answers, and returns what it is; `super_batch_size` is that of Selector.connect.
+        Raises Unreachable (at once if it is Untrusted) and Denied."""
         request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
         while True:
             try:
                 info: pb.GetServerInfoResponse = await self._call(
                     lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
                 )
+                self._session.learn(info)
+                self._session.foresee(super_batch_size)
                 return info
             except Unreachable as error:
                 if not self._session.keep_waiting(error, deadline):
@@ -67,9 +70,10 @@ class AsyncSelector(SelectorBase):
         ids: Ids | None = None,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from raw samples, as Selector.select does."""
-        return await self._select(Candidates.samples(images, texts, ids), step, timeout)
+        return await self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
 
     async def select_embeddings(
         self,
@@ -78,9 +82,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return await self._select(Candidates.embeddings(learner, reference), step, timeout)
+        return await self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
 
     async def select_losses(
         self,
@@ -89,9 +94,10 @@ class AsyncSelector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, as Selector.select_losses does."""
-        return await self._select(Candidates.losses(learner, reference), step, timeout)
+        return await self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     async def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
@@ -108,18 +114,33 @@ class AsyncSelector(SelectorBase):
     ) -> None:
         await self.close()
 
-    async def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        pending = self._session.begin(candidates, step, timeout)
+    async def _select(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> Selection:
+        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
         with tracing.span("selector.select") as span:
             selection = await self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
             return selection
 
+    async def _meet(self, pending: PendingSelection) -> None:
+        """Asks the sidecar what it is, so that the selection gets the time that it needs."""
+        request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
+        try:
+            info = await self._call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+        except SelectorClientError as error:
+            self._session.expectation.unanswered(error)
+        else:
+            self._session.learn(info)
+            self._session.allow(pending)
+
     async def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
         candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self._session.check()
+                self._session.check(pending)
+                if self._session.expectation.asks(candidates.header):
+                    await self._meet(pending)
                 response = await self._call(
                     lambda stub: stub.Select(
                         candidates.messages(header), timeout=max(pending.left, 1e-3), metadata=metadata

@@ -1,23 +1,30 @@
-"""Turns arrays of the trainer into the messages of one request.
+"""Turns samples of the trainer into the messages of one request.
 
-Mistakes that the client can see raise ValueError or TypeError."""
+Mistakes in the form of all candidates raise ValueError or TypeError. A single candidate that cannot be used is
+excluded, unless the terms are strict."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from selector_proto.contract import MAX_ID_BYTES
 from selector_proto.tensors import Payload
 from selector_proto.v1 import selector_pb2 as pb
 
-# Images are uint8 [B, H, W, C] or [B, H, W], or B encoded files. Texts are token ids int [B, T], or B strings.
-Images = ArrayLike | Sequence[bytes]
-Texts = ArrayLike | Sequence[str]
-# Ids are B integers or B strings, all different, and each names one image and text for ever.
-Ids = ArrayLike | Sequence[str]
-T = TypeVar("T", bytes, str)
+from selector_client.selecting.bad_samples import REPEATED, Id
+from selector_client.selecting.columns import Terms, as_array
+from selector_client.selecting.exclusions import Exclusions
+from selector_client.selecting.ids import check_different, read_ids, repeats
+from selector_client.selecting.images import read_images
+from selector_client.selecting.texts import read_texts
+
+# Images are uint8 [B, H, W, C], [B, C, H, W] or [B, H, W], or B files, PIL images, arrays or tensors. Texts are token
+# ids int [B, T], or B strings or lists of strings. Columns may be lists, object arrays, or those of pandas or Arrow.
+Images = ArrayLike | Sequence[Any]
+Texts = ArrayLike | Sequence[Any]
+# Ids are B integers or B strings, and each names one image and text for ever.
+Ids = ArrayLike | Sequence[Any]
 # A payload of up to so many bytes travels in one message with the header, because HTTP/2 sends that much before the
 # receiver has to grant more.
 SMALL_BYTES = 64 << 10
@@ -37,35 +44,48 @@ class ModelEmbeddings:
 @dataclass
 class Candidates:
     """One super-batch that is ready to be sent: its size B, its part of the header, and the payload, which views the
-    trainer's arrays and copies nothing."""
+    trainer's arrays and copies nothing.
+
+    `exclusions` are the candidates that the client sees cannot be used; something of the right form stands in their
+    place. `ids` are those of all candidates (None where an excluded one has none), or empty. `drawn` says which of its
+    captions stands for a candidate that has a list of them. `floats` are the arrays of embeddings or losses, [B] or
+    [B, D]."""
 
     size: int
     header: pb.Selection
     payload: Payload
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    ids: Sequence[Id | None] = ()
+    drawn: Mapping[int, int] = field(default_factory=dict)
+    floats: Sequence[Any] = ()
 
     @staticmethod
-    def samples(images: Images, texts: Texts, ids: Ids | None = None) -> "Candidates":
-        """Makes candidates of raw samples, and of their names if they have any. Raises ValueError or TypeError."""
-        payload, samples = Payload(), pb.RawSamples()
-        files, strings = _list_of(bytes, images, "images"), _list_of(str, texts, "texts")
-        if files:
-            size = len(files)
-            samples.encoded_images.CopyFrom(payload.add_bytes(files))
+    def samples(images: Images, texts: Texts, ids: Ids | None = None, terms: Terms | None = None) -> "Candidates":
+        """Makes candidates of raw samples, and of their names if they have any. Without `terms` all of them must be
+        usable. Raises ValueError or TypeError."""
+        terms = terms or Terms()
+        exclusions, payload, samples = Exclusions(terms.strict), Payload(), pb.RawSamples()
+        pictures = read_images(images, exclusions, terms)
+        size = len(pictures)
+        if isinstance(pictures, list):
+            samples.encoded_images.CopyFrom(payload.add_bytes(pictures))
         else:
-            pixels = _array(images, "images", np.dtype(np.uint8), 4)
-            size = len(pixels)
-            samples.pixels.CopyFrom(payload.add(pixels))
-        if strings:
-            _same_size("texts", len(strings), size)
-            samples.strings.CopyFrom(payload.add_bytes([text.encode() for text in strings]))
+            samples.pixels.CopyFrom(payload.add(pictures))
+        read = read_texts(texts, exclusions, terms)
+        _same_size("texts", len(read), size)
+        if read.tokens is None:
+            samples.strings.CopyFrom(payload.add_bytes(read.strings))
         else:
-            tokens = _array(texts, "texts", None, 2)
-            _same_size("texts", len(tokens), size)
-            samples.tokens.CopyFrom(payload.add(tokens))
+            samples.tokens.CopyFrom(payload.add(read.tokens))
         header = pb.Selection(samples=samples)
+        names: list[Id | None] = []
         if ids is not None:
-            header.sample_ids.CopyFrom(_ids(ids, size, payload))
-        return Candidates(size, header, payload)
+            names = read_ids(ids, exclusions, read.drawn)
+            _same_size("ids", len(names), size)
+            if terms.strict:
+                check_different(names, exclusions)
+            header.sample_ids.CopyFrom(_packed(names, payload))
+        return Candidates(size, header, payload, exclusions, names, read.drawn)
 
     @staticmethod
     def embeddings(learner: ModelEmbeddings | None, reference: ModelEmbeddings | None) -> "Candidates":
@@ -79,7 +99,8 @@ class Candidates:
                 sizes += [_rows(message.image), _rows(message.text)]
         if not sizes or len(set(sizes)) != 1:
             raise ValueError(f"embeddings must all have the same number of rows, not {sizes}")
-        return Candidates(sizes[0], pb.Selection(embeddings=embeddings), payload)
+        floats = [part for model in (learner, reference) if model is not None for part in (model.image, model.text)]
+        return Candidates(sizes[0], pb.Selection(embeddings=embeddings), payload, floats=floats)
 
     @staticmethod
     def losses(learner: ArrayLike | None, reference: ArrayLike | None) -> "Candidates":
@@ -91,13 +112,31 @@ class Candidates:
                 sizes.append(_rows(message))
         if not sizes or len(set(sizes)) != 1:
             raise ValueError(f"losses must all have the same length, not {sizes}")
-        return Candidates(sizes[0], pb.Selection(losses=losses), payload)
+        floats = [values for values in (learner, reference) if values is not None]
+        return Candidates(sizes[0], pb.Selection(losses=losses), payload, floats=floats)
+
+    def closed(self) -> dict[int, str]:
+        """Returns, by index, why the client itself would leave candidates out: those it excluded, later ones of an id,
+        and embeddings or losses that are not finite. A sidecar finds the last two by itself, so that this is only asked
+        where there is none."""
+        why = {index: reason for reason, one in self.exclusions.found().items() for index in one.indices.tolist()}
+        why |= dict.fromkeys(repeats(self.ids, self.exclusions), REPEATED)
+        for values in self.floats:
+            wrong = ~np.isfinite(as_array(values)).reshape(self.size, -1).all(axis=1)
+            why |= {index: "value" for index in np.flatnonzero(wrong).tolist() if index not in why}
+        return why
+
+    def captions(self, picks: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Returns, int64 [b], which of its captions stood for each pick, 0 for those that have one. None if no
+        candidate has a list of them."""
+        return np.array([self.drawn.get(pick, 0) for pick in picks.tolist()], np.int64) if self.drawn else None
 
     def selection(self, settings: pb.Selection) -> pb.Selection:
         """Returns the whole header of a request, which does not say yet where its payload is."""
         header = pb.Selection(payload_bytes=self.payload.nbytes)
         header.MergeFrom(self.header)
         header.MergeFrom(settings)
+        header.exclusions.extend(self.exclusions.messages())
         return header
 
     def messages(self, settings: pb.Selection) -> Iterator[pb.SelectRequest]:
@@ -112,61 +151,11 @@ class Candidates:
             yield pb.SelectRequest(payload=chunk)
 
 
-def _list_of(kind: type[T], values: Any, field: str) -> list[T]:
-    """Returns `values` as a list if their first entry is of `kind`, and an empty list otherwise. Raises TypeError if a
-    later entry is of another kind."""
-    if (
-        not isinstance(values, Sequence)
-        or isinstance(values, str | bytes)
-        or not isinstance(next(iter(values), None), kind)
-    ):
-        return []
-    for index, value in enumerate(values):
-        if not isinstance(value, kind):
-            raise TypeError(f"{field}[{index}] is a {type(value).__name__}; must be {kind.__name__} like the first")
-    return list(values)
-
-
-def _array(values: Any, field: str, dtype: np.dtype[Any] | None, rank: int) -> NDArray[Any]:
-    array = np.asarray(values)
-    if dtype is not None and array.dtype != dtype:
-        raise TypeError(f"{field} has dtype {array.dtype}; must be {dtype}")
-    if dtype is None:
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{field} has dtype {array.dtype}; must be token ids or strings")
-        array = array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
-    if array.ndim == rank - 1 == 3:
-        array = array[..., None]  # these are grey images without a channel axis
-    if array.ndim != rank or not len(array):
-        raise ValueError(f"{field} has shape {list(array.shape)}; must have {rank} dimensions and at least one row")
-    return array
-
-
-def _ids(ids: Any, size: int, payload: Payload) -> pb.SampleIds:
-    if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
-        ids = ids.tolist()
-    if strings := _list_of(str, ids, "ids"):
-        _same_size("ids", len(strings), size)
-        names = [name.encode() for name in strings]
-        for index, name in enumerate(names):
-            if not 1 <= len(name) <= MAX_ID_BYTES:
-                raise ValueError(f"ids[{index}] has {len(name)} bytes; must have 1 to {MAX_ID_BYTES}")
-        _all_different(np.asarray(strings))
-        return pb.SampleIds(strings=payload.add_bytes(names))
-    numbers = np.asarray(ids)
-    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-        raise TypeError(f"ids has dtype {numbers.dtype} and {numbers.ndim} dimensions; must be integers or strings [B]")
-    _same_size("ids", len(numbers), size)
-    if numbers.max(initial=0) > np.iinfo(np.int64).max:
-        raise ValueError(f"ids has {numbers.max()}; must be below 2^63")
-    _all_different(numbers)
-    return pb.SampleIds(integers=payload.add(numbers.astype(np.int64)))
-
-
-def _all_different(ids: NDArray[Any]) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        raise ValueError(f"ids has {values[counts.argmax()]} more than once; every candidate needs one of its own")
+def _packed(ids: Sequence[Id | None], payload: Payload) -> pb.SampleIds:
+    """Returns the ids as a message, in which nobody looks at what stands in place of None."""
+    if any(isinstance(one, int) for one in ids):
+        return pb.SampleIds(integers=payload.add(np.array([one or 0 for one in ids], np.int64)))
+    return pb.SampleIds(strings=payload.add_bytes([str(one or "-").encode() for one in ids]))
 
 
 def _rows(tensor: pb.Tensor) -> int:

@@ -1,12 +1,15 @@
 """What a selection brought, and what all selections together cost."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
+
+from selector_client.selecting.exclusions import Excluded, indices_of, read_exclusions
 
 # Why the newest weights may not be served. These are shown from the start, for Prometheus needs a first value.
 UNSERVED = {
@@ -24,7 +27,12 @@ class Selection:
     `fallback` is empty, or says why this is a uniform pick made by the client. `objective` and `objective_uniform` are
     nats per example (of learnability, unless another criterion was asked for). `weights_version` and its neighbours
     tell which learner scored, and are None if none did. `stale` says that those weights are older than the settings, or
-    the sidecar's, accept. `cached_references` is how many candidates the reference did not have to embed again."""
+    the sidecar's, accept. `cached_references` is how many candidates the reference did not have to embed again, and
+    `not_examined` how many nobody looked at, because all that was needed of them was in a cache.
+
+    `excluded` has the candidates that were left out because they cannot be used, by reason: "missing", "unreadable",
+    "format", "too_large", "text", "value" or "repeated". `captions` is int64 [b], which of its captions was shown of
+    each pick, or None if no candidate came with a list of them."""
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = None
@@ -38,18 +46,24 @@ class Selection:
     weights_lag_steps: int | None = None
     stale: bool = False
     cached_references: int = 0
+    not_examined: int = 0
+    excluded: Mapping[str, Excluded] = field(default_factory=dict)
+    captions: NDArray[np.int64] | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
-        one score each or none at all."""
+        one score each or none at all, or if it picks what it says was left out."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
         if len(response.scores) not in (0, picks):
             raise ValueError(f"the server returned {len(response.scores)} scores of {picks} picks")
+        excluded = read_exclusions(response.exclusions)
+        if excluded and np.isin(indices, indices_of(excluded)).any():
+            raise ValueError("the server picked candidates that it says were left out")
         scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None
         return Selection(
             indices=indices,
@@ -63,6 +77,8 @@ class Selection:
             weights_lag_steps=weights.lag_steps if weights and weights.HasField("lag_steps") else None,
             stale=response.stale,
             cached_references=response.cached_references,
+            not_examined=response.not_examined,
+            excluded=excluded,
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
 
@@ -73,13 +89,18 @@ class SelectionCounts:
     candidates: int
     picks: int
     stale: int
+    not_examined: int
     fallbacks: Counter[str]
+    excluded: Counter[str]
 
     def count(self, selection: Selection, candidates: int) -> None:
         """Counts one selection from so many candidates."""
         self.candidates += candidates
         self.picks += len(selection.indices)
         self.stale += selection.stale
+        self.not_examined += selection.not_examined
+        for reason, one in selection.excluded.items():
+            self.excluded[reason] += len(one.indices)
         if selection.fallback:
             self.fallbacks[selection.fallback] += 1
 
@@ -88,8 +109,9 @@ class SelectionCounts:
 class Statistics(SelectionCounts):
     """What a selector counted since its start. `seconds` were spent in requests, `fallbacks` counts uniform sub-batches
     by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
-    that were sent again. `unserved` counts selections whose sidecar did not serve the newest weights, by its state
-    ("rejected", "disconnected", "pinned")."""
+    that were sent again. `excluded` counts candidates that were left out, by reason, and `not_examined` those that
+    nobody looked at, for they were in a cache. `unserved` counts selections whose sidecar did not serve the newest
+    weights, by its state ("rejected", "disconnected", "pinned")."""
 
     requests: int = 0
     candidates: int = 0
@@ -97,7 +119,9 @@ class Statistics(SelectionCounts):
     seconds: float = 0.0
     stale: int = 0
     retries: int = 0
+    not_examined: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
     unserved: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(UNSERVED.values(), 0)))
 

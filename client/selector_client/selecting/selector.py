@@ -15,6 +15,7 @@ from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import error_of, open_channel, service
+from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
@@ -26,7 +27,8 @@ class Selector(SelectorBase):
     middle of a call when the process forked: gRPC does not survive that, so use spawn or forkserver then. A pickled
     copy opens a connection of its own.
 
-    `timeout` seconds bound every selection, with its retries. Whatever goes wrong on the way, `select` returns a
+    `timeout` seconds bound every selection, with its retries. By default a selection may take four times what the
+    sidecar says that it needs, at least 10 s and at most 120 s. Whatever goes wrong on the way, `select` returns a
     uniform sub-batch of the same size, which is flagged in `Selection.fallback` and counted in `statistics`. After
     three failures in a row it does so at once, until a probe beside the trainer finds the sidecar healthy. With
     `on_error="raise"` it raises SelectorClientError instead. A request that the sidecar refuses as wrong raises as long
@@ -43,14 +45,15 @@ class Selector(SelectorBase):
         self,
         address: str,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         seed: int | None = None,
         on_error: Literal["fallback", "raise"] = "fallback",
         shared_memory: bool | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(Session(address, timeout, seed, on_error, **settings))
-        self._shared_memory, self._transport = shared_memory, Transport(address, shared_memory)
+        self._shared_memory = shared_memory
+        self._transport = Transport(address, shared_memory, self._session.learn)
         self._lock = threading.Lock()
         self._connection: tuple[int, grpc.Channel] | None = None
 
@@ -59,12 +62,13 @@ class Selector(SelectorBase):
 
     def __setstate__(self, state: tuple[Session, bool | None]) -> None:
         self._session, self._shared_memory = state
-        self._transport = Transport(self._session.address, self._shared_memory)
+        self._transport = Transport(self._session.address, self._shared_memory, self._session.learn)
         self._lock, self._connection = threading.Lock(), None
 
-    def connect(self, timeout: float = 60.0) -> pb.GetServerInfoResponse:
+    def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
         """Waits until the sidecar answers, and returns what it is. Nobody has to call this, for `select` connects by
-        itself.
+        itself. If selections of raw samples from `super_batch_size` candidates (B) are slow, or do not fit into the
+        timeout, the log says so, and what to do.
 
         Raises Unreachable (at once if it is Untrusted), Denied, and ValueError if the sidecar does not know the policy
         of the settings.
@@ -80,9 +84,11 @@ class Selector(SelectorBase):
                 if not self._session.keep_waiting(error, deadline):
                     raise
             time.sleep(CONNECT_PAUSE_SECONDS)
+        self._session.learn(info)
         policy = self.settings.policy
         if policy and policy not in info.policies:
             raise ValueError(f"policy is {policy!r}; {self._session.address} knows {', '.join(sorted(info.policies))}")
+        self._session.foresee(super_batch_size)
         return info
 
     def weights_status(self) -> pb.GetWeightsStatusResponse:
@@ -101,12 +107,14 @@ class Selector(SelectorBase):
         ids: Ids | None = None,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
-        """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files;
-        `texts` are int token ids [B, T], or B strings. `ids` (B different integers or strings) name the samples, so
-        that a sidecar with a cache need not embed them with the reference again. `step` is the trainer's step. A
-        `timeout`, in seconds, counts for this selection only."""
-        return self._select(Candidates.samples(images, texts, ids), step, timeout)
+        """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files, PIL
+        images, arrays or tensors. `texts` are int token ids [B, T], or B strings; of a list of captions in the place
+        of a string one is drawn by the seed, and `Selection.captions` says which. `ids` (B different integers or
+        strings) name the samples, so that a sidecar with a cache need not embed them with the reference again. `step`
+        is the trainer's step. A `timeout`, in seconds, and a `sub_batch_size` count for this selection only."""
+        return self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
 
     def select_embeddings(
         self,
@@ -115,9 +123,10 @@ class Selector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return self._select(Candidates.embeddings(learner, reference), step, timeout)
+        return self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
 
     def select_losses(
         self,
@@ -126,9 +135,10 @@ class Selector(SelectorBase):
         *,
         step: int | None = None,
         timeout: float | None = None,
+        sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, float32 or float16 [B]. Only the policies independent and uniform can."""
-        return self._select(Candidates.losses(learner, reference), step, timeout)
+        return self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
@@ -147,18 +157,33 @@ class Selector(SelectorBase):
     ) -> None:
         self.close()
 
-    def _select(self, candidates: Candidates, step: int | None, timeout: float | None) -> Selection:
-        pending = self._session.begin(candidates, step, timeout)
+    def _select(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> Selection:
+        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
         with tracing.span("selector.select") as span:
             selection = self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
             return selection
 
+    def _meet(self, pending: PendingSelection) -> None:
+        """Asks the sidecar what it is, so that the selection gets the time that it needs."""
+        request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
+        try:
+            info = self._call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+        except SelectorClientError as error:
+            self._session.expectation.unanswered(error)
+        else:
+            self._session.learn(info)
+            self._session.allow(pending)
+
     def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
         candidates, header = pending.candidates, pending.header
         while True:
             try:
-                self._session.check()
+                self._session.check(pending)
+                if self._session.expectation.asks(candidates.header):
+                    self._meet(pending)
                 response = self._call(
                     lambda stub: self._transport.select(stub, candidates, header, max(pending.left, 1e-3), metadata)
                 )

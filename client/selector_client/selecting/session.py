@@ -3,20 +3,24 @@
 import logging
 import os
 import random
+import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.selecting.bad_samples import BadSamples
 from selector_client.selecting.breaker import Breaker
-from selector_client.selecting.candidates import Candidates
+from selector_client.selecting.candidates import Candidates, Ids, Images, Texts
 from selector_client.selecting.channel import healthy
+from selector_client.selecting.columns import Advertised, Terms
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
+from selector_client.selecting.exclusions import uniform
+from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
 from selector_client.selecting.unserved import Unserved
@@ -35,23 +39,28 @@ RETRIES_AT_ONCE = 10
 _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 # These say that the request itself is wrong.
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
+# But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
+_ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
 
 
 @dataclass
 class PendingSelection:
-    """One selection that is under way. `deadline` is a time of time.monotonic()."""
+    """One selection that is under way. `timeout` is how many seconds it was given for itself, if any, and `allowed` how
+    many it may take since `begun`, a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
     header: pb.Selection
-    deadline: float
+    timeout: float | None
+    allowed: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.perf_counter)
     retries: int = 0
 
     @property
     def left(self) -> float:
         """How many seconds are left until the deadline."""
-        return self.deadline - time.monotonic()
+        return self.begun + self.allowed - time.monotonic()
 
 
 class Session:
@@ -62,18 +71,26 @@ class Session:
     """
 
     def __init__(
-        self, address: str, timeout: float, seed: int | None, on_error: Literal["fallback", "raise"], **settings: Any
+        self,
+        address: str,
+        timeout: float | None,
+        seed: int | None,
+        on_error: Literal["fallback", "raise"],
+        **settings: Any,
     ) -> None:
-        if not timeout > 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout}; must be positive")
         if on_error not in ("fallback", "raise"):
             raise ValueError(f"on_error is {on_error!r}; must be 'fallback' or 'raise'")
-        self.address, self.timeout = address, timeout
+        self.address, self._timeout = address, timeout
         self.access = Access.of(address, **{name: settings.pop(name) for name in ACCESS_FIELDS & settings.keys()})
         self.settings = Settings(**settings)
+        self.expectation, self._patience = Expectation(self.settings), DEFAULT_SECONDS
         self.statistics = Statistics()
         self._unserved = Unserved(self.statistics.unserved)
         self.breaker = Breaker(lambda: healthy(address, self.access))
+        self.bad_samples = BadSamples(self.settings.warn_excluded_share)
+        self.sidecar = Advertised()
         self.off = is_off()
         self._on_error = on_error
         self.seed = secrets.randbits(64) if seed is None else seed
@@ -91,6 +108,11 @@ class Session:
         vars(self).update(state)
         self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
 
+    @property
+    def timeout(self) -> float:
+        """How many seconds a selection may take: what was set, or else what the last one was given."""
+        return self._patience if self._timeout is None else self._timeout
+
     def resume(self, count: int, seed: int | None = None) -> None:
         """Makes the next selection the one that follows `count` others, and gives it another seed if there is one."""
         with self._lock:
@@ -98,36 +120,85 @@ class Session:
             if seed is not None:
                 self.seed = seed
 
-    def begin(self, candidates: Candidates, step: int | None, timeout: float | None) -> PendingSelection:
-        """Makes the request of one selection. Raises ValueError for mistakes of the caller."""
-        picks = self.settings.picks(candidates.size)
+    def samples(self, images: Images, texts: Texts, ids: Ids | None) -> Candidates:
+        """Makes candidates of raw samples, of which several captions are drawn by the seed of the selection. Raises
+        ValueError or TypeError."""
+        with self._lock:
+            seed = self._next_seed
+        return Candidates.samples(images, texts, ids, Terms(self.settings.strict, seed, self.sidecar))
+
+    def learn(self, info: pb.GetServerInfoResponse) -> None:
+        """Takes note of what the sidecar says that it takes."""
+        self.sidecar = Advertised.of(info)
+        self.expectation.learn(info)
+
+    @property
+    def _next_seed(self) -> int:
+        return (self.seed + self.count) % (1 << 64)
+
+    def begin(
+        self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None = None
+    ) -> PendingSelection:
+        """Makes the request of one selection; a `sub_batch_size` counts for this one only. Raises ValueError for
+        mistakes of the caller, one of which it is if none of the very first candidates can be used."""
+        picks = self.settings.picks(candidates.size, sub_batch_size)
+        if not self.count and len(candidates.exclusions) == candidates.size:
+            raise ValueError(f"no candidate can be used: {next(iter(candidates.exclusions.found().values())).first}")
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
         if step is None and self.settings.world_size > 1:
             raise ValueError(f"world_size is {self.settings.world_size}; it needs the step of each selection")
-        timeout = self.timeout if timeout is None else timeout
-        if not timeout > 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout}; must be positive")
         header = self.settings.header()
+        if sub_batch_size is not None:
+            header.sub_batch_size = sub_batch_size
         with self._lock:
-            header.seed = (self.seed + self.count) % (1 << 64)
+            header.seed = self._next_seed
             self.count += 1
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        return PendingSelection(candidates, picks, header, time.monotonic() + timeout)
+        pending = PendingSelection(candidates, picks, header, timeout)
+        self.allow(pending)
+        return pending
+
+    def allow(self, pending: PendingSelection) -> None:
+        """Gives a selection its time, and says in the log what does not fit: when it begins, and again when the sidecar
+        has told what a selection takes."""
+        candidates, size = pending.candidates.header, pending.candidates.size
+        own = self.expectation.patience(candidates, size) if self._timeout is None else self._timeout
+        self._patience = own
+        pending.allowed = own if pending.timeout is None else pending.timeout
+        argument = "timeout" if pending.timeout is None else "the loader's deadline"
+        self.expectation.say(candidates, size, pending.allowed, argument)
+
+    def foresee(self, size: int | None) -> None:
+        """Says in the log what does not fit raw samples of `size` candidates."""
+        if size is not None:
+            samples = pb.Selection(samples=pb.RawSamples())
+            allowed = self.expectation.patience(samples, size) if self._timeout is None else self._timeout
+            self.expectation.say(samples, size, allowed, "timeout")
 
     def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
         """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
         cures no certificate."""
         return not isinstance(error, Untrusted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
 
-    def check(self) -> None:
-        """Raises Unreachable if the sidecar must not be asked now."""
+    def check(self, pending: PendingSelection) -> None:
+        """Raises Unreachable if the sidecar must not be asked now, and RemoteError if it could only refuse. Of ranks
+        that select as one each asks, so that none waits for another."""
         if self.off:
             raise Unreachable("off", f"{OFF} is set")
         if not self.breaker.allows():
             raise Unreachable("breaker_open", f"{self.address}: no answer lately; a probe finds out when it is back")
+        left = pending.candidates.size - len(pending.candidates.exclusions)
+        if left < pending.picks and self.settings.world_size == 1:
+            first = next(iter(pending.candidates.exclusions.found().values())).first
+            words = (
+                f"{left} of {pending.candidates.size} candidates can be used; {pending.picks} must be picked: {first}"
+            )
+            raise RemoteError("too_few_usable", words)
 
     def retry(self, pending: PendingSelection, error: SelectorClientError) -> float | None:
         """Returns after how many seconds the request may be sent again, or None if it may not. The pause is never
@@ -147,15 +218,24 @@ class Session:
 
     def answered(self, pending: PendingSelection, response: pb.SelectResponse) -> Selection:
         """Returns the selection that an answer holds. Raises RemoteError if it is not a possible answer."""
+        candidates = pending.candidates
         try:
-            selection = Selection.from_response(response, pending.candidates.size, pending.picks)
+            selection = Selection.from_response(response, candidates.size, pending.picks)
         except ValueError as error:
             raise RemoteError("wrong_answer", str(error)) from error
+        if candidates.exclusions and not selection.excluded:  # a sidecar of version 0.1 looks at all that it is sent
+            if any(pick in candidates.exclusions for pick in selection.indices.tolist()):
+                words = "picked candidates that cannot be used; it is of version 0.1, which leaves none out"
+                raise RemoteError("wrong_answer", f"{self.address}: {words}")
+            selection = replace(selection, excluded=candidates.exclusions.found())
+        selection = replace(selection, captions=candidates.captions(selection.indices))
         self.breaker.succeeded()
+        seconds = time.perf_counter() - pending.started
         with self._lock:
             self._selected = True
             self._budget = min(self._budget + 1 / ANSWERS_A_RETRY, RETRIES_AT_ONCE)
-            self.statistics.add(selection, pending.candidates.size, time.perf_counter() - pending.started)
+            self._count(selection, pending)
+            self.expectation.took(candidates.header, candidates.size, seconds, selection)
             self._unserved.hear(response)
         return selection
 
@@ -165,16 +245,28 @@ class Session:
         reason."""
         if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
             self.breaker.failed()
-        wrong = error.reason in _MISTAKES and not self._selected
+        if error.reason == "deadline_exceeded":
+            self.expectation.missed(pending.allowed)
+        one_sample = not self.settings.strict and _ONE_SAMPLE.search(str(error)) is not None
+        wrong = error.reason in _MISTAKES and not self._selected and not one_sample
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)
-        size, seed = pending.candidates.size, pending.header.seed
-        indices = np.random.default_rng(seed).choice(size, pending.picks, replace=False)
-        selection = Selection(indices=indices.astype(np.int64), fallback=error.reason, seed=seed)
+        candidates, seed = pending.candidates, pending.header.seed
         with self._lock:
-            self.statistics.add(selection, size, time.perf_counter() - pending.started)
+            closed = self.bad_samples.known(candidates.ids) | candidates.closed()
+        excluded = candidates.exclusions.with_reasons(closed, "it was left out by the client")
+        indices = uniform(candidates.size, pending.picks, seed, closed)
+        captions = candidates.captions(indices)
+        selection = Selection(indices=indices, fallback=error.reason, seed=seed, excluded=excluded, captions=captions)
+        with self._lock:
+            self._count(selection, pending)
         return selection
+
+    def _count(self, selection: Selection, pending: PendingSelection) -> None:
+        candidates = pending.candidates
+        self.statistics.add(selection, candidates.size, time.perf_counter() - pending.started)
+        self.bad_samples.saw(selection.excluded, candidates.size, candidates.ids)
 
     def _warn(self, error: SelectorClientError) -> None:
         """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from selector_proto.contract import DEFAULT_FILTER_RATIO, sub_batch_size
+from selector_proto.contract import DEFAULT_FILTER_RATIO
+from selector_proto.contract import sub_batch_size as picks_of
 from selector_proto.v1 import selector_pb2 as pb
 
 
@@ -35,6 +36,12 @@ class Settings:
     group: str = ""
     rank: int = 0
     world_size: int = 1
+    # Candidates that cannot be used are left out, and the others compete. If it is strict, the first of them fails the
+    # selection. A selection fails if more than the share `max_excluded_share` of its candidates is left out, and there
+    # is a warning if, of many selections, it is more than `warn_excluded_share`.
+    strict: bool = False
+    max_excluded_share: float = 0.5
+    warn_excluded_share: float = 0.05
 
     def __post_init__(self) -> None:
         if self.sub_batch_size is not None and self.filter_ratio is not None:
@@ -51,18 +58,21 @@ class Settings:
             raise ValueError(f"max_age_seconds is {self.max_age_seconds}; must be positive and at most 1e9")
         if self.when_stale is not None:
             _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale")
+        if not 0 < self.max_excluded_share <= 1:
+            raise ValueError(f"max_excluded_share is {self.max_excluded_share}; must be above 0 and at most 1")
+        if not 0 <= self.warn_excluded_share <= 1:
+            raise ValueError(f"warn_excluded_share is {self.warn_excluded_share}; must be 0 to 1")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank is {self.rank}; must be 0 to world_size - 1, and world_size is {self.world_size}")
         if self.world_size > 1 and not self.group:
             raise ValueError(f"group is ''; {self.world_size} ranks that select as one need a name for their group")
 
-    def picks(self, candidates: int) -> int:
-        """Returns b, the size of the sub-batch, for a super-batch of `candidates`. Raises TooFew, a ValueError, if so
-        many cannot be picked from it."""
-        if self.sub_batch_size is not None:
-            picks = self.sub_batch_size
-        else:
-            picks = sub_batch_size(candidates, self.filter_ratio or DEFAULT_FILTER_RATIO)
+    def picks(self, candidates: int, sub_batch_size: int | None = None) -> int:
+        """Returns b, the size of the sub-batch, for a super-batch of `candidates`; a `sub_batch_size` given here counts
+        for this one. Raises TooFew, a ValueError, if so many cannot be picked from it."""
+        picks = self.sub_batch_size if sub_batch_size is None else sub_batch_size
+        if picks is None:
+            picks = picks_of(candidates, self.filter_ratio or DEFAULT_FILTER_RATIO)
         if not 1 <= picks <= candidates:
             raise TooFew(f"{picks} picks of {candidates} candidates are not possible")
         return picks
@@ -80,6 +90,8 @@ class Settings:
             "when_stale": None
             if self.when_stale is None
             else _enum(pb.StalenessPolicy, "STALENESS_POLICY", self.when_stale, "when_stale"),
+            "bad_samples": None if self.strict else pb.BAD_SAMPLES_EXCLUDE,
+            "max_excluded_share": None if self.strict else self.max_excluded_share,
         }
         return pb.Selection(
             run=self.run,

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -33,10 +34,12 @@ _UNANSWERED = (
 
 
 class Transport:
-    """Sends the Select requests of one `Selector`. `shared_memory` means what it means there. Raises ValueError if it
-    is demanded of a sidecar on another host."""
+    """Sends the Select requests of one `Selector`. `shared_memory` means what it means there. `learn` is told what the
+    sidecar is, once it is asked. Raises ValueError if shared memory is demanded of a sidecar on another host."""
 
-    def __init__(self, address: str, shared_memory: bool | None) -> None:
+    def __init__(
+        self, address: str, shared_memory: bool | None, learn: Callable[[pb.GetServerInfoResponse], None]
+    ) -> None:
         local = is_local(address)
         if shared_memory and not local:
             raise ValueError(f"shared_memory is True; {address!r} is not an address of this host")
@@ -44,6 +47,7 @@ class Transport:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._asked = False
         self._ring: Ring | None = None
+        self._learn = learn
 
     def select(
         self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float, metadata: Metadata = None
@@ -116,6 +120,7 @@ class Transport:
             except grpc.RpcError as error:
                 self._asked = error.code() not in _UNANSWERED
                 return None  # the request itself will say what is wrong
+            self._learn(info)
             reason = self._open(info)
             if reason and self._must:
                 raise RemoteError("no_shared_memory", f"shared_memory is True; {reason}")

@@ -1184,6 +1184,9 @@ class ModelInfo(_message.Message):
     PROVIDERS_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    ENCODE_SECONDS_PER_SAMPLE_FIELD_NUMBER: _builtins.int
+    CACHED_SAMPLES_FIELD_NUMBER: _builtins.int
+    CACHED_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     fingerprint: _builtins.str
     """SHA-256 over the bundle's files, hexadecimal."""
@@ -1193,6 +1196,16 @@ class ModelInfo(_message.Message):
     """Of its arithmetic: "fp32", "fp16", "bf16" or "int8"."""
     loss: Global___Loss.ValueType
     """That it was made for; the default of a Selection of raw samples."""
+    encode_seconds_per_sample: _builtins.float
+    """What encoding one sample, its image and its text, took on this server's device when it started; 0 if it was not
+    measured.
+    """
+    cached_samples: _builtins.int
+    """Of a reference: samples whose embeddings were in its cache when the server started, counted up to 10,000; 0 without
+    a cache.
+    """
+    cached_id: _builtins.str
+    """The id of one of them, as a text."""
     @_builtins.property
     def image(self) -> Global___ImageSpec: ...
     @_builtins.property
@@ -1212,10 +1225,13 @@ class ModelInfo(_message.Message):
         providers: _abc.Iterable[_builtins.str] | None = ...,
         precision: _builtins.str = ...,
         loss: Global___Loss.ValueType = ...,
+        encode_seconds_per_sample: _builtins.float = ...,
+        cached_samples: _builtins.int = ...,
+        cached_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "image", b"image", "loss", b"loss", "name", b"name", "precision", b"precision", "providers", b"providers", "text", b"text", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_id", b"cached_id", "cached_samples", b"cached_samples", "encode_seconds_per_sample", b"encode_seconds_per_sample", "fingerprint", b"fingerprint", "image", b"image", "loss", b"loss", "name", b"name", "precision", b"precision", "providers", b"providers", "text", b"text", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,11 +2,23 @@
 
 from typing import Any
 
-from selector_tools.bench import cache, chunks, load, loader, resolution, sampler, serve, sharded, transport, weights
+from selector_tools.bench import (
+    cache,
+    chunks,
+    faults,
+    load,
+    loader,
+    resolution,
+    sampler,
+    serve,
+    sharded,
+    transport,
+    weights,
+)
 
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("bench", help="measure", description="Measures on this machine.")
     leaves = parser.add_subparsers(dest="bench", required=True, metavar="VERB")
-    for verb in (sampler, chunks, resolution, sharded, serve, cache, weights, transport, loader, load):
+    for verb in (sampler, chunks, resolution, sharded, serve, cache, weights, transport, loader, load, faults):
         verb.add_parser(leaves)

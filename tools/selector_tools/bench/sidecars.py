@@ -121,10 +121,17 @@ class LoadedSidecar:
     def kill_and_restart(self) -> float:
         """Returns the moment (perf_counter) of its death, once a new process serves at the same address."""
         died = time.perf_counter()
+        self.kill()
+        self.restart()
+        return died
+
+    def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Returns once a new process serves at the address of the one that was killed."""
         self._stack.close()  # this collects the dead process
         self._start()
-        return died
 
     def max_pending(self) -> int:
         """Returns how many requests it takes at once."""

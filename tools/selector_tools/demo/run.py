@@ -13,7 +13,7 @@ import selector_proto
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from selector_tools.demo import pool
 from selector_tools.demo.arms import Setting, Snapshot, run_arm
@@ -24,6 +24,7 @@ from selector_tools.demo.results import Example, Report
 from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
+from selector_tools.progress import bars
 
 BATCH = 128
 FILTER_RATIO = 0.8
@@ -40,8 +41,7 @@ def run(arms: Sequence[str], steps: int, noise: float, seed: int, out: Path) -> 
         console = Console(width=120)  # a log has no width that must be respected
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # one core trains while the other one selects
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as temporary:
+    with bars(console) as progress, tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         data = _load(progress)
         captions, mislabelled = pool.shuffle_captions(data.pool.captions, noise, seed)

@@ -12,6 +12,7 @@ from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.errors import Exclusion, LimitExceeded, SelectorError, SetupError
 from selector_tools.pools.exclusions import Exclusions
 from selector_tools.pools.pool import Batch, Pool
+from selector_tools.progress import counted
 
 _MAX_TEXT_BYTES: int = Config.model_fields["max_text_bytes"].default
 # What all files of a batch take after they were resized is bounded by --batch.
@@ -72,7 +73,7 @@ def read_pool(
     """Returns pixels uint8 [n, H, W, C] and tokens int64 [n, T] of the first `most` usable pairs, or of all of them.
     Raises SetupError if they take more than `most_bytes` of memory, or if too many cannot be used."""
     pixels, tokens, held, size = [], [], 0, 0
-    for part in pool.batches(batch):
+    for part in counted("read", pool.size, pool.batches(batch)):
         exclusions.begin(part)
         inputs = read_batch(preprocessor, part, exclusions)
         pixels.append(inputs.pixels)

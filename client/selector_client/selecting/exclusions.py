@@ -1,0 +1,102 @@
+"""Which candidates of a super-batch cannot be used, and why: those that the client sees itself, and those that a reply
+names."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from selector_proto.v1 import selector_pb2 as pb
+
+# The words for reasons are those of the contract, in lower case.
+_PREFIX = "EXCLUSION_REASON_"
+REASONS: Mapping[str, pb.ExclusionReason.ValueType] = {
+    name.removeprefix(_PREFIX).lower(): code for name, code in pb.ExclusionReason.items() if code
+}
+_WORDS = {code: word for word, code in REASONS.items()}
+# The contract's bound on the words about the first candidate of a reason.
+MAX_WORDS = 300
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Candidates that were left out for one reason: their `indices`, int64 and ascending, and what was wrong with the
+    `first` of them, in words."""
+
+    indices: NDArray[np.int64]
+    first: str
+
+
+class Exclusions:
+    """Collects the candidates of one super-batch that the client sees cannot be used. If it is `strict`, the first of
+    them raises its error instead."""
+
+    def __init__(self, strict: bool = False) -> None:
+        self._strict = strict
+        self._why: dict[int, tuple[str, str]] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._why
+
+    def __len__(self) -> int:
+        return len(self._why)
+
+    def exclude(self, index: int, reason: str, error: Exception) -> None:
+        """Leaves a candidate out. Of several reasons for one, the first counts. Raises the error if it is strict."""
+        if self._strict:
+            raise error
+        self._why.setdefault(index, (reason, printable(str(error))))
+
+    def found(self) -> dict[str, Excluded]:
+        """Returns those of each reason that there is."""
+        return _grouped({index: why for index, (why, _) in self._why.items()}, self._why)
+
+    def messages(self) -> list[pb.Exclusion]:
+        """Returns them as a request says it."""
+        return [
+            pb.Exclusion(reason=REASONS[reason], indices=one.indices.tolist(), first=one.first)
+            for reason, one in self.found().items()
+        ]
+
+    def with_reasons(self, reasons: Mapping[int, str], words: str) -> dict[str, Excluded]:
+        """Returns those that were found, and further ones by their index, of which all that is known is `words`."""
+        more = {index: (why, words) for index, why in reasons.items() if index not in self._why}
+        together = self._why | more
+        return _grouped({index: why for index, (why, _) in together.items()}, together)
+
+
+def read_exclusions(exclusions: Iterable[pb.Exclusion]) -> dict[str, Excluded]:
+    """Returns what a reply says, by reason."""
+    return {
+        _WORDS.get(one.reason, f"reason {one.reason}"): Excluded(np.array(one.indices, np.int64), printable(one.first))
+        for one in exclusions
+    }
+
+
+def indices_of(excluded: Mapping[str, Excluded]) -> NDArray[np.int64]:
+    """Returns the candidates of all reasons, ascending."""
+    return np.unique(np.concatenate([np.empty(0, np.int64), *(one.indices for one in excluded.values())]))
+
+
+def uniform(size: int, picks: int, seed: int, closed: Collection[int]) -> NDArray[np.int64]:
+    """Returns `picks` of `size` candidates at random, none of the `closed` ones as long as there are others."""
+    random = np.random.default_rng(seed)
+    if not closed:
+        return random.choice(size, picks, replace=False).astype(np.int64)
+    shut = np.array(sorted(closed), np.int64)
+    left = np.setdiff1d(np.arange(size), shut)
+    first = random.choice(left, min(picks, len(left)), replace=False)
+    return np.concatenate([first, random.choice(shut, picks - len(first), replace=False)]).astype(np.int64)
+
+
+def printable(words: str) -> str:
+    """Returns the words as one line of at most MAX_WORDS characters that harms no terminal and no log."""
+    plain = "".join(c if c.isprintable() else " " for c in words[:MAX_WORDS])
+    return plain if len(words) <= MAX_WORDS else plain[: MAX_WORDS - 1] + "…"
+
+
+def _grouped(reasons: Mapping[int, str], words: Mapping[int, tuple[str, str]]) -> dict[str, Excluded]:
+    found: dict[str, list[int]] = {}
+    for index in sorted(reasons):
+        found.setdefault(reasons[index], []).append(index)
+    return {why: Excluded(np.array(indices, np.int64), words[indices[0]][1]) for why, indices in found.items()}
