@@ -19,7 +19,7 @@ _CHANNELS = (1, 3, 4)
 # The colour types of PNG, by the number of channels.
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 # Of Pillow's modes these are in a PNG as they are.
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 # What to send instead of normalised numbers.
 INSTEAD = "send what they were before they were normalised: uint8 pixels, PIL images, or the files' bytes"
 
