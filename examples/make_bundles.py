@@ -22,9 +22,11 @@ from towers import LinearTowers, TwoTower, low_resolution, pixels, sigmoid_loss
 REFERENCE_STEPS = 150
 
 
-def train_reference(model: torch.nn.Module, loss: Callable[[dict[str, Any]], Tensor], file: Path) -> None:
+def train_reference(
+    model: torch.nn.Module, loss: Callable[[dict[str, Any]], Tensor], file: Path, rate: float = 3e-3
+) -> None:
     """Trains for some steps on clean pairs, and writes the weights into `file`."""
-    rng, optimizer = np.random.default_rng(7), torch.optim.Adam(model.parameters(), 3e-3)
+    rng, optimizer = np.random.default_rng(7), torch.optim.Adam(model.parameters(), rate)
     for _ in range(REFERENCE_STEPS):
         optimizer.zero_grad()
         loss(pairs(64, rng, mislabelled=0.0)).backward()  # type: ignore[no-untyped-call]
@@ -50,16 +52,18 @@ def open_clip_model(work: Path) -> list[list[str]]:
     16."""
     make_importable()
     import open_clip  # noqa: PLC0415 - takes seconds
+    from open_clip_training import contrastive_loss  # noqa: PLC0415
 
     open_clip.add_model_config(Path(__file__).parent / "configs")
     model, tokenize = open_clip.create_model("tiny-clip-16"), open_clip.get_tokenizer("tiny-clip-16")
     mean, std = model.visual.image_mean, model.visual.image_std
 
     def loss(batch: dict[str, Any]) -> Tensor:
-        image, text, scale = model(pixels(smaller(batch["images"]), mean, std), tokenize(batch["captions"]))[:3]
-        return open_clip.ClipLoss()(image, text, scale)  # type: ignore[no-any-return]
+        embedded = model(pixels(smaller(batch["images"]), mean, std), tokenize(batch["captions"]))
+        out: Tensor = contrastive_loss(model)(*embedded)  # of images, texts, scale and bias
+        return out
 
-    train_reference(model, loss, work / "reference.safetensors")
+    train_reference(model, loss, work / "reference.safetensors", rate=1e-3)
     return [["--open-clip", "tiny-clip-32", "--image-size", "16"], ["--open-clip", "tiny-clip-16"]]
 
 

@@ -1,5 +1,6 @@
-"""Selection with open_clip: a tiny ViT trains at 32 pixels and is scored at 16. Half of each sub-batch is trained at 16
-too, with the position table resized as the sidecar resizes it; captions travel as strings."""
+"""Selection with open_clip: a tiny ViT with SigLIP's loss trains at 32 pixels and is scored at 16. Half of each
+sub-batch is trained at 16 too, with the position table resized as the sidecar resizes it; captions travel as
+strings."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,22 @@ from selector_client.flexi import MixedResolution
 from selector_proto.resize import resize_matrix
 from selector_tools.export.torchvision import make_importable
 from shared import arguments, report
+from torch import distributed as dist
 from torch.func import functional_call
 from towers import pixels
 
 make_importable()  # not needed where torch and torchvision come from the same place
 import open_clip  # noqa: E402
+from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
+
+
+def contrastive_loss(model: Any) -> torch.nn.Module:
+    """Returns the loss that a model of open_clip was made for, which is what its bundle says to the sidecar: SigLIP's
+    with a bias, CLIP's without. On several ranks SigLIP's loss sends the texts round in chunks, one rank's at a time,
+    and never holds the logits of all; CLIP's gathers everything."""
+    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()} if dist.is_initialized() else {}
+    loss: torch.nn.Module = (ClipLoss if model.logit_bias is None else SigLipLoss)(**ranks)
+    return loss
 
 
 def low_resolution(visual: Any) -> Any:
@@ -41,8 +53,8 @@ def main() -> None:
     model, tokenize = open_clip.create_model("tiny-clip-32"), open_clip.get_tokenizer("tiny-clip-32")
     mean, std = model.visual.image_mean, model.visual.image_std
     flexi = MixedResolution(model.encode_image, low_resolution(model.visual))
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, betas=(0.9, 0.95))
-    clip_loss, mislabelled = open_clip.ClipLoss(), []
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.95))
+    criterion, mislabelled = contrastive_loss(model), []
 
     selector = Selector(flags.sidecar, run=flags.run, filter_ratio=0.8)
     publisher = WeightPublisher(flags.redis, run=flags.run, every=5)
@@ -55,7 +67,8 @@ def main() -> None:
     for step, batch in enumerate(loader):
         image = torch.nn.functional.normalize(flexi(pixels(batch["images"], mean, std), step), dim=1)
         text = model.encode_text(tokenize(batch["captions"]), normalize=True)
-        loss = clip_loss(image, text, model.logit_scale.exp())
+        bias = () if model.logit_bias is None else (model.logit_bias,)
+        loss = criterion(image, text, model.logit_scale.exp(), *bias)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

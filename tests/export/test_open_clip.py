@@ -16,6 +16,7 @@ TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 VISION = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
 MODELS = {
     "tiny-vit": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "tiny-quick": {"embed_dim": 24, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
     "tiny-timm": {
         "embed_dim": 24,
         "init_logit_bias": -10,
@@ -208,3 +209,23 @@ def test_published_weights_that_see_other_pixels_are_pointed_out(tmp_path):
     [note] = architecture("ViT-B-16-SigLIP", tmp_path).notes
     assert "weights 'webli' need mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5), resize_mode squash" in note
     assert architecture("ViT-B-16", tmp_path).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "forced", "flags", "said"),
+    [
+        ("tiny-vit", True, (), "was trained with QuickGELU, says "),
+        ("tiny-quick", False, (), "was trained with QuickGELU, says "),
+        ("tiny-vit", False, ("--force-quick-gelu",), "was trained with GELU, says "),
+        ("tiny-vit", True, ("--force-quick-gelu",), "must be a torch file"),
+        ("unknown", True, (), "must be a torch file"),
+    ],
+)
+def test_a_training_run_whose_parameters_name_another_activation(model, forced, flags, said, tmp_path, capsys):
+    """As open_clip_train leaves them, beside the folder of its checkpoints."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch_1.pt").write_bytes(b"no")
+    (tmp_path / "params.txt").write_text(f"epochs: 1\nforce_quick_gelu: {forced}\nmodel: {model}\n")
+    flags += ("--checkpoint", tmp_path / "checkpoints" / "epoch_1.pt", "--out", tmp_path / "B")
+    assert export("--open-clip", "tiny-vit", *flags) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]

@@ -18,6 +18,7 @@ from selector_tools.export.bundle_writer import export_learner, export_reference
 FILTER_RATIO = 0.8
 # A breaker that a killed sidecar opened is closed again so soon after another one serves.
 BACK_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 # So many of the last sub-batches tell whether selections go on.
 LAST = 3
 
@@ -45,7 +46,8 @@ def run(folder: Path, flags: tuple[str, ...], shards: Shards, *, killed: bool) -
         LoadedSidecar(folder, None, *flags, *cache) as sidecar,
         Selector(sidecar.address, policy="joint", filter_ratio=FILTER_RATIO, seed=0) as selector,
     ):
-        loader = SelectingLoader(shards.super_batches(), selector, prefetch=1)
+        # There is no trainer whose steps could tell how long a selection may take.
+        loader = SelectingLoader(shards.super_batches(), selector, prefetch=1, deadline=DEADLINE_SECONDS)
         try:
             for step, batch in enumerate(loader, 1):
                 sizes |= {len(column) for column in batch.values()}

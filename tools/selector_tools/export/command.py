@@ -108,7 +108,7 @@ def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":
             scratch,
             flags.pretrained,
             quick_gelu=flags.force_quick_gelu,
-            load_weights=flags.checkpoint is None,
+            checkpoint=flags.checkpoint,
         )
     if flags.transformers is not None:
         from selector_tools.export import transformers  # noqa: PLC0415

@@ -26,11 +26,16 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def architecture(
-    name: str, scratch: Path, pretrained: str | None = None, *, quick_gelu: bool = False, load_weights: bool = True
+    name: str,
+    scratch: Path,
+    pretrained: str | None = None,
+    *,
+    quick_gelu: bool = False,
+    checkpoint: Path | None = None,
 ) -> Architecture:
     """Returns the architecture of that name, or that of hf-hub:NAME or local-dir:FOLDER, whose weights are loaded with
-    it unless `load_weights` is False. `pretrained` is a tag of open_clip's own weights for it; `quick_gelu` forces that
-    activation; `scratch` is a folder for its tokenizer. Raises SetupError."""
+    it unless there is a `checkpoint` to be loaded later. `pretrained` is a tag of open_clip's own weights for it;
+    `quick_gelu` forces that activation; `scratch` is a folder for its tokenizer. Raises SetupError."""
     make_importable()
     import open_clip  # noqa: PLC0415 - takes seconds
 
@@ -38,11 +43,13 @@ def architecture(
     schema = name.partition(":")[0] if ":" in name else ""
     if quick_gelu:
         config["quick_gelu"] = True
+    if checkpoint is not None:
+        _check_params(checkpoint, config)
     if pretrained is not None:
         _fetch(name, pretrained, config)
-    elif schema == "hf-hub" and load_weights:
+    elif schema == "hf-hub" and checkpoint is None:
         hub.asked("--open-clip", name, lambda: open_clip.pretrained.download_pretrained_from_hf(name.partition(":")[2]))
-    has_weights = pretrained is not None or (bool(schema) and load_weights)
+    has_weights = pretrained is not None or (bool(schema) and checkpoint is None)
     tokenizer = _write_tokenizer(config["text_cfg"], scratch)
 
     def build(image_size: int | None, patch_size: int | None) -> TorchModel:
@@ -78,6 +85,23 @@ def _config(name: str) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
         raise SetupError("--open-clip", name, "its open_clip_config.json must have embed_dim, vision_cfg and text_cfg")
     return config
+
+
+def _check_params(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """Raises SetupError if open_clip's training left a params.txt of another activation beside the checkpoint."""
+    import open_clip  # noqa: PLC0415
+
+    if not (file := checkpoint.parent.parent / "params.txt").is_file():
+        return
+    params = dict(line.partition(": ")[::2] for line in file.read_text(errors="replace").splitlines())
+    named = open_clip.get_model_config(params["model"]) if ":" not in params.get("model", ":") else None
+    if named is None or "force_quick_gelu" not in params:
+        return
+    trained = params["force_quick_gelu"] == "True" or bool(named.get("quick_gelu"))
+    if trained and not config.get("quick_gelu"):
+        raise SetupError("--checkpoint", checkpoint, f"was trained with QuickGELU, says {file}; add --force-quick-gelu")
+    if config.get("quick_gelu") and not trained:
+        raise SetupError("--checkpoint", checkpoint, f"was trained with GELU, says {file}; export it so")
 
 
 def _fetch(name: str, tag: str, config: Mapping[str, Any]) -> None:
