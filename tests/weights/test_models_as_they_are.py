@@ -88,7 +88,7 @@ def test_what_wraps_a_model_does_not_count(run, wrap):
         {"weights": {"clip.": ""}},
         {"weights": {"clip.image": "image", "clip.": ""}},
     ],
-    ids=str,
+    ids=["prefix", "prefix with a dot", "function", "beginnings", "two beginnings"],
 )
 def test_a_model_within_another(run, settings):
     model = TwoTower(101)
