@@ -39,16 +39,19 @@ _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
+# And these say that none can be used of what it was sent.
+_NONE_LEFT = re.compile(r"FAILED_PRECONDITION: candidates left is 0 of ")
 
 
 @dataclass
 class PendingSelection:
-    """One selection that is under way. `deadline` is a time of time.monotonic()."""
+    """One selection that is under way, which may be the `first` of a run. `deadline` is a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
     header: pb.Selection
     deadline: float
+    first: bool = False
     started: float = field(default_factory=time.perf_counter)
     retries: int = 0
 
@@ -124,7 +127,8 @@ class Session:
         """Makes the request of one selection; a `sub_batch_size` counts for this one only. Raises ValueError for
         mistakes of the caller, one of which it is if none of the very first candidates can be used."""
         picks = self.settings.picks(candidates.size, sub_batch_size)
-        if not self.count and len(candidates.exclusions) == candidates.size:
+        first = not self.count
+        if first and len(candidates.exclusions) == candidates.size:
             raise ValueError(f"no candidate can be used: {next(iter(candidates.exclusions.found().values())).first}")
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
@@ -142,7 +146,7 @@ class Session:
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        return PendingSelection(candidates, picks, header, time.monotonic() + timeout)
+        return PendingSelection(candidates, picks, header, time.monotonic() + timeout, first)
 
     def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
         """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
@@ -202,12 +206,13 @@ class Session:
 
     def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:
         """Returns a uniform sub-batch instead of the failed selection. Raises the error if the selector was told to,
-        and if the request was wrong from the start: a run that never had a selection loses nothing by stopping with a
-        reason."""
+        and if the request was wrong from the start, as it is if no candidate of the run's first selection can be used:
+        a run that never had a selection loses nothing by stopping with a reason."""
         if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
             self.breaker.failed()
         one_sample = not self.settings.strict and _ONE_SAMPLE.search(str(error)) is not None
         wrong = error.reason in _MISTAKES and not self._selected and not one_sample
+        wrong |= pending.first and _NONE_LEFT.search(str(error)) is not None
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)

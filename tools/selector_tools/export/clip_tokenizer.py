@@ -58,7 +58,7 @@ def clip_tokenizer(vocabulary: Path) -> Tokenizer:
         [
             # Twice: "&amp;amp;lt;" is what two careless exports make of "<".
             *(normalizers.Replace("&amp;", "&") for _ in range(2)),
-            *(normalizers.Replace(old, new) for old, new in (_WINDOWS | _CLEAN).items()),
+            *(normalizers.Replace(old, new) for old, new in {**_WINDOWS, **_CLEAN}.items()),
             normalizers.Replace(Regex(_CONTROL), ""),
             normalizers.NFC(),
             normalizers.Replace(Regex(r"\s+"), " "),
