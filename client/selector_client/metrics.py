@@ -6,10 +6,9 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from selector_client.selecting.selection import UNSERVED
-
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
 REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
+UNSERVED = ("rejected", "disconnected", "pinned")
 EXCLUSIONS = ("missing", "unreadable", "format", "too_large", "text", "value", "repeated")
 
 
@@ -57,7 +56,7 @@ class _Selector(_Source):
                 "unserved",
                 "Selections whose sidecar does not serve the newest weights",
                 "state",
-                UNSERVED.values(),
+                UNSERVED,
                 counts.unserved,
             ),
         ):

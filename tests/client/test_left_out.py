@@ -300,6 +300,19 @@ def test_a_job_that_was_set_up_wrongly_stops_with_the_reason_and_a_resumed_one_g
         assert selector.select([None] * 20, TOKENS).fallback != ""
 
 
+def test_a_job_whose_candidates_the_sidecar_cannot_use_stops_with_the_reason(server):
+    """Such as images in a format that is not served; but not one that is resumed, or that has selected before."""
+    with Selector(server.address) as selector:
+        with pytest.raises(
+            RemoteError, match="candidates left is 0 of 20; 4 must be picked; excluded are 20 (format|unreadable)"
+        ):
+            selector.select(FILES, TOKENS)
+        assert selector.select(FILES, TOKENS).fallback == "failed_precondition"
+    with Selector(server.address) as selector:
+        selector.resume(1000)
+        assert selector.select(FILES, TOKENS).fallback == "failed_precondition"
+
+
 # What is said
 
 

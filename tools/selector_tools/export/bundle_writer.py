@@ -125,7 +125,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Writes the manifest over all files that are in the folder, and loads the result. Raises BundleError."""
     digests = {file.name: bundles.digest_of(file) for file in sorted(folder.iterdir())}
     complete = manifest.model_copy(update={"files": digests})
-    (folder / bundles.MANIFEST).write_text(complete.model_dump_json(indent=2))
+    # What is not known is left out: sidecars of version 0.1 take no field that they do not know.
+    unknown = set() if complete.activations else {"activations"}
+    (folder / bundles.MANIFEST).write_text(complete.model_dump_json(indent=2, exclude=unknown))
     return bundles.load(folder, manifest.role)
 
 
