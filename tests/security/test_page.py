@@ -35,7 +35,7 @@ def test_its_commands_make_certificates_serve_and_ask(sidecar, losses, tmp_path,
     for line in ask.splitlines():
         command = shlex.split(line.replace("sidecar.example:50051", server.address))[1:]
         assert main([*command, "--server-name", "sidecar.example"]) == 0
-    assert "SYNC_STATE_OFF" in capsys.readouterr().out
+    assert re.search(r"^state +off$", capsys.readouterr().out, re.MULTILINE)
     given = {name: value for name, value in re.findall(r'(\w+)="(\S+?)"', PAGE.read_text()) if name.endswith("_file")}
     assert given.keys() == {"ca_file", "certificate_file", "key_file", "token_file"}
     settings = {"server_name": "sidecar.example", "policy": "independent", "on_error": "raise"}

@@ -110,17 +110,29 @@ def test_the_client_sends_ids(cached):
         with pytest.raises(ValueError, match="ids has 39 entries"):
             selector.select(PIXELS, IDS, ids=NAMES[:39])
         assert selector.select(PIXELS, IDS, ids=np.array(NAMES)).cached_references == 40
+        assert selector.select(PIXELS, IDS, ids=np.arange(40.0)).cached_references == 40
         with pytest.raises(TypeError, match="must be integers or strings"):
-            selector.select(PIXELS, IDS, ids=np.zeros(40))
-        for ids, message in (
-            ([7, *range(39)], "7 more than once"),
-            ([*NAMES[:39], NAMES[0]], "shard-1/0 more than once"),
-            (["", *NAMES[:39]], r"ids\[0\] has 0 bytes"),
-            ([*NAMES[:39], "é" * 121], r"ids\[39\] has 242 bytes; must have 1 to 240"),
-            (np.arange(2**63, 2**63 + 40, dtype=np.uint64), "must be below 2\\^63"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                selector.select(PIXELS, IDS, ids=ids)
+            selector.select(PIXELS, IDS, ids=np.arange(40) + 0.5)
+        with pytest.raises(ValueError, match="must be below 2\\^63"):
+            selector.select(PIXELS, IDS, ids=np.arange(2**63, 2**63 + 40, dtype=np.uint64))
+
+
+ODD_IDS = [
+    ([7, *range(39)], "repeated", 8, "7 more than once"),
+    ([*NAMES[:39], NAMES[0]], "repeated", 39, "shard-1/0 more than once"),
+    (["", *NAMES[:39]], "missing", 0, r"ids\[0\] is ''"),
+    ([*NAMES[:39], "é" * 121], "too_large", 39, r"ids\[39\] has 242 bytes; must have 1 to 240"),
+]
+
+
+@pytest.mark.parametrize(("ids", "reason", "index", "message"), ODD_IDS)
+def test_a_sample_with_an_odd_id_is_left_out_or_refused_when_strict(cached, ids, reason, index, message):
+    with Selector(cached.address, on_error="raise", filter_ratio=0.8) as selector:
+        excluded = selector.select(PIXELS, IDS, ids=ids).excluded
+        assert {name: one.indices.tolist() for name, one in excluded.items()} == {reason: [index]}
+    with Selector(cached.address, on_error="raise", filter_ratio=0.8, strict=True) as selector:
+        with pytest.raises(ValueError, match=message):
+            selector.select(PIXELS, IDS, ids=ids)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ _NONE_LEFT = re.compile(r"FAILED_PRECONDITION: candidates left is 0 of ")
 
 @dataclass
 class PendingSelection:
-    """One selection that is under way, which may be the `first` of a run. `timeout` is how many seconds it was given for
-    itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic()."""
+    """One selection that is under way, which may be the `first` of a run. `timeout` is how many seconds it was given
+    for itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
