@@ -110,6 +110,8 @@ class CallLog:
             "selector.picks": len(result.indices),
             "selector.policy": result.policy,
         }
+        if result.closed:
+            attributes["selector.excluded"] = len(result.closed)
         if result.weights is not None:
             attributes["selector.weights_version"] = result.weights.version
         tracing.annotate(attributes)
@@ -127,4 +129,7 @@ class CallLog:
 
 def _summary(request: Request) -> str:
     task, result = request.task, request.result
-    return "" if task is None or result is None else f", {len(result.indices)} of {task.size} picked by {result.policy}"
+    if task is None or result is None:
+        return ""
+    excluded = f", {len(result.closed)} excluded" if result.closed else ""
+    return f", {len(result.indices)} of {task.size} picked by {result.policy}{excluded}"

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from support.model import TEXT, write_tokenizer
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from selector_server.encoding.bundle import ImageInput, TextInput
 from selector_server.encoding.decoder import Decoder
 from selector_server.encoding.preprocess import Limits, Preprocessor
 from selector_server.engine.request import Request
-from selector_server.errors import Abandoned, InvalidRequest, LimitExceeded, Unavailable
+from selector_server.errors import Abandoned, Exclusion, InvalidRequest, LimitExceeded, NotPossible, Unavailable
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,65 @@ def test_many_long_texts_are_tokenised_in_parts(preprocessor):
     spec = TextInput(max_tokens=4, vocabulary=64)
     texts = [b"w5 " * 10_000, b"w6"] * 60
     assert preprocessor(text=spec).tokens(texts).tolist() == [[5, 5, 5, 5], [6, 0, 0, 0]] * 60
+
+
+# Samples that cannot be used, one by one
+
+
+def told():
+    """What is told of bad samples, and a function that is told."""
+    seen: dict[int, tuple[Exclusion, str]] = {}
+    return seen, lambda index, error: seen.update({index: (error.exclusion, str(error))})
+
+
+def test_a_bad_file_is_told_and_the_others_are_decoded(preprocessor):
+    good, image = photo(16, 16)
+    seen, bad = told()
+    pixels = preprocessor().pixels([good, b"", good[:60], good, b"broken"], bad=bad, rows=np.array([0, 1, 2]))
+    assert seen.keys() == {1, 2}
+    assert seen[2][1].startswith("samples.encoded_images[2] is 60 bytes")
+    assert np.array_equal(pixels[0], np.asarray(image))
+    assert not pixels[1:].any(), "row 3 was not asked for"
+    with pytest.raises(InvalidRequest, match=r"samples.encoded_images\[4\]"):
+        preprocessor().pixels([good, good, good, good, b"broken"], rows=np.array([0, 4]))
+
+
+def test_the_bound_on_all_files_is_nobodys_alone(preprocessor):
+    seen, bad = told()
+    with pytest.raises(LimitExceeded, match="bytes decoded"):
+        preprocessor(decoded_bytes=1000).pixels([photo(16, 16)[0]] * 2, bad=bad)
+    assert preprocessor(decoded_bytes=1000).pixels([photo(16, 16)[0]] * 2, bad=bad, rows=np.array([1])).any()
+    assert not seen
+
+
+def test_bad_texts_are_told_and_the_others_tokenised(preprocessor):
+    make = preprocessor(TEXT.model_copy(update={"max_tokens": 2, "too_long": "refuse"}))
+    seen, bad = told()
+    tokens = make.tokens([b"w1 w2", b"\xff", b"w1 w2 w3", b"w4", b"\xff"], bad=bad, rows=np.array([0, 1, 2, 3]))
+    assert tokens.tolist() == [[1, 2], [0, 0], [0, 0], [4, 0], [0, 0]]
+    assert {index: reason for index, (reason, _) in seen.items()} == {1: Exclusion.TEXT, 2: Exclusion.TOO_LARGE}
+    assert seen[2][1] == "samples.strings[2] is 3 tokens; at most 2 tokens"
+
+
+def test_bad_tokens_are_told_and_the_others_padded(preprocessor):
+    seen, bad = told()
+    ids = np.zeros((5, TEXT.max_tokens + 2), np.int32)
+    ids[:, 0] = [1, 2, 64, 3, -1]
+    ids[1, -1] = 9
+    tokens = preprocessor().tokens(ids, bad=bad, rows=np.array([0, 1, 2, 3]))
+    assert tokens[:, 0].tolist() == [1, 0, 0, 3, 0]
+    assert {index: reason for index, (reason, _) in seen.items()} == {1: Exclusion.TOO_LARGE, 2: Exclusion.VALUE}
+    assert seen[1][1] == f"samples.tokens[1] is {TEXT.max_tokens + 2} tokens; at most {TEXT.max_tokens} tokens"
+
+
+def test_a_text_that_the_tokenizer_fails_at_is_that_texts_alone(pool):
+    """One without a token for unknown words fails at any text that has one, and at all that come with it."""
+    strange = Tokenizer(WordLevel({"w1": 1, "w2": 2}, unk_token="[UNK]"))
+    spec = ImageInput(height=16, width=16, channels=3)
+    make = Preprocessor(spec, TEXT, strange, "digest", Limits(1 << 20, 1 << 30), pool)
+    seen, bad = told()
+    tokens = make.tokens([b"w1", b"w3", b"w2"], bad=bad)
+    assert tokens[:, 0].tolist() == [1, TEXT.pad_token, 2]
+    assert [(index, reason) for index, (reason, _) in seen.items()] == [(1, Exclusion.TEXT)]
+    with pytest.raises(NotPossible, match="tokenizer is failing"):
+        make.tokens([b"w1", b"w3", b"w2"])

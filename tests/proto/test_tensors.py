@@ -88,6 +88,25 @@ def test_lengths_that_do_not_fit_are_named(lengths, data, message):
         read_bytes(packed, whole(payload), "x", len(lengths), 4)
 
 
+def test_byte_strings_that_are_too_long_may_be_left_out():
+    payload, seen = Payload(), []
+    packed = payload.add_bytes([b"ab", b"much too long", b"", b"cdef", b"ghijk"])
+    items = read_bytes(packed, whole(payload), "x", 5, 4, lambda *long: seen.append(long))
+    assert items == [b"ab", b"", b"", b"cdef", b""]
+    assert seen == [(1, 13), (4, 5)]
+
+
+@pytest.mark.parametrize("lengths", [[2**62] * 4, [2**63 - 1, 1], [-1, 6], [6, 0], [9]])
+def test_lengths_beyond_the_data_are_refused_also_where_long_ones_may_be_left_out(lengths):
+    payload, seen = Payload(), []
+    packed = pb.PackedBytes(
+        lengths=payload.add(np.array(lengths, np.int64)), data=payload.add(np.frombuffer(b"abcde", np.uint8))
+    )
+    with pytest.raises(WireError):
+        read_bytes(packed, whole(payload), "x", len(lengths), 4, lambda *long: seen.append(long))
+    assert not seen
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     dtype=st.integers(-1, 8),
@@ -120,6 +139,7 @@ def test_hostile_byte_strings_raise_wire_errors_and_nothing_else(message, data):
         except WireError:
             continue
         assert len(items) == count
+        assert read_bytes(packed, memoryview(data), "x", count, 16, lambda *_: None) == items
 
 
 @pytest.mark.parametrize(

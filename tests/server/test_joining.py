@@ -10,9 +10,10 @@ from selector_server.encoding.reference_cache import Found
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
 from selector_server.engine.candidates.preparation import ModelInput
 from selector_server.engine.candidates.samples import PreparedSamples
+from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.engine.ranks.joining import check_alike, join, joined_bytes, rank_settings
 from selector_server.engine.task import Task
-from selector_server.errors import InvalidRequest
+from selector_server.errors import Exclusion, InvalidRequest
 from selector_server.sampling import Criterion, Loss
 from selector_server.weights.freshness import Freshness
 
@@ -75,6 +76,23 @@ def test_embeddings(with_learner):
     assert candidates.reference.text[:, 0].tolist() == [1, 1, 6, 6]
     assert (candidates.reference.scale, candidates.reference.bias) == (10.0, -9.0)
     assert joined_bytes(ranks) == (1 + with_learner) * 2 * 2 * 2 * 3 * 4
+
+
+def test_closed_candidates_are_joined_and_shared_out():
+    closed = [Closed({1: Exclusion.TEXT, 4: Exclusion.TEXT}, {Exclusion.TEXT: (1, "one")}), ALL_OPEN]
+    closed.append(
+        Closed({0: Exclusion.VALUE, 2: Exclusion.TEXT}, {Exclusion.VALUE: (0, "v"), Exclusion.TEXT: (2, "t")})
+    )
+    inputs = [model_input(5, 50 * rank).at(part.open_rows(5)) for rank, part in enumerate(closed)]
+    ranks = [task(PreparedSamples(5, [], one, one, None, part), 0) for one, part in zip(inputs, closed, strict=True)]
+    joined = join(ranks).candidates
+    assert joined.closed.counts == {Exclusion.TEXT: 3, Exclusion.VALUE: 1}
+    assert joined.closed.indices(Exclusion.TEXT) == [1, 4, 12]
+    assert joined.closed.first == {Exclusion.TEXT: (1, "one"), Exclusion.VALUE: (10, "v")}
+    assert joined.learner is joined.reference
+    assert joined.learner.tokens[:, 0].tolist() == [0] * 3 + [50] * 5 + [100] * 3
+    np.testing.assert_array_equal(joined.learner.pixels[:3], inputs[0].pixels[[0, 2, 3]])
+    assert joined_bytes(ranks) == nbytes(joined.learner)
 
 
 # What ranks must share
