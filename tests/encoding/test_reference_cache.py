@@ -55,6 +55,19 @@ def test_what_was_put_is_found_and_nothing_else(tmp_path, opened):
     assert not problems
 
 
+def test_how_many_it_holds_and_one_of_them(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    assert store.held(10) == (0, "")
+    store.put(keys(5), *vectors(5))
+    assert store.held(10) == (5, "0")
+    assert store.held(2) == (2, "0")
+    store.close()
+    assert store.held(10) == (0, "")
+    other, _ = opened(tmp_path / "cache", OTHER)
+    other.put([b"s00007/000000001"], *vectors(1))
+    assert other.held(10) == (1, "00007/000000001")
+
+
 def test_another_reference_never_hits(tmp_path, opened):
     store, _ = opened(tmp_path / "cache")
     store.put(keys(3), *vectors(3))

@@ -128,7 +128,7 @@ def test_info_of_a_server_for_people(capsys, server, plain_server):
         r"criteria +learnability, easy-reference, hard-learner",
         r"cache +none",
         r"learner +\S+, width \d+, fp32, sigmoid loss",
-        r" +images 16 x 16 x [13]",
+        r" +images 8 x 8 x 3",
         r" +[\d.]+ ms for a sample; [\d.]+ s for 1,000 candidates",
         r"limits +B <= 1,048,576, N <= 1,024, D <= 8,192",
         r" +an image: 16 MiB, 33,554,432 pixels",

@@ -57,6 +57,24 @@ def test_the_second_time_nothing_is_encoded_and_the_picks_are_the_same(cached, b
     assert set(first.indices) == set(wanted), "float16 changes no pick here"
 
 
+def test_ids_of_a_webdataset_that_do_not_match_are_noticed(sidecar, bundles, tmp_path, caplog):
+    """The cache has SHARD/KEY, and the trainer sends KEY alone."""
+    flags = bundles.flags | {"cache": tmp_path / "cache", "cache_bytes": 64 << 20}
+    cold = sidecar(flags)
+    assert not cold.info().reference.cached_samples
+    eventually(lambda: known(cold, with_ids(NAMES)) == 40)
+    cold.stop()
+    warm = sidecar(flags)
+    about = warm.info().reference
+    assert (about.cached_samples, about.cached_id) == (40, "shard-1/0")
+    for ids in (NAMES, [name.partition("/")[2] for name in NAMES]):
+        assert not caplog.records
+        with Selector(warm.address, on_error="raise") as selector:
+            for step in range(3):
+                selector.select(PIXELS, IDS, ids=[f"{name}" if "/" in name else f"{name}-{step}" for name in ids])
+    assert "holds samples such as 'shard-1/0'" in caplog.text
+
+
 def test_some_known_and_some_new(cached):
     cached.select(with_ids(NAMES[:25], slice(0, 25)))
     eventually(lambda: known(cached, with_ids(NAMES[:25], slice(0, 25))) == 25)

@@ -19,8 +19,8 @@ FILTER_RATIO = 0.8
 # A breaker that a killed sidecar opened is closed again so soon after another one serves.
 BACK_SECONDS = 30.0
 DEADLINE_SECONDS = 60.0
-# So many of the last sub-batches tell whether selections go on.
-LAST = 3
+# So many of the last sub-batches tell whether selections go on. One more was asked for before the sidecar was back.
+LAST = 2
 
 
 def bundles(folder: Path) -> tuple[str, ...]:
