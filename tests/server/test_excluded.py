@@ -329,7 +329,7 @@ def test_a_larger_share_than_is_accepted_is_refused_with_the_counts(server):
     assert info["limit"].startswith(
         "max_excluded_share is 0.5, at most 20 of them; excluded are 15 text (candidate 0: "
     )
-    assert "6 format (candidate 15: samples.encoded_images[15] is 0 bytes" in info["limit"]
+    assert "6 missing (candidate 15: samples.encoded_images[15] is 0 bytes" in info["limit"]
     assert len(server.select(encoded(files, texts, max_excluded_share=0.6)).indices) == 8
     assert len(server.select(encoded(None, dict.fromkeys(range(20), b"\xff"))).indices) == 8, "at most half is no more"
     assert server.refuse(encoded(None, texts, max_excluded_share=0.25)).code().name == PRECONDITION
