@@ -304,7 +304,7 @@ def test_a_job_whose_candidates_the_sidecar_cannot_use_stops_with_the_reason(ser
     """Such as images in a format that is not served; but not one that is resumed, or that has selected before."""
     with Selector(server.address) as selector:
         with pytest.raises(
-            RemoteError, match="candidates left is 0 of 20; 4 must be picked; excluded are 20 (format|unreadable)"
+            RemoteError, match=r"candidates left is 0 of 20; 4 must be picked; excluded are 20 (format|unreadable)"
         ):
             selector.select(FILES, TOKENS)
         assert selector.select(FILES, TOKENS).fallback == "failed_precondition"
