@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from selector_client import SelectingLoader
-from selector_client.loading.digest import digest_of
+from selector_client.loading.order import digest_of
 from support.loaders import BATCH, SIZE, Chooser, rest, saved, shown
 from support.processes import eventually
 from torch.utils.data import DataLoader

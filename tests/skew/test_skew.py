@@ -93,6 +93,24 @@ def test_a_client_picks_the_same_through_an_older_and_a_newer_sidecar(client, se
     assert {len(indices) for indices in found.values()} == {100, 200, 2000}
 
 
+def test_bad_samples_end_no_trainer_through_an_older_sidecar(sidecars):
+    """Version 0.1.0 leaves none out: it may pick what stands in a bad sample's place, or refuses the whole request."""
+    texts, names = [f"w{1 + index % 60}" for index in range(500)], [f"s{index}" for index in range(500)]
+    gaps = [None if index % 10 == 0 else text for index, text in enumerate(texts)]
+    files = [b"no picture"] * 500
+    for side in SIDES:
+        with Selector(sidecars[side].address, seed=3, timeout=30.0) as selector:
+            found = selector.select(PIXELS, gaps)
+            assert found.excluded["missing"].indices.tolist() == list(range(0, 500, 10))
+            assert (len(found.indices), (found.indices % 10).min() > 0) == (100, True)
+            assert found.fallback == ("" if side == "current" else "wrong_answer")
+            repeats = selector.select(PIXELS, TOKENS, ids=[*names[:490], *names[:10]])
+            assert repeats.excluded["repeated"].indices.tolist() == list(range(490, 500))
+            assert (len(repeats.indices), repeats.indices.max() < 490) == (100, True)
+            broken = selector.select(files, TOKENS)
+            assert broken.fallback == ("failed_precondition" if side == "current" else "invalid_argument")
+
+
 def written(file: Path, model: TwoTower) -> Path:
     """The model's weights, with a canary that a sidecar checks them by."""
     pixels, tokens = PIXELS[:4], TOKENS[:4]

@@ -1,6 +1,5 @@
 """Feeds a trainer with sub-batches, and selects the next one while the trainer works on the present one."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,18 +14,13 @@ from selector_client.loading.dataset import SampleReader, SuperBatches, batch_si
 from selector_client.loading.iteration import Item, Iteration
 from selector_client.loading.loader_progress import Progress
 from selector_client.loading.loader_state import LoaderState, Picked, process_name
+from selector_client.loading.order import Order
 from selector_client.loading.picker import Picker, Shown
 from selector_client.loading.prefetch import prefetched
 from selector_client.loading.resumable import Position, ResumableStream
 from selector_client.selecting.selection import Selection
 
-log = logging.getLogger(__name__)
-
 _THREADS = "selecting-loader"
-_NO_ORDER = (
-    "did not repeat their order, so that samples which were trained on come again, and others never: seed their order "
-    "(and the epoch's), or use ones that keep their own state (SelectingLoader.over, torchdata's StatefulDataLoader)"
-)
 
 
 class SelectingLoader:
@@ -82,7 +76,7 @@ class SelectingLoader:
             nominal=super_batch_size,
             guess=batch_size(super_batches),
         )
-        self._strict_resume, self._warned = strict_resume, set[str]()
+        self._order = Order(strict_resume)
         self._prefetch, self._first_step = prefetch, first_step
         self.last: Selection | None = None
         self.progress = Progress()
@@ -268,7 +262,7 @@ class SelectingLoader:
         them."""
         step = self._first_step + self.progress.steps  # goes on over epochs
         dropped, since = 0, 0  # in this iteration, and since the last sub-batch
-        for super_batch, after in self._stream.after(start, partial(self._check_order, start.digest)):
+        for super_batch, after in self._stream.after(start, partial(self._check, start.digest)):
             with self._lock:
                 waiting = iteration.waiting()
             if waiting is not None and since < waiting.picked.dropped:
@@ -279,7 +273,7 @@ class SelectingLoader:
             if item is None:
                 if (selection := self._picker.pick(shown, step)) is None:
                     dropped, since = dropped + 1, since + 1
-                    self._drop(shown.size)
+                    self.progress.drop(shown.size, self._picker.picks)
                     continue
                 picked = Picked(selection, self._picker.count, since, shown.digest)
                 item = Item(picked, super_batch, replace(after, digest=shown.digest), shown.size, shown.size)
@@ -289,37 +283,21 @@ class SelectingLoader:
             yield item
         self._dropped = dropped
 
+    def _check(self, digest: str, super_batch: Any) -> None:
+        """Looks whether the last super-batch that is left out is the one that it was."""
+        if digest:
+            self._order.same(digest, self._picker.look(super_batch).digest)
+
     def _kept(self, iteration: Iteration, super_batch: Any, after: Position, shown: Shown) -> Item | None:
         """Returns the item whose picks were kept for this super-batch, if there is one. Picks that were made of another
         super-batch are forgotten."""
         with self._lock:
             if (waiting := iteration.waiting()) is None:
                 return None
-            if self._check_order(waiting.picked.digest, digest=shown.digest):
+            if self._order.same(waiting.picked.digest, shown.digest):
                 item = iteration.drawn(super_batch, replace(after, digest=shown.digest))
                 assert item is not None
                 item.size = shown.size
                 return item
             iteration.forget()
             return None
-
-    def _check_order(self, wanted: str, super_batch: Any = None, *, digest: str = "") -> bool:
-        """Whether a super-batch that was drawn again is the one that it was. If it is not, it says so once, or raises
-        ValueError."""
-        if not wanted or (digest or self._picker.look(super_batch).digest) == wanted:
-            return True
-        if self._strict_resume:
-            raise ValueError(f"super_batches {_NO_ORDER}")
-        self._warn("order", "super_batches %s", _NO_ORDER)
-        return False
-
-    def _drop(self, size: int) -> None:
-        self.progress.dropped += 1
-        words = "a super-batch of %d candidates was dropped, because %s are to be picked and fewer can be used"
-        self._warn("dropped", f"{words}; further ones are only counted (progress.dropped)", size, self._picker.picks)
-
-    def _warn(self, kind: str, words: str, *values: object) -> None:
-        """Logs a warning of each kind once."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            log.warning(words, *values)

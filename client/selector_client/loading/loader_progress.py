@@ -1,9 +1,12 @@
 """Counts what became of a loader's super-batches."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
 from selector_client.selecting.selection import Selection, SelectionCounts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,6 +34,13 @@ class Progress(SelectionCounts):
         self.count(selection, candidates)
         self.steps += 1
         self.lag_steps = selection.weights_lag_steps
+
+    def drop(self, size: int, picks: int | None) -> None:
+        """Counts a super-batch of `size` candidates that is dropped, and says so the first time."""
+        self.dropped += 1
+        if self.dropped == 1:
+            words = "a super-batch of %d candidates was dropped, because %s are to be picked and fewer can be used"
+            log.warning(f"{words}; further ones are only counted (progress.dropped)", size, picks)
 
     @property
     def wait_share(self) -> float:

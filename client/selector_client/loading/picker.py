@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selector_client.loading.digest import digest_of
+from selector_client.loading.order import digest_of
 from selector_client.selecting.exclusions import indices_of
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase

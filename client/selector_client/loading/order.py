@@ -1,10 +1,38 @@
 """Tells super-batches from one another, so that a loader that resumes sees whether its source repeats its order."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
+
+_NOT_REPEATED = (
+    "super_batches did not repeat their order, so that samples which were trained on come again, and others never: "
+    "seed their order (and the epoch's), or use ones that keep their own state (SelectingLoader.over, torchdata's "
+    "StatefulDataLoader)"
+)
+
+
+class Order:
+    """Checks whether super-batches that are drawn again are those that they were."""
+
+    def __init__(self, strict: bool) -> None:
+        self._strict, self._said = strict, False
+
+    def same(self, wanted: str, found: str) -> bool:
+        """Compares two digests, of which an empty one is not known. If they differ there is a warning, once, or
+        ValueError if it is strict."""
+        if not wanted or found == wanted:
+            return True
+        if self._strict:
+            raise ValueError(_NOT_REPEATED)
+        if not self._said:
+            log.warning(_NOT_REPEATED)
+        self._said = True
+        return False
 
 
 def digest_of(shown: Mapping[str, Any]) -> str:
