@@ -95,7 +95,7 @@ def test_a_model_that_is_a_part_of_what_was_trained(tmp_path):
 
 
 def test_a_training_checkpoint_with_numpy_scalars(tmp_path):
-    """open_clip_train's: its schedule sets the learning rate to one of numpy's numbers."""
+    """open_clip_train's: until it used math, its schedule set the learning rate to one of numpy's numbers."""
     scaler = {"scale": 65536.0, "growth_tracker": 3}
     groups = [{"lr": np.float64(1e-4), "betas": (0.9, 0.98), "step": np.int64(3), "fused": np.bool_(True)}]
     content = {"epoch": 3, "name": "a-run", "state_dict": module(1).state_dict(), "scaler": scaler}
