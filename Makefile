@@ -34,7 +34,7 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test test-integration monitoring-test deploy-test check audit format proto manifests bench fuzz lock bundles image image-test clean
+.PHONY: help demo test test-integration monitoring-test deploy-test check audit format proto manifests bench fuzz mutants lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -114,6 +114,10 @@ FUZZ_FLAGS ?= --inputs 50000 --seed 2026
 fuzz: $(VENV)/.dev ## hostile bytes for every decoder: 10^6 inputs (about 5 minutes)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --json benchmarks/results/fuzz.json $(FUZZ_FLAGS)
 
+MUTANTS_FLAGS ?=
+mutants: $(VENV)/.mutants ## does a test notice when the code is changed? A sample for docs/mutants.md (about 25 minutes)
+	$(BIN)/python tools/mutants.py $(MUTANTS_FLAGS)
+
 clean: ## remove the virtual environment, caches and the demo's report
 	rm -rf $(VENV) demo-out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -141,6 +145,10 @@ STREAMS = litdata mosaicml-streaming boto3 botocore s3transfer jmespath tifffile
 $(VENV)/.integration: $(VENV)/.dev
 	$(PIP) --editable '.[integration]'
 	$(PIP) --no-deps $(STREAMS)
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.dev
+	$(PIP) --editable '.[mutants]'
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev

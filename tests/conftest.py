@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def shared_folder(tmp_path_factory, request) -> Callable[[str, Callable[[Path], 
     """shared_folder(name, make) is a folder that all workers share, and that make(folder) fills once."""
     base = tmp_path_factory.getbasetemp()
     everyones = base.parent if hasattr(request.config, "workerinput") else base
+    everyones = Path(os.environ.get("TEST_SHARED_FOLDER", everyones))  # of several runs of the tests
     return lambda name, make: made_once(everyones / name, make)
 
 

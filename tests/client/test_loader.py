@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from selector_client import SelectingLoader, Selection, Selector
+from selector_client.loading.batch_layout import default_take, default_view
 from support.model import samples
 from support.processes import eventually
 from torch.utils.data import DataLoader, Dataset
@@ -149,6 +150,30 @@ def test_forms_of_batches():
         take=lambda batch, indices: sum(batch[i] for i in indices),
     )
     assert list(own) == [17]
+
+
+@pytest.mark.parametrize(
+    ("super_batch", "shown"),
+    [
+        ({"images": "i", "texts": "t", "labels": "l"}, {"images": "i", "texts": "t"}),
+        ({"images": "i", "texts": "t", "ids": "d", "labels": "l"}, {"images": "i", "texts": "t", "ids": "d"}),
+        (("i", "t", "l"), {"images": "i", "texts": "t"}),
+        (["i", "t"], {"images": "i", "texts": "t"}),
+    ],
+)
+def test_what_a_selector_is_shown_of_each_form(super_batch, shown):
+    assert default_view(super_batch) == shown
+
+
+def test_rows_are_taken_out_of_each_form():
+    rows, names = np.arange(3) * 10, ["a", "b", "c"]
+    want = ([20, 0], ["c", "a"])
+    for form in (list, tuple):
+        taken = default_take(form((rows, names)), np.array([2, 0]))
+        assert isinstance(taken, form)
+        assert (taken[0].tolist(), taken[1]) == want
+    taken = default_take({"rows": rows, "both": (rows, names)}, np.array([2, 0]))
+    assert (taken["rows"].tolist(), taken["both"][0].tolist(), taken["both"][1]) == (want[0], *want)
 
 
 class Pairs(Dataset):

@@ -18,10 +18,11 @@ def pictures(indices):
     return {"images": np.zeros((len(indices), 2, 2, 3), np.uint8), "texts": np.zeros((len(indices), 2), np.int64)}
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
-def test_trainers_that_stop_at_the_length_see_every_epoch(prefetch):
+def test_trainers_that_stop_at_the_length_see_every_epoch(prefetch, world_size):
     """As transformers' does, and Lightning's: they never ask for what comes after the last one."""
-    loader, found = over(Chooser(), prefetch=prefetch), []
+    loader, found = over(Chooser(world_size=world_size), prefetch=prefetch), []
     for _ in range(4):
         iterator = iter(loader)
         found.append([next(iterator) for _ in range(len(loader))])
@@ -258,6 +259,23 @@ def test_of_another_ranks_state_only_the_place_counts(monkeypatch):
     assert (chooser.seed, chooser.steps) == (7, [2, 3, 4, 5, 6])
 
 
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, "0.0"),
+        ({"RANK": "3", "NODE_RANK": "1", "LOCAL_RANK": "1"}, "3"),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "2"}, "1.2"),
+        ({"LOCAL_RANK": "2"}, "0.2"),
+    ],
+)
+def test_processes_have_names_of_their_launcher(monkeypatch, environment, name):
+    for variable in ("RANK", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert saved(over(Chooser()))["process"] == name
+
+
 # Short ones, copies, mistakes
 
 
@@ -287,6 +305,7 @@ def test_a_copy_in_another_process_goes_on_from_there(monkeypatch, prefetch):
     wanted, loader = rest(loader_of(one), 6), loader_of(other)
     found = rest(loader, 2)
     copy = pickle.loads(pickle.dumps(loader))
+    assert {"count": 2, "steps": 2}.items() <= saved(copy).items()
     assert found + rest(copy, 4) == wanted
 
 

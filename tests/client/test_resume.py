@@ -85,6 +85,27 @@ def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order():
             SuperBatches(23, size)
 
 
+def test_whoever_drew_before_a_state_was_loaded_draws_nothing_after_it():
+    batches = SuperBatches(30, 5, shuffle=False)
+    before = iter(batches)
+    next(before)
+    batches.load_state_dict({"epoch": 2, "cursor": 3})
+    assert list(before) == []
+    assert batches.state_dict() == {"epoch": 2, "cursor": 3}
+    batches.load_state_dict({"epoch": 2, "cursor": 4})
+    now = iter(batches)
+    assert next(now).tolist() == [20, 21, 22, 23, 24]
+    batches.load_state_dict({"epoch": 0, "cursor": 1})
+    assert next(iter(batches)).tolist() == [5, 6, 7, 8, 9]
+    assert list(now) == []
+    assert batches.state_dict() == {"epoch": 0, "cursor": 2}
+
+
+def test_a_loader_over_a_dataset_may_keep_its_order():
+    batches = list(over(Recorder(), shuffle=False))
+    assert [indices_of(batch) for batch in batches] == [[start, start + 1] for start in range(0, 100, 20)]
+
+
 def test_samples_are_stacked_without_torch(monkeypatch):
     import sys
 
@@ -207,6 +228,15 @@ def test_deadlines_follow_the_steps_time():
     for deadline in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="deadline is"):
             SelectingLoader([], recorder, deadline=deadline)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"prefetch": -1}, "prefetch is -1; must be 0 or more"), ({"last": "all"}, "last is 'all'; must be 'drop' or")],
+)
+def test_wrong_options_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        SelectingLoader([], Recorder(), **options)
 
 
 # Workers

@@ -22,7 +22,8 @@ from selector_server.sampling import (
     chunk_sizes,
     load_policies,
 )
-from selector_server.sampling.noise import Keys, draw_chunk, gumbel
+from selector_server.sampling.losses import softmax, strips
+from selector_server.sampling.noise import NOISE_AHEAD, Keys, draw_chunk, gumbel
 
 POLICIES = load_policies()
 # Bounds on memory with which so few candidates are scored all at once, and round by round.
@@ -145,8 +146,9 @@ def test_extreme_models_neither_overflow_nor_repeat(loss, gain):
 
 def test_a_missing_model_is_named():
     learner, _ = models(4)
-    with pytest.raises(ValueError, match="needs the reference's embeddings"):
-        PairScores(Criterion.LEARNABILITY, learner, None)
+    for pair, missing in (((learner, None), "reference"), ((None, learner), "learner")):
+        with pytest.raises(ValueError, match=f"needs the {missing}'s embeddings"):
+            PairScores(Criterion.LEARNABILITY, *pair)
 
 
 @both_ways
@@ -185,6 +187,28 @@ def test_tile_size_changes_nothing(tile_bytes, loss):
     whole = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, loss), plan)
     tiled = POLICIES["joint"].pick(PairScores(Criterion.LEARNABILITY, learner, reference, loss, tile_bytes), plan)
     assert whole.indices.tolist() == tiled.indices.tolist()
+
+
+@pytest.mark.parametrize("loss", Loss)
+def test_no_tile_is_larger_than_the_bound(loss, monkeypatch):
+    bytes_, bound, tiles = [], 8_000, strips.tiles
+
+    def watched(*arguments):
+        for which, rows, products in tiles(*arguments):
+            bytes_.append(products.untyped_storage().nbytes())
+            yield which, rows, products
+
+    for module in (softmax, strips):
+        monkeypatch.setattr(module, "tiles", watched)
+    scores = PairScores(Criterion.LEARNABILITY, *models(700), loss, bound)
+    for compute in (
+        lambda: POLICIES["joint"].pick(scores, Plan(chunk_sizes(60, 3), 1.0, Draw.SAMPLE, seed=1)),
+        lambda: scores.total(torch.arange(60)),
+        lambda: scores.streamed().uniform_total(60),
+    ):
+        compute()
+        assert max(bytes_, default=0) <= bound
+    assert max(bytes_) > bound / 2
 
 
 @settings(deadline=None, max_examples=60)
@@ -253,6 +277,16 @@ def test_noise_is_gumbel_and_independent_of_layout():
     assert not torch.equal(gumbel(123, 5, torch.arange(100)), noise[:100])
     assert not torch.equal(gumbel(124, 4, torch.arange(100)), noise[:100])
     assert bool(torch.isfinite(noise).all())
+
+
+@pytest.mark.parametrize("first", [0, 700])
+def test_noise_that_is_made_ahead_is_that_of_its_round_and_candidates(first):
+    """So many candidates that the noise of three rounds is made at once."""
+    count, plan = NOISE_AHEAD // 3, Plan((1,) * 8, 1.0, Draw.SAMPLE, seed=5)
+    keys = Keys(plan, count, torch.device("cpu"), first)
+    for round_ in range(8):
+        got = keys.of(torch.full((count,), 2.0, dtype=torch.float64), round_)
+        assert torch.equal(got, 2.0 + gumbel(5, round_, torch.arange(first, first + count))), f"round {round_}"
 
 
 def test_extreme_scores_are_drawn_without_overflow():

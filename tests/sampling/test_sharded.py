@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from support.forked import PROCESSES
 
-from selector_server.sampling import Criterion, Draw, Embedded, Loss, PairScores, Plan, chunk_sizes
+from selector_server.sampling import Criterion, Draw, Embedded, Loss, PairScores, Plan, chunk_sizes, sharded
 from selector_server.sampling.policies import Joint
 from selector_server.sampling.sharded import ShardError, pick_sharded
 
@@ -86,6 +88,50 @@ def in_shards(tmp_path):
         process.join()
 
 
+class Thread:
+    """What a shard exchanges with others that are threads of this process; the mutation check sees what they do."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank, all_there, everyones):
+        self.rank, self.count = rank, len(everyones)
+        self._all_there, self._everyones = all_there, everyones
+
+    def gather(self, what, mine):
+        self._everyones[self.rank] = mine
+        self._all_there.wait(20)
+        everyones = torch.stack(self._everyones)
+        self._all_there.wait(20)
+        return everyones
+
+    def add(self, what, mine):
+        return self.gather(what, mine).sum(dim=0, dtype=mine.dtype)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Calls job(rank, world) in `world` threads, and returns what each of them returns."""
+    here = threading.local()
+    monkeypatch.setattr(sharded, "_Shards", lambda *arguments: here.shards)
+
+    def run(world, job):
+        all_there, everyones = threading.Barrier(world), [None] * world
+
+        def shard(rank):
+            here.shards = Thread(rank, all_there, everyones)
+            return job(rank, world)
+
+        with ThreadPoolExecutor(world) as threads:
+            return list(threads.map(shard, range(world)))
+
+    return run
+
+
+@pytest.fixture(params=["in_threads", "in_shards"])
+def either_way(request):
+    return request.getfixturevalue(request.param)
+
+
 def received(receiver):
     try:
         return receiver.recv() if receiver.poll(60) else "still running"
@@ -138,10 +184,12 @@ def all_cases(rank, world):
     return [attempt(part(scores, sizes, rank), plan) for scores, plan, sizes in cases(world)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_shards_pick_what_one_process_picks_bit_for_bit(in_shards, world):
+@pytest.mark.parametrize(
+    ("world", "how"), [(1, "in_shards"), (2, "in_shards"), (3, "in_shards"), (3, "in_threads"), (4, "in_shards")]
+)
+def test_shards_pick_what_one_process_picks_bit_for_bit(request, world, how):
     want = [plainly(Joint().pick(scores, plan)) for scores, plan, _ in cases(world)]
-    everyones = in_shards(world, all_cases)
+    everyones = request.getfixturevalue(how)(world, all_cases)
     assert all(got == everyones[0] for got in everyones), "every shard knows all picks"
     for number, (got, expected) in enumerate(zip(everyones[0], want, strict=True)):
         assert got[:2] == expected[:2], f"case {number}"
@@ -175,8 +223,8 @@ def disagreements(rank, world):
     return {name: attempt(*(changed if rank == 1 else same)) for name, changed in other(mine).items()}
 
 
-def test_shards_that_disagree_fail_together_and_name_the_field(in_shards):
-    first, *others = in_shards(3, disagreements)
+def test_shards_that_disagree_fail_together_and_name_the_field(either_way):
+    first, *others = either_way(3, disagreements)
     assert others == [first, first]
     for name, (error, message) in first.items():
         assert error == "ShardsDisagree"
@@ -198,8 +246,8 @@ def impossible_plans(rank, world):
     ]
 
 
-def test_plans_that_the_shards_cannot_fill_are_refused(in_shards):
-    first, second = in_shards(2, impossible_plans)
+def test_plans_that_the_shards_cannot_fill_are_refused(either_way):
+    first, second = either_way(2, impossible_plans)
     assert first == second
     assert [message for _, message in first] == [
         "the plan has 1201 picks; shards hold 1200 candidates",

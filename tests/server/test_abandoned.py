@@ -4,27 +4,32 @@ import asyncio
 import threading
 import time
 import weakref
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from support.model import POLICIES, plan, samples
+from support.model import POLICIES, WIDTH, plan, samples
 from support.processes import eventually
 
 from selector_server.encoding import bundle
 from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
+from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
 from selector_server.engine.candidates.preparation import ModelInput
 from selector_server.engine.candidates.samples import PreparedSamples
 from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.engine.scorer import Scorer
-from selector_server.engine.task import Task
+from selector_server.engine.task import ServedWeights, Task
 from selector_server.engine.worker import Worker
-from selector_server.errors import Abandoned, TooLate, Unavailable
-from selector_server.sampling import Criterion, Loss
+from selector_server.errors import Abandoned, NotPossible, TooLate, Unavailable
+from selector_server.sampling import Criterion, Loss, Needs, Picks
+from selector_server.sampling.quality import assess
+from selector_server.telemetry.quality_metrics import NATS
+from selector_server.weights.freshness import Freshness
 from selector_server.weights.versions import Version, Versions
 
 
@@ -83,6 +88,74 @@ def encoded(size=20) -> Task:
     pixels, tokens = samples(size)
     inputs = ModelInput(pixels, tokens.astype(np.int64))
     return task(PreparedSamples(size, [], inputs, inputs), 2)
+
+
+def test_a_result_tells_what_scored_and_how_it_differs_from_uniform_picks(models):
+    _, _, store = models
+    one = replace(encoded(), freshness=Freshness(trainer_step=3))
+    result = scorer(*models).select(one, Request())
+    assert (result.policy, result.plan) == ("joint", one.plan)
+    assert result.weights == ServedWeights(0, 0, pytest.approx(store.current.age_seconds(), abs=5), 3, False)
+    assert result.objective > result.objective_uniform
+    own, picks = scorer(*models).score(one, Request())[0].own(), torch.from_numpy(result.indices.copy())
+    assert result.quality == assess(own, picks, one.plan, NATS)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One that picks what it is told."""
+
+    picks: list
+    name: str = "told"
+    needs: Needs = Needs.NOTHING
+
+    def pick(self, scores, plan):
+        return Picks(torch.tensor(self.picks), torch.zeros(len(self.picks)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("picks", "ranks", "kind", "named"),
+    [
+        ([0, 0], 1, RuntimeError, "policy 'told' did not pick 2 different of 4"),
+        ([0], 1, RuntimeError, "did not pick"),
+        ([0, 4], 1, RuntimeError, "did not pick"),
+        ([-1, 0], 1, RuntimeError, "did not pick"),
+        ([0, 1], 2, NotPossible, "policy is 'told'; does not take equally many candidates of each of 2 ranks"),
+    ],
+)
+def test_what_a_policy_may_not_pick(picks, ranks, kind, named):
+    one = replace(embedded(4, 1), policy=Policy(picks))
+    with pytest.raises(kind, match=named):
+        scorer().select(replace(one, plan=replace(one.plan, ranks=ranks)), Request())
+
+
+def test_references_that_the_cache_knows_are_not_computed_again(models, tmp_path):
+    learner, reference, store = models
+    cache = ReferenceCache(tmp_path, "tiny", "ab" * 32, WIDTH, 1 << 24)
+    select = Scorer(Models(torch.device("cpu"), learner, reference, store, cache, SamplerSettings()))
+    (pixels, tokens), ids = samples(20), [b"s%d" % i for i in range(20)]
+    whole = ModelInput(pixels, tokens.astype(np.int64))
+
+    def ask(rows):
+        """Of these candidates, all that the cache lacks are brought to the reference."""
+        found = cache.find([ids[row] for row in rows])
+        lacking = rows[~found.known]
+        given = whole.at(lacking) if len(lacking) else None
+        one = task(PreparedSamples(len(rows), [ids[row] for row in rows], whole.at(rows), given, found), 2)
+        return select.select(one, Request())
+
+    half, everything = np.arange(10), np.arange(20)
+    first = ask(half)
+    eventually(lambda: cache.find(ids).known.sum() == 10)
+    second = ask(everything)
+    eventually(lambda: cache.find(ids).known.all())
+    third = ask(everything)
+    cache.close()
+    assert [(one.cached, one.uncached) for one in (first, second, third)] == [(0, 10), (10, 10), (20, 0)]
+    assert second.indices.tolist() == third.indices.tolist()
+    assert second.scores.tolist() == third.scores.tolist()
+    without = scorer(*models).select(task(PreparedSamples(20, [], whole, whole), 2), Request())
+    np.testing.assert_allclose(np.sort(third.scores), np.sort(without.scores), atol=0.05)
 
 
 # Two towers of ten micro-batches, and a look before them, for each model.

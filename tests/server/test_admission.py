@@ -87,6 +87,18 @@ def guarded(used, limit=1000 * MIB, share=0.9) -> Admission:
     return Admission(8, 4 * GIB, Metrics(), guard)
 
 
+def test_a_shortage_is_logged_once_in_a_while(clock, caplog):
+    admission = guarded([950 * MIB])
+    for seconds, logged in ((0, 1), (59, 1), (1, 2), (0, 2)):
+        clock.now += seconds
+        refused(admission)
+        assert len(caplog.records) == logged
+    assert caplog.records[0].getMessage() == (
+        "short of memory, requests are refused: 950 MiB of 1000 MiB used (a), refusing above 900 MiB; "
+        "0 MiB of 8192 MiB used (b), refusing above 7372 MiB"
+    )
+
+
 def test_memory_that_admitted_requests_have_not_taken_yet_counts(monkeypatch):
     monkeypatch.setattr("selector_server.engine.admission.FRESH_SECONDS", 0.0)
     used = [600 * MIB]
@@ -198,7 +210,7 @@ def test_a_caller_who_left_or_is_out_of_time_is_worked_for_no_more():
     with pytest.raises(TooLate, match="it passed at receive"):
         Request(-1.0).check()
     caller.leave()
-    with pytest.raises(Abandoned, match="at encode"):
+    with pytest.raises(Abandoned, match="request is abandoned; nobody waits for it any more, at encode"):
         caller.check()
 
 

@@ -1,6 +1,7 @@
 """The worker's thread, where a real server would need minutes or luck: late, abandoned, stuck and failing tasks."""
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -143,13 +144,28 @@ def test_a_stopped_worker_finishes_its_queue_and_takes_nothing_more(device):
         await asyncio.sleep(0.05)
         device.go.set()
         await asyncio.to_thread(worker.stop, 10)
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="worker is stopped; the server is going down"):
             await named(worker, device, "too late")
         return await first, await queued
 
     assert asyncio.run(main()) == ("hold", "queued")
     assert not worker.alive
     assert not worker.healthy
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_work_that_ends_the_thread_is_refused_and_so_is_what_waits(worker, device):
+    async def main():
+        first = await held(worker, device)
+        end, queued = (asyncio.create_task(worker.run(work, Request())) for work in (sys.exit, lambda: "never"))
+        await asyncio.sleep(0.05)
+        device.go.set()
+        assert await first == "hold"
+        for waiting, how in ((end, "dead"), (queued, "stopped")):
+            with pytest.raises(Unavailable, match=f"worker is {how}; the server is going down"):
+                await waiting
+
+    asyncio.run(main())
 
 
 def test_admission_counts_exactly_and_closes():

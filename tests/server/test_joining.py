@@ -11,7 +11,14 @@ from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbedd
 from selector_server.engine.candidates.preparation import ModelInput
 from selector_server.engine.candidates.samples import PreparedSamples
 from selector_server.engine.closed import ALL_OPEN, Closed
-from selector_server.engine.ranks.joining import check_alike, join, joined_bytes, rank_settings
+from selector_server.engine.ranks.joining import (
+    RankSettings,
+    check_alike,
+    join,
+    joined_bytes,
+    joint_plan,
+    rank_settings,
+)
 from selector_server.engine.task import Task
 from selector_server.errors import Exclusion, InvalidRequest
 from selector_server.sampling import Criterion, Loss
@@ -151,6 +158,22 @@ def test_a_model_on_one_rank_only_is_told_from_either_side():
     assert "embeddings.reference.image is float32 [B, 3] on rank 0 and float32 [B, 4]" in refusal(
         one, task(embedded(width=4), 0)
     )
+
+
+def test_a_setting_of_the_later_rank_only_is_told():
+    with pytest.raises(InvalidRequest, match="margin is missing on rank 0 and 2 on rank 3; must be the same"):
+        check_alike(RankSettings(0, {}), RankSettings(3, {"margin": 2}))
+
+
+def test_ids_are_set_on_all_ranks_or_on_none():
+    first, second = (task(PreparedSamples(1, ids, model_input(1, 0)), 0) for ids in ([b"a"], []))
+    assert refusal(first, second).startswith("sample_ids is set on rank 0 and unset on rank 1")
+    assert refusal(second, first).startswith("sample_ids is unset on rank 0 and set on rank 1")
+
+
+def test_a_joint_plan_has_the_seed_that_it_is_given():
+    joint = joint_plan(plan(3, 2, seed=1), ranks=4, seed=9)
+    assert (joint.sizes, joint.ranks, joint.seed) == ((8, 4), 4, 9)
 
 
 def test_what_a_rank_has_for_itself_is_not_compared():

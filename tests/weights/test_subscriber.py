@@ -1,15 +1,20 @@
 """The subscriber beside a learner that fails in ways that nobody thought of."""
 
+import logging
 import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from selector_client import WeightPublisher
+from selector_proto.weights.store import StoreUnavailable
 from support.processes import eventually
 
+from selector_server.errors import NotPossible
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights import subscriber
-from selector_server.weights.fetcher import Fetcher, News
+from selector_server.weights.fetcher import Fetched, Fetcher, News
 from selector_server.weights.history import Outcome
 from selector_server.weights.subscriber import Subscriber
 from selector_server.weights.versions import SyncState, Version, Versions
@@ -50,6 +55,7 @@ def test_what_cannot_be_bound_is_counted_told_and_tried_again_later_and_later(
         eventually(lambda: learner.asked)
         time.sleep(2)
         tries = learner.asked
+        eventually(lambda: versions.status.rejections == tries, 5)
         assert 2 <= tries <= 8, "the whole of it is fetched each time"
         assert versions.status.state is SyncState.REJECTED
         assert versions.status.last_error == "version 1: RuntimeError: out of memory"
@@ -62,3 +68,88 @@ def test_what_cannot_be_bound_is_counted_told_and_tried_again_later_and_later(
         assert publisher.flush()
         eventually(lambda: versions.current.version == 2)
     assert versions.current.weights == np.float32(2).tobytes()
+
+
+# Look by look, without a store or a thread
+
+
+class Store:
+    """A fetcher of versions that are told."""
+
+    def __init__(self):
+        self.version, self.fetched = 0, []
+
+    def newest(self):
+        if self.version is None:
+            raise StoreUnavailable("nobody answers")
+        return self.version
+
+    def manifest(self, version):
+        return b"%d" % version
+
+    def fetch(self, version, text):
+        self.fetched.append(version)
+        about = {"version": version, "trainer_step": 10 * version, "published_at": 1000.0 + version}
+        return Fetched(SimpleNamespace(**about, payload_bytes=8), {})
+
+
+@pytest.fixture
+def looking():
+    """A store, the versions, and look(version): the subscriber sees it as the newest, and cannot bind the odd ones."""
+    store, versions, bound = Store(), Versions(Version(0, 0, 0.0, "bundled")), []
+
+    def bind(tensors, timed):
+        bound.append(store.version)
+        if store.version % 2:
+            raise NotPossible("weights", store.version, "must be even")
+        return f"weights {store.version}"
+
+    one = Subscriber(store, versions, bind, Metrics(), 0.05, SimpleNamespace())
+
+    def look(version):
+        store.version = version
+        with suppress(StoreUnavailable):
+            assert one.poll()
+        return versions.status.state, versions.status.newest_version, versions.current.version
+
+    return store, versions, look
+
+
+def test_what_was_seen_before_is_not_fetched_again_and_told_as_it_was(looking):
+    store, versions, look = looking
+    assert look(0) == (SyncState.WAITING, 0, 0)
+    assert look(2) == look(2) == (SyncState.CURRENT, 2, 2)
+    for _ in range(2):
+        assert look(3) == (SyncState.REJECTED, 3, 2)
+        assert versions.status.last_error == "version 3: weights is 3; must be even"
+    versions.report(SyncState.DISCONNECTED, None, "gone")
+    assert look(3) == (SyncState.REJECTED, 3, 2)
+    assert versions.status.last_error == "version 3 was refused before"
+    assert look(2) == (SyncState.CURRENT, 2, 2), "whose pointer went back"
+    assert look(4) == (SyncState.CURRENT, 4, 4)
+    versions.report(SyncState.DISCONNECTED, None, "gone")
+    assert look(4) == (SyncState.CURRENT, 4, 4)
+    assert (versions.status.last_error, versions.status.rejections) == ("", 1)
+    assert store.fetched == [2, 3, 4]
+
+
+def test_while_one_is_pinned_newer_ones_are_seen_and_left_alone(looking):
+    store, versions, look = looking
+    look(2)
+    versions.pin(2)
+    assert look(4) == (SyncState.PINNED, 4, 2)
+    versions.unpin()
+    assert look(4) == (SyncState.CURRENT, 4, 4)
+    assert store.fetched == [2, 4]
+
+
+def test_what_is_wrong_is_logged_when_it_changes(looking, caplog):
+    _, _, look = looking
+    caplog.set_level(logging.INFO, "selector_server.weights.subscriber")
+    for version in (2, 3, 5, 5):
+        look(version)
+    assert [record.getMessage() for record in caplog.records] == [
+        "weights: serving version 2 of trainer step 20",
+        "weights: version 3: weights is 3; must be even; version 2 goes on serving",
+        "weights: version 5: weights is 5; must be even; version 2 goes on serving",
+    ]
