@@ -134,8 +134,13 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.export
 
+# Streams that the loader resumes over. What they demand of numpy, transformers and python-dateutil contradicts our pins,
+# and what else they demand is for clouds, so they come without it.
+STREAMS = litdata mosaicml-streaming boto3 botocore s3transfer jmespath tifffile obstore brotli zstd python-snappy cramjam catalogue
+
 $(VENV)/.integration: $(VENV)/.dev
 	$(PIP) --editable '.[integration]'
+	$(PIP) --no-deps $(STREAMS)
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev

@@ -49,6 +49,17 @@ def test_ids_are_those_of_open_clip(both, text):
     assert ours.get_vocab_size() == theirs.vocab_size == 49408
 
 
+def test_byte_order_marks_and_control_characters_are_those_of_open_clip(both):
+    """Captions that were read with another encoding, or copied from a terminal."""
+    ours, theirs = both
+    odd = [*range(0x20), *range(0x7F, 0xA1), 0xAD, 0x200B, 0x2028, 0x2029, 0x201A, 0x201E, 0xFEFF, 0xFFFD]
+    texts = ["\x1b[31mred\x1b[0m dog", "\x1b[1;31mred", "\ufeff\ufeffa\r\nb", "don\x92t"]
+    for code in (*odd, *range(0x206A, 0x2070), *range(0xFFF9, 0xFFFD)):
+        texts += [f"a{chr(code)}b", f"{chr(code)}a dog", f"a {chr(code)} b{chr(code)}"]
+    for text in texts:
+        assert ours.encode(text).ids == ids(theirs, text), repr(text)
+
+
 def test_random_texts(both):
     ours, theirs = both
     rng = random.Random(0)

@@ -19,6 +19,8 @@ def read_ids(values: Any, exclusions: Exclusions, drawn: Mapping[int, int]) -> l
     captions ends with "#" and the number of the one that was `drawn`. Raises TypeError or ValueError if the values are
     no ids at all."""
     items = as_list(values)
+    if not items and (array := as_array(values)).dtype.kind == "f" and array.ndim == 1:  # a column that has gaps
+        items = array.tolist()
     ids = [_one(index, item, exclusions) for index, item in enumerate(items)] if items else _integers(as_array(values))
     if len({type(one) for one in ids if one is not None}) > 1:
         raise TypeError("ids has integers and strings; must be one or the other, for they never meet")
@@ -56,7 +58,7 @@ def check_different(ids: Sequence[Id | None], exclusions: Exclusions) -> None:
 
 
 def _one(index: int, item: Any, exclusions: Exclusions) -> Id | None:
-    if isinstance(item, float | np.floating) and float(item).is_integer():  # a table's column that has gaps
+    if isinstance(item, float | np.floating) and float(item).is_integer():
         item = int(item)
     if isinstance(item, int | np.integer) and not isinstance(item, bool):
         return _checked(int(item))

@@ -40,17 +40,20 @@ _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
+# And these say that none can be used of what it was sent.
+_NONE_LEFT = re.compile(r"FAILED_PRECONDITION: candidates left is 0 of ")
 
 
 @dataclass
 class PendingSelection:
-    """One selection that is under way. `timeout` is how many seconds it was given for itself, if any, and `allowed` how
-    many it may take since `begun`, a time of time.monotonic()."""
+    """One selection that is under way, which may be the `first` of a run. `timeout` is how many seconds it was given
+    for itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic()."""
 
     candidates: Candidates
     picks: int
     header: pb.Selection
     timeout: float | None
+    first: bool = False
     allowed: float = 0.0
     begun: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.perf_counter)
@@ -140,7 +143,8 @@ class Session:
         """Makes the request of one selection; a `sub_batch_size` counts for this one only. Raises ValueError for
         mistakes of the caller, one of which it is if none of the very first candidates can be used."""
         picks = self.settings.picks(candidates.size, sub_batch_size)
-        if not self.count and len(candidates.exclusions) == candidates.size:
+        first = not self.count
+        if first and len(candidates.exclusions) == candidates.size:
             raise ValueError(f"no candidate can be used: {next(iter(candidates.exclusions.found().values())).first}")
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
@@ -157,7 +161,7 @@ class Session:
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        pending = PendingSelection(candidates, picks, header, timeout)
+        pending = PendingSelection(candidates, picks, header, timeout, first)
         self.allow(pending)
         return pending
 
@@ -238,14 +242,15 @@ class Session:
 
     def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:
         """Returns a uniform sub-batch instead of the failed selection. Raises the error if the selector was told to,
-        and if the request was wrong from the start: a run that never had a selection loses nothing by stopping with a
-        reason."""
+        and if the request was wrong from the start, as it is if no candidate of the run's first selection can be used:
+        a run that never had a selection loses nothing by stopping with a reason."""
         if isinstance(error, Unreachable) and error.reason not in ("off", "breaker_open"):
             self.breaker.failed()
         if error.reason == "deadline_exceeded":
             self.expectation.missed(pending.allowed)
         one_sample = not self.settings.strict and _ONE_SAMPLE.search(str(error)) is not None
         wrong = error.reason in _MISTAKES and not self._selected and not one_sample
+        wrong |= pending.first and _NONE_LEFT.search(str(error)) is not None
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)

@@ -9,13 +9,18 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 _START, _END = "<start_of_text>", "<end_of_text>"
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# ftfy removes terminals' escape codes, control characters other than white space, and byte order marks. Those of
+# ISO 8859-1 it reads as Windows-1252.
+_CONTROL = r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
 # open_clip cleans texts by ftfy and by two rounds of html.unescape; these are the parts that captions meet.
 _CLEAN: Mapping[str, str] = {
     "\u2018": "'",
     "\u2019": "'",
+    "\u201a": "'",
     "\u201b": "'",
     "\u201c": '"',
     "\u201d": '"',
+    "\u201e": '"',
     "\u201f": '"',
     "\ufb00": "ff",
     "\ufb01": "fi",
@@ -31,6 +36,9 @@ _CLEAN: Mapping[str, str] = {
     "&#039;": "'",
     "&#x27;": "'",
     "&#34;": '"',
+}
+_WINDOWS: Mapping[str, str] = {
+    chr(code): letter for code in range(0x80, 0xA0) if (letter := bytes([code]).decode("cp1252", "ignore"))
 }
 _BYTES = 256
 _LAST_MERGE = 49152 - _BYTES - 2 + 1
@@ -50,7 +58,8 @@ def clip_tokenizer(vocabulary: Path) -> Tokenizer:
         [
             # Twice: "&amp;amp;lt;" is what two careless exports make of "<".
             *(normalizers.Replace("&amp;", "&") for _ in range(2)),
-            *(normalizers.Replace(old, new) for old, new in _CLEAN.items()),
+            *(normalizers.Replace(old, new) for old, new in {**_WINDOWS, **_CLEAN}.items()),
+            normalizers.Replace(Regex(_CONTROL), ""),
             normalizers.NFC(),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
