@@ -79,14 +79,16 @@ def test_every_setting_named_in_the_docs_exists():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_a_shell_block_is_one(page, monkeypatch):
     """As far as its parser can tell: nothing runs."""
-    from selector_tools import cache, cli
+    from selector_tools import cache, cli, info
+    from selector_tools.export import command as export
     from selector_tools.reference import fit, quantise, report, score
 
-    handlers = [(verb, "run") for verb in (fit, quantise, report, score)] + [(cache, "run_fill"), (cache, "run_stat")]
+    handlers = [(verb, "run") for verb in (export, fit, info, quantise, report, score)]
+    handlers += [(cache, "run_fill"), (cache, "run_stat")]
     for module, handler in handlers:
         monkeypatch.setattr(module, handler, lambda flags: 0)
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             program, *words = shlex.split(line, comments=True) or [""]
-            if program == "selector" and words[0] in ("cache", "reference"):
+            if program == "selector" and words[0] in ("cache", "export", "info", "reference"):
                 assert cli.main(words) == 0, line

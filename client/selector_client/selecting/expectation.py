@@ -108,7 +108,8 @@ class Expectation:
             self._unknown = -1
             log.warning(
                 "none of the ids of the first %d selections is in the sidecar's reference cache, which holds samples "
-                "such as %r: ids must be those that it was filled with (SHARD/KEY for shards of WebDataset)",
+                "such as %r: ids must be those that it was filled with (of WebDataset's shards SHARD/KEY, or KEY alone "
+                "after selector cache fill --ids key)",
                 UNKNOWN_SELECTIONS,
                 self.info.reference.cached_id,
             )
