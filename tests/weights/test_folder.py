@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -135,6 +136,20 @@ def test_numbers_are_given_once_across_processes(folder):
     processes = [spawn("-c", code, folder) for _ in range(3)]
     assert [process.wait(30) for process in processes] == [0, 0, 0]
     assert FolderStore(folder).get(Keys("run").counter) == b"300"
+
+
+def test_numbers_and_the_pointer_are_on_the_disk_before_anybody_sees_them(folder, monkeypatch):
+    durable, replace = [], folder_store.files.replace
+
+    def watched(file, *arguments, **options):
+        if options["durable"]:
+            durable.append(unquote(file.name))
+        replace(file, *arguments, **options)
+
+    monkeypatch.setattr(folder_store.files, "replace", watched)
+    store, owner = FolderStore(folder, write=True), f"{1 << 50} me"
+    assert store.move_pointer(KEYS, owner, store.next_version(KEYS, owner, 0, 60), b"manifest", 60) == 1
+    assert [name.rpartition(".")[0] for name in durable] == [KEYS.counter, KEYS.pointer]
 
 
 def test_readers_see_whole_versions_only(url):

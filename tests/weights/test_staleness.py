@@ -1,6 +1,7 @@
 """Requests that accept new enough weights only: served and flagged, waiting, or refused."""
 
 import asyncio
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from selector_server.engine.request import Request
 from selector_server.errors import StaleWeights
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights.freshness import Freshness, WhenStale
+from selector_server.weights.versions import Version
 
 SERVE, WAIT, REFUSE = pb.STALENESS_POLICY_SERVE, pb.STALENESS_POLICY_WAIT, pb.STALENESS_POLICY_REFUSE
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
@@ -91,6 +93,41 @@ def test_a_wait_ends_shortly_before_the_deadline_and_says_why_nothing_newer_came
     assert "parameter logit_scale is NaN or infinite" in error.details()
     assert "; waited 1." in error.details()
     assert (counted(trainer, "wait"), counted(trainer, "refuse")) == (before[0] + 1, before[1] + 1)
+
+
+OLD = Version(4, 40, 0.0, "weights")
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "message", "action"),
+    [
+        ({}, OLD, None, None),
+        ({"min_version": 4, "max_lag_steps": 10, "trainer_step": 50}, OLD, None, None),
+        ({"max_lag_steps": 0}, OLD, None, None),  # the step is not known
+        ({"min_version": 5}, OLD, "min_weights_version is 5; version 4 is served", "below"),
+        ({"min_version": 1}, None, "min_weights_version is 1; no weights are served", "below"),
+        ({"max_age_seconds": 1.0}, None, None, None),
+        (
+            {"max_lag_steps": 9, "trainer_step": 50},
+            OLD,
+            "max_lag_steps is 9; version 4 of step 40 is served, 10 steps behind",
+            "stale",
+        ),
+        ({"max_age_seconds": 9.5}, OLD, r"max_age_seconds is 9\.5; version 4 is served, \d+\.\d{3} s old", "stale"),
+    ],
+)
+def test_what_a_version_falls_short_of(asked, served, message, action):
+    actions = {"stale": WhenStale.WAIT, "below": WhenStale.REFUSE}
+    fresh = Freshness(**asked, when_stale=actions["stale"], below_minimum=actions["below"])
+    breach = fresh.breach(served, scores=True)
+    if message is None:
+        assert breach is None
+        return
+    assert breach.action is actions[action]
+    assert re.fullmatch(message, str(breach.error("")))
+    assert re.fullmatch(f"{message}; nobody publishes; waited 1.50 s", str(breach.error("nobody publishes", 1.499)))
+    unscored = fresh.breach(served, scores=False)
+    assert (unscored is not None) == (action == "below"), "of what nobody scores with, only a number may be asked for"
 
 
 class Aged:

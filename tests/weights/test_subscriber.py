@@ -92,6 +92,9 @@ class Store:
         about = {"version": version, "trainer_step": 10 * version, "published_at": 1000.0 + version}
         return Fetched(SimpleNamespace(**about, payload_bytes=8), {})
 
+    def close(self):
+        """It holds nothing."""
+
 
 @pytest.fixture
 def looking():
@@ -153,3 +156,26 @@ def test_what_is_wrong_is_logged_when_it_changes(looking, caplog):
         "weights: version 3: weights is 3; must be even; version 2 goes on serving",
         "weights: version 5: weights is 5; must be even; version 2 goes on serving",
     ]
+
+
+class Deaf:
+    """News that fail in a way that nobody thought of."""
+
+    def wait(self, seconds, stop):
+        raise RuntimeError("no ears")
+
+    def close(self):
+        """It holds nothing."""
+
+
+def test_who_cannot_hear_news_goes_on_looking(caplog):
+    store, versions = Store(), Versions(Version(0, 0, 0.0, b""))
+    one = Subscriber(store, versions, lambda tensors, timed: b"", Metrics(), 0.01, Deaf())
+    one.start()
+    for version in (2, 4):
+        store.version = version
+        eventually(lambda version=version: versions.current.version == version)
+    one.stop()
+    assert {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR} == {
+        "weights: announcements cannot be waited for"
+    }
