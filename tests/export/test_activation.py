@@ -33,6 +33,10 @@ TINY = {
 FORCED = {"gelu": (), "quick_gelu": ("--force-quick-gelu",)}
 
 
+# The fixture trains two models: half a minute on a free core, minutes on one that is shared.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
