@@ -148,7 +148,8 @@ def test_a_wrong_canary_and_a_full_cache(site):
     """Weights come with embeddings of another model, and more samples than the cache holds."""
     site.trainer.wrong_canary = True
     canary = ("SelectorCanaryFailed", site.main_name)
-    site.fires(canary, ("SelectorWeightsNotTaken", site.main_name))
+    unheard = ("SelectorTrainerUnheard", site.trainer.address)
+    site.fires(canary, ("SelectorWeightsNotTaken", site.main_name), unheard)
     version = site.main.status().serving.version
     site.trainer.wrong_canary = False
     eventually(lambda: site.main.status().serving.version > version)
