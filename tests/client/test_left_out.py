@@ -198,6 +198,23 @@ def test_an_answer_that_picks_what_it_left_out_is_not_used():
     assert (found.fallback, 3 in found.indices, excluded(found)) == ("wrong_answer", False, {"missing": [3]})
 
 
+@pytest.mark.parametrize("indices", [[[20]], [[2**32 - 1]], [[5, 5]], [[5], [6, 5]]])
+def test_an_answer_that_leaves_out_what_cannot_be_is_not_used(indices):
+    reasons = (pb.EXCLUSION_REASON_FORMAT, pb.EXCLUSION_REASON_TEXT)
+    exclusions = [pb.Exclusion(reason=reason, indices=rows) for reason, rows in zip(reasons, indices, strict=False)]
+    answer = pb.SelectResponse(indices=[0, 1, 2, 3], exclusions=exclusions)
+    with answering(lambda _: answer) as (address, _), Selector(address) as selector:
+        assert selector.select(PIXELS, WORDS, ids=WORDS).fallback == "wrong_answer"
+
+
+def test_reasons_of_a_newer_sidecar_are_one_reason():
+    exclusions = [pb.Exclusion(reason=reason, indices=[reason], first=f"as {reason}") for reason in (19, 18)]
+    answer = pb.SelectResponse(indices=[0, 1, 2, 3], exclusions=exclusions)
+    with answering(lambda _: answer) as (address, _), Selector(address) as selector:
+        found = selector.select(PIXELS, WORDS)
+    assert (excluded(found), found.excluded["unknown"].first) == ({"unknown": [18, 19]}, "as 19")
+
+
 @pytest.mark.parametrize("picks", [[0, 1, 2, 4], [0, 1, 2, 3]])
 def test_a_sidecar_of_version_0_1_that_knows_no_exclusions(picks, caplog):
     """It looks at what stands in a bad sample's place, and may even pick it."""

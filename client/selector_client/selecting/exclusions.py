@@ -1,7 +1,7 @@
 """Which candidates of a super-batch cannot be used, and why: those that the client sees itself, and those that a reply
 names."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ REASONS: Mapping[str, pb.ExclusionReason.ValueType] = {
     name.removeprefix(_PREFIX).lower(): code for name, code in pb.ExclusionReason.items() if code
 }
 _WORDS = {code: word for word, code in REASONS.items()}
+# Stands for reasons that a newer sidecar may have.
+UNKNOWN = "unknown"
 # The contract's bound on the words about the first candidate of a reason.
 MAX_WORDS = 300
 
@@ -65,12 +67,16 @@ class Exclusions:
         return _grouped({index: why for index, (why, _) in together.items()}, together)
 
 
-def read_exclusions(exclusions: Iterable[pb.Exclusion]) -> dict[str, Excluded]:
-    """Returns what a reply says, by reason."""
-    return {
-        _WORDS.get(one.reason, f"reason {one.reason}"): Excluded(np.array(one.indices, np.int64), printable(one.first))
-        for one in exclusions
-    }
+def read_exclusions(exclusions: Sequence[pb.Exclusion], candidates: int) -> dict[str, Excluded]:
+    """Returns what a reply says, by reason. Raises ValueError if it names what is no candidate, or one twice."""
+    found: dict[str, list[int]] = {}
+    for one in exclusions:
+        found.setdefault(_WORDS.get(one.reason, UNKNOWN), []).extend(one.indices)
+    every = np.array([index for indices in found.values() for index in indices], np.int64)
+    if len(every) and (every.max() >= candidates or len(np.unique(every)) < len(every)):
+        raise ValueError(f"the server left out {len(every)} candidates that are not different ones of {candidates}")
+    first = {_WORDS.get(one.reason, UNKNOWN): printable(one.first) for one in reversed(exclusions)}
+    return {reason: Excluded(np.array(sorted(indices), np.int64), first[reason]) for reason, indices in found.items()}
 
 
 def indices_of(excluded: Mapping[str, Excluded]) -> NDArray[np.int64]:

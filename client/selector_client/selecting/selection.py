@@ -54,14 +54,14 @@ class Selection:
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
-        one score each or none at all, or if it picks what it says was left out."""
+        one score each or none at all, or if what it says was left out are no candidates, or picked ones."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
         if len(response.scores) not in (0, picks):
             raise ValueError(f"the server returned {len(response.scores)} scores of {picks} picks")
-        excluded = read_exclusions(response.exclusions)
+        excluded = read_exclusions(response.exclusions, candidates)
         if excluded and np.isin(indices, indices_of(excluded)).any():
             raise ValueError("the server picked candidates that it says were left out")
         scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None

@@ -51,6 +51,7 @@ def answers(_: Path) -> Iterator[Decode]:
         indices = selection.indices.tolist()
         assert len(indices) == len(set(indices)) == _PICKS
         assert all(0 <= index < _CANDIDATES for index in indices)
+        assert sum(len(one.indices) for one in selection.excluded.values()) <= _CANDIDATES - _PICKS
         assert selection.scores is None or selection.scores.shape == (_PICKS,), "scores that are not the picks'"
         assert np.arange(_CANDIDATES)[selection.indices].shape == (_PICKS,)
         return ""
@@ -73,6 +74,11 @@ def answer_seeds() -> list[bytes]:
         sub_batch_size=4,
         chunk_sizes=[2, 2],
         seed=9,
+        not_examined=2,
+        exclusions=[
+            pb.Exclusion(reason=pb.EXCLUSION_REASON_FORMAT, indices=[4, 7], first="a GIF"),
+            pb.Exclusion(reason=pb.EXCLUSION_REASON_REPEATED, indices=[5], first="as 3"),
+        ],
         policy="joint",
         objective=0.1,
         objective_uniform=0.0,
@@ -118,7 +124,8 @@ def failures(_: Path) -> Iterator[Decode]:
             said = pb.GetServerInfoResponse.FromString(info)
         except DecodeError:
             return "unparsed"
-        reason = Transport("localhost:1", None, lambda info: None)._open(said)
+        session.learn(said)
+        reason = Transport("localhost:1", None, session.learn)._open(said)
         assert reason, "a folder that is not the sidecar's"
         return ""
 
