@@ -117,17 +117,21 @@ class Copy:
         return sorted(self._codes())
 
     def check(self, mutants: list[str], children: int, seconds: float) -> dict[str, str]:
-        """What came of those of the mutants that could be run within so many seconds."""
+        """What came of those of the mutants that could be run within so many seconds. Ends the program if mutmut ended
+        by itself with an error: what it had done by then would look like a finished run."""
         began, process = time.monotonic(), self._mutmut("run", "--max-children", str(children), *mutants)
         while process.poll() is None and (took := time.monotonic() - began) < seconds:
             done = self._statuses(mutants)
             survived = [*done.values()].count("survived")
             print(f"\r  {len(done)} of {len(mutants)} run, {survived} survived, {took:.0f} s ", end="", flush=True)
             time.sleep(2)
+        failed = process.poll()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and servers whose test was stopped
         process.wait()
         print()
+        if failed:  # neither None, when the time was up, nor 0
+            raise SystemExit(f"mutmut ended with {failed}: {(self._tree / 'log').read_text()[-5000:]}")
         return self._statuses(mutants)
 
     def change(self, mutant: str) -> dict[str, str]:

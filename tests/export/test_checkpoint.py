@@ -10,21 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from selector_tools.export.checkpoint import load, read
+from support.checkpoints import assert_same, module
 from torch import nn
 
 from selector_server.errors import SetupError
-
-
-def module(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
-
 
 PREFIXES = [
     "",

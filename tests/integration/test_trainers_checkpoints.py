@@ -4,18 +4,7 @@ import numpy as np
 import torch
 from selector_tools.export.checkpoint import load
 from selector_tools.export.torchvision import make_importable
-from torch import nn
-
-
-def module(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
+from support.checkpoints import assert_same, module
 
 
 def test_lightnings_own_checkpoint(tmp_path):

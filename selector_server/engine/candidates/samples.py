@@ -119,8 +119,9 @@ class PreparedSamples:
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
         arrays: list[ModelInput | NDArray[Any]] = []
+        once = _share_input(parts)
         for part in parts:
-            inputs = (part.learner, None if _share_input(parts) else part.reference)
+            inputs = (part.learner, None if once else part.reference)
             arrays += [one for one in inputs if one is not None]
             arrays += [] if part.found is None else [part.found.image, part.found.text]
         return sum(array.nbytes for array in arrays)
