@@ -169,10 +169,10 @@ def test_rows_are_taken_out_of_each_form():
     rows, names = np.arange(3) * 10, ["a", "b", "c"]
     want = ([20, 0], ["c", "a"])
     for form in (list, tuple):
-        taken = default_take(form((rows, names)), np.array([2, 0]))
+        taken = default_take(form((rows, names)), np.array([2, 0]), 3)
         assert isinstance(taken, form)
         assert (taken[0].tolist(), taken[1]) == want
-    taken = default_take({"rows": rows, "both": (rows, names)}, np.array([2, 0]))
+    taken = default_take({"rows": rows, "both": (rows, names)}, np.array([2, 0]), 3)
     assert (taken["rows"].tolist(), taken["both"][0].tolist(), taken["both"][1]) == (want[0], *want)
 
 
