@@ -1,6 +1,7 @@
 """The versions in memory and what is told of them, without a store or a learner."""
 
 from selector_proto.weights.reports import MAX_REASON, printable
+
 from selector_server.weights.history import Outcome
 from selector_server.weights.versions import Status, SyncState, Version, Versions
 
