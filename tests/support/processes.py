@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -22,6 +24,9 @@ from support.forked import ForkedCommand
 from support.wire import Request, some_losses
 
 READY = "selector.v1.SelectorService"
+# Ports that some process of tests took lately: one empty file each.
+PORTS = Path(tempfile.gettempdir()) / f"selector-test-ports-{os.getuid()}"
+RESERVED_SECONDS = 300
 
 
 def spawn(*arguments, program=sys.executable, env=None, **options) -> subprocess.Popen:
@@ -53,9 +58,12 @@ def run_serve(flags, env=None, timeout=60) -> tuple[int, str]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below the range that outgoing connections take theirs from."""
+    """A port that nothing listens on, below the range that outgoing connections take theirs from. Nobody else is given
+    it for a while: between here and its use, tests of other processes would find it free, too."""
     while True:
         port = random.SystemRandom().randint(15_000, 32_000)
+        if not _reserve(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -63,6 +71,20 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def _reserve(port: int) -> bool:
+    """Whether the port is this process's now; it is not if another took it lately."""
+    PORTS.mkdir(exist_ok=True)
+    taken = PORTS / str(port)
+    with suppress(FileNotFoundError):
+        if time.time() - taken.stat().st_mtime > RESERVED_SECONDS:
+            taken.unlink()
+    try:
+        taken.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def listens(port) -> bool:
