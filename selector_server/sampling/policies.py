@@ -14,9 +14,9 @@ from importlib.metadata import entry_points
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from selector_server.sampling.joint import WholePool, draw_in_chunks
+from selector_server.sampling.losses import OwnScores
 from selector_server.sampling.noise import Keys, check_open, draw_chunk
 from selector_server.sampling.plan import Draw, Picks, Plan
 from selector_server.sampling.scores import PairScores, Scores
@@ -69,16 +69,16 @@ class Joint(Policy):
 
 
 class Independent(Policy):
-    """Prioritised sampling on each candidate's own score: JEST with a single chunk."""
+    """Prioritised sampling on each candidate's own score: JEST in which no pair counts."""
 
     name = "independent"
     needs = Needs.SCALARS
     knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
-        own = scores.own()
-        picks = _drawn_at_once(own * plan.gain, scores.open, plan)
-        return Picks(picks, own[picks], scores.total(picks))
+        check_open(scores.open, plan)
+        picks = draw_in_chunks(scores, OwnScores(scores.own()), plan, WholePool(scores, plan))
+        return replace(picks, total=scores.total(picks.indices))
 
 
 class Uniform(Policy):
@@ -89,8 +89,11 @@ class Uniform(Policy):
     knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
+        check_open(scores.open, plan)
         same = torch.zeros_like(scores.own())
-        picks = _drawn_at_once(same, scores.open, replace(plan, draw=Draw.SAMPLE))
+        logits = same if scores.open is None else same.masked_fill(~scores.open, -torch.inf)
+        keys = Keys(replace(plan, draw=Draw.SAMPLE), scores.size, same.device)
+        picks = draw_chunk(keys.of(logits, 0), plan.picks, plan)
         return Picks(picks, same[picks], 0.0)
 
 
@@ -130,11 +133,3 @@ def load_policies() -> dict[str, Policy]:
             raise ValueError(f"policy {point.name} ({point.value}) has the name of another, {policy.name!r}")
         policies[policy.name] = policy
     return policies
-
-
-def _drawn_at_once(logits: Tensor, open_: Tensor | None, plan: Plan) -> Tensor:
-    """Indices, int64 [b], of open candidates, drawn in one round by the logits, float64 [B]."""
-    check_open(open_, plan)
-    if open_ is not None:
-        logits = logits.masked_fill(~open_, -torch.inf)
-    return draw_chunk(Keys(plan, len(logits), logits.device).of(logits, 0), plan.picks, plan)

@@ -166,7 +166,7 @@ def cases(world):
             yield pair_scores(loss=loss), plan, RAGGED[world]
             yield pair_scores(loss=loss, alike=True), plan, RAGGED[world]
             yield pair_scores(loss=loss), replace(plan, sizes=(48, 24, 12, 12), ranks=world), even(world)
-    for criterion in Criterion:
+    for criterion in (Criterion.LEARNABILITY, Criterion.EASY_REFERENCE, Criterion.HARD_LEARNER):
         yield pair_scores(criterion), replace(PLAN, gain=100.0), even(world)
     yield pair_scores(), replace(PLAN, sizes=(COUNT - 5, 5)), RAGGED[world]
     yield replace(pair_scores(), tile_bytes=5000), PLAN, RAGGED[world]
