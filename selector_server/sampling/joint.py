@@ -108,7 +108,10 @@ def _apart(scores: Scores) -> Apart | None:
     """What keeps picks apart; None if they may be alike."""
     if not isinstance(scores, PairScores) or scores.max_similarity is None or scores.reference is None:
         return None
-    return Apart(scores.reference, scores.max_similarity, scores.tile_bytes)
+    apart = Apart(scores.reference, scores.max_similarity, scores.tile_bytes)
+    if scores.recent is not None:
+        apart.add(scores.recent)
+    return apart
 
 
 def _draw_apart(pool: Pool, apart: Apart, ranking: Tensor, score: Tensor, size: int, ranks: int) -> Drawn:

@@ -37,18 +37,21 @@ class Policy(ABC):
 
     A policy that needs PAIRS is given PairScores, any other may be given any Scores. Only policies that need PAIRS are
     planned in more than one chunk. A policy that `knows_open` never picks a candidate that is closed in scores.open;
-    any other is given the open candidates only, as if there were no more. A class that writes its own `pick` must say
-    it anew.
+    any other is given the open candidates only, as if there were no more. A policy that draws `in_rounds` draws the
+    plan's uniform picks, and keeps picks apart; any other is not asked for that. A class that writes its own `pick`
+    must say both anew.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
     knows_open: ClassVar[bool] = False
+    in_rounds: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        if "pick" in vars(cls) and "knows_open" not in vars(cls):
-            cls.knows_open = False
+        for ability in ("knows_open", "in_rounds"):
+            if "pick" in vars(cls) and ability not in vars(cls):
+                setattr(cls, ability, False)
 
     @abstractmethod
     def pick(self, scores: Scores, plan: Plan) -> Picks:
@@ -60,7 +63,7 @@ class Joint(Policy):
 
     name = "joint"
     needs = Needs.PAIRS
-    knows_open = True
+    knows_open = in_rounds = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
@@ -73,10 +76,11 @@ class Independent(Policy):
 
     name = "independent"
     needs = Needs.SCALARS
-    knows_open = True
+    knows_open = in_rounds = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         check_open(scores.open, plan)
+        plan = replace(plan, sizes=(sum(plan.sizes),))
         picks = draw_in_chunks(scores, OwnScores(scores.own()), plan, WholePool(scores, plan))
         return replace(picks, total=scores.total(picks.indices))
 

@@ -112,7 +112,8 @@ class PairScores:
     are the candidates' embeddings; those that are weighed must be there. In the place of the learner's there may be its
     loss of each candidate by itself, `learner_losses`, float [B], where it counts for no pair and the loss is sigmoid.
     With `max_similarity`, in (0, 1), a candidate is not picked whose image or text has a larger cosine with that of a
-    pick, as the reference sees them (similarity.py). ValueError is raised if something is missing for that.
+    pick, or of `recent` picks, as the reference sees them (similarity.py). ValueError is raised if something is missing
+    for that.
 
     `tile_bytes` bounds the memory beyond embeddings and accumulators, and does not change the result; None suits the
     device. `fused` sums strips by the GPU kernel, in bfloat16, where the loss has one; see losses.kernel.available.
@@ -130,6 +131,7 @@ class PairScores:
     pair_criterion: Criterion | None = None
     learner_losses: Tensor | None = None
     max_similarity: float | None = None
+    recent: Embedded | None = None
 
     def __post_init__(self) -> None:
         check_criteria(self.criterion, self.pair_criterion, self.loss)
@@ -182,9 +184,10 @@ class PairScores:
     def own(self) -> Tensor:
         return self._own
 
-    def own_loss(self, model: Embedded) -> Tensor:
-        """The loss of each candidate by itself, float64 [B], by this model."""
-        return self.loss.running.own_losses(model)
+    def own_losses(self) -> tuple[Tensor | None, Tensor | None]:
+        """The loss of each candidate by itself, float64 [B], by learner and reference, as far as they are there."""
+        learner, reference = (None if model is None else self._loss(model) for model in (self._learner, self.reference))
+        return learner, reference
 
     def total(self, picks: Tensor) -> float:
         own, models = self._own[picks], [(weight, model.at(picks)) for weight, model in self.models]
@@ -217,6 +220,9 @@ class PairScores:
     def _learner(self) -> Embedded | Tensor | None:
         return self.learner if self.learner_losses is None else self.learner_losses
 
+    def _loss(self, model: Embedded | Tensor) -> Tensor:
+        return model.double() if isinstance(model, Tensor) else self.loss.running.own_losses(model)
+
     @property
     def _given(self) -> Embedded | Tensor:
         """What the first model that counts has of each candidate."""
@@ -226,7 +232,7 @@ class PairScores:
     @cached_property
     def _own(self) -> Tensor:
         parts = [
-            weight * (model.double() if isinstance(model, Tensor) else self.own_loss(model))
+            weight * self._loss(model)
             for weight, model in zip(self.criterion.value, (self._learner, self.reference), strict=True)
             if weight and model is not None
         ]

@@ -32,7 +32,7 @@ VERSION = 4
 # Size of the record that every shard shows before the first round.
 RECORD_BYTES = 4096
 # Fields of PairScores that each shard has its own of; all others must agree, and so must the whole plan.
-OWN = frozenset({"learner", "reference", "learner_losses", "check", "open"})
+OWN = frozenset({"learner", "reference", "learner_losses", "check", "open", "recent"})
 # What errors call a field, where that is not its name.
 CALLED = {"sizes": "chunk sizes"}
 

@@ -186,7 +186,7 @@ def cases(world):
         yield ruled, replace(PLAN, explore=10), RAGGED[world]
         yield ruled, replace(PLAN, sizes=(48, 24, 12, 12), ranks=world, explore=24), even(world)
     alone = replace(pair_scores(), pair_criterion=Criterion.EASY_REFERENCE)
-    yield replace(alone, learner=None, learner_losses=alone.own_loss(alone.learner)), PLAN, RAGGED[world]
+    yield replace(alone, learner=None, learner_losses=alone.own_losses()[0]), PLAN, RAGGED[world]
     yield closing(pair_scores(alike=True), *range(5), *range(700, COUNT)), PLAN, RAGGED[world]
     yield closing(pair_scores(), *range(100, COUNT)), replace(PLAN, sizes=(95, 5)), RAGGED[world]
 
