@@ -29,6 +29,7 @@ from selector_server.machine import memory_bounds, usable_cpus
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.call_log import CallLog
 from selector_server.rpc.idempotency import Idempotency
+from selector_server.rpc.read_candidates import KnownReference
 from selector_server.rpc.receive import Reception
 from selector_server.rpc.responses import About
 from selector_server.rpc.security.access import Access
@@ -99,7 +100,7 @@ def build(config: Config) -> Sidecar:
     service = SelectorService(
         Engine(admission, models, preparation, scorer, ranks, metrics),
         reception,
-        Contract(config, policies, _loss(config, models)),
+        Contract(config, policies, _loss(config, models), _known(models.reference)),
         Idempotency(admission),
         CallLog(metrics, tracing, config.access_log),
         about,
@@ -231,6 +232,12 @@ def _loss(config: Config, models: Models) -> Loss:
     if len(losses) > 1:
         raise SetupError("reference", config.reference, f"must have the learner's loss, not {sorted(losses)}")
     return Loss(losses.pop()) if losses else Loss.SIGMOID
+
+
+def _known(reference: Model | None) -> KnownReference | None:
+    if reference is None:
+        return None
+    return KnownReference(reference.bundle.fingerprint, reference.bundle.manifest.width)
 
 
 def _summary(models: Models) -> str:

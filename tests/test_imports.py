@@ -46,6 +46,7 @@ SERVER = "selector_server."
 COMPOSITION = ("app", "build")
 # The engine's modules and rooms, from the ground up: each may import those before it.
 ENGINE = (
+    "arrays",
     "closed",
     "admission",
     "task",

@@ -5,7 +5,7 @@ What closes a candidate writes it into a `Closing`; what is made of that, a `Clo
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -20,16 +20,33 @@ QUOTED = 100
 
 
 @dataclass(frozen=True)
+class Prefiltered:
+    """What a prefilter knew: of how many candidates the reference's loss is `known` and `unknown`, and the `rows` that
+    it closed, int64 [n], ascending."""
+
+    known: int
+    unknown: int
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Closed:
-    """The candidates that may not be picked. `reasons` has why, by the candidate's index; `first` has, for each reason,
-    the lowest index and what was wrong with that candidate, in words."""
+    """The candidates that may not be picked. `reasons` has why, by the candidate's index, of those that cannot be used;
+    `first` has, for each reason, the lowest index and what was wrong with that candidate, in words. Those that a
+    prefilter closed can be used, and nothing is said of each."""
 
     reasons: Mapping[int, Exclusion] = field(default_factory=dict)
     first: Mapping[Exclusion, tuple[int, str]] = field(default_factory=dict)
+    prefiltered: Prefiltered | None = None
 
     def __len__(self) -> int:
         """How many they are."""
-        return len(self.reasons)
+        return len(self.reasons) + self.left_out
+
+    @property
+    def left_out(self) -> int:
+        """How many a prefilter closed."""
+        return 0 if self.prefiltered is None else len(self.prefiltered.rows)
 
     @property
     def counts(self) -> dict[Exclusion, int]:
@@ -44,6 +61,8 @@ class Closed:
         """Which of `size` candidates may be picked, bool [size]."""
         mask = np.ones(size, np.bool_)
         mask[list(self.reasons)] = False
+        if self.prefiltered is not None:
+            mask[self.prefiltered.rows] = False
         return mask
 
     def open_rows(self, size: int) -> NDArray[np.int64]:
@@ -62,18 +81,25 @@ class Closed:
         ]
         excluded = f"excluded are {', '.join(parts)}"
         if (left := size - len(self)) < picks:
-            raise NotPossible("candidates left", f"{left} of {size}", f"{picks} must be picked; {excluded}")
-        if len(self) > most * size:
+            beside = f"; beside {self.left_out} that the prefilter left out" if self.left_out else ""
+            raise NotPossible("candidates left", f"{left} of {size}", f"{picks} must be picked; {excluded}{beside}")
+        if (bad := len(self.reasons)) > most * size:
             limit = f"max_excluded_share is {most:g}, at most {int(most * size)} of them; {excluded}"
-            raise NotPossible("excluded candidates", f"{len(self)} of {size}", limit)
+            raise NotPossible("excluded candidates", f"{bad} of {size}", limit)
 
     @staticmethod
     def joined(parts: Sequence[tuple["Closed", int]]) -> "Closed":
         """Those of several super-batches, each with its size, one behind the other."""
         closing, offset = Closing(), 0
+        filters: list[Prefiltered] = []
         for closed, size in parts:
             closing.add(closed, offset)
+            if (one := closed.prefiltered) is not None:
+                filters.append(replace(one, rows=one.rows + offset))
             offset += size
+        if filters:
+            known, unknown = sum(one.known for one in filters), sum(one.unknown for one in filters)
+            closing.prefilter(Prefiltered(known, unknown, np.concatenate([one.rows for one in filters])))
         return closing.closed()
 
 
@@ -84,7 +110,7 @@ class Closing:
     """Collects, from any thread, which candidates may not be picked. Of several reasons for one, the first counts."""
 
     def __init__(self, closed: Closed = ALL_OPEN) -> None:
-        self._reasons, self._first = dict(closed.reasons), dict(closed.first)
+        self._reasons, self._first, self._prefiltered = dict(closed.reasons), dict(closed.first), closed.prefiltered
         self._lock = Lock()
 
     def __contains__(self, index: int) -> bool:
@@ -97,7 +123,8 @@ class Closing:
     def left(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of these candidates that are not closed by now."""
         with self._lock:
-            return rows[~np.isin(rows, list(self._reasons))] if self._reasons else rows
+            rows = rows[~np.isin(rows, list(self._reasons))] if self._reasons else rows
+            return rows if self._prefiltered is None else rows[~np.isin(rows, self._prefiltered.rows)]
 
     def close(self, index: int, reason: Exclusion, words: str) -> None:
         """Closes a candidate; `words` say what is wrong with it."""
@@ -114,8 +141,13 @@ class Closing:
             raise error
         self.close(index, error.exclusion, str(error))
 
+    def prefilter(self, prefiltered: Prefiltered) -> None:
+        """Closes what a prefilter leaves out. It is done once."""
+        with self._lock:
+            self._prefiltered = prefiltered
+
     def add(self, closed: Closed, offset: int = 0) -> None:
-        """Closes all of these; `offset` is added to their indices."""
+        """Closes all of these that cannot be used; `offset` is added to their indices."""
         for why, (index, words) in closed.first.items():
             self.close(offset + index, why, words)
         for index, why in closed.reasons.items():
@@ -124,7 +156,9 @@ class Closing:
     def closed(self) -> Closed:
         """All that are closed by now."""
         with self._lock:
-            return Closed(dict(self._reasons), dict(self._first)) if self._reasons else ALL_OPEN
+            if not self._reasons and self._prefiltered is None:
+                return ALL_OPEN
+            return Closed(dict(self._reasons), dict(self._first), self._prefiltered)
 
 
 def printable(words: str) -> str:

@@ -3,21 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.encoding.model import Model, Weights
 from selector_server.encoding.reference_cache import ReferenceCache
+from selector_server.engine.arrays import Floats, ModelEmbeddings
 from selector_server.engine.request import Request
 from selector_server.engine.task import ServedWeights, Task
 from selector_server.errors import NotPossible, StaleWeights
 from selector_server.sampling import Embedded, PairScores
 from selector_server.weights.freshness import Breach, WhenStale
 from selector_server.weights.versions import SyncState, Version, Versions
-
-Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,14 @@ class Models:
         """Raises NotPossible for what this server can never do, and StaleWeights for a task that does not wait. It is
         cheap, and called before the task is queued."""
         if task.encoded:
-            if task.criterion.needs_learner and self.learner is None:
-                raise NotPossible("samples", task.criterion.name, "needs a learner; start the server with --learner")
-            if task.criterion.needs_reference and self.reference is None:
-                raise NotPossible("samples", task.criterion.name, "needs a reference; start it with --reference")
+            rule, brought = task.rule, task.candidates.reference_brought
+            if rule.needs_learner and self.learner is None:
+                raise NotPossible("samples", rule.name, "needs a learner; start the server with --learner")
+            if rule.needs_reference and not brought and self.reference is None:
+                raise NotPossible("samples", rule.name, "needs a reference; start it with --reference")
+            if rule.prefilter is not None and not brought and self.cache is None:
+                limit = "knows no loss before it encodes; start the server with --cache, or send reference embeddings"
+                raise NotPossible("prefilter", rule.prefilter, limit)
         breach = self._breach(task, self._current())
         if breach is None or breach.action is WhenStale.SERVE:
             return
@@ -79,11 +80,33 @@ class Models:
         return version.weights, ServedWeights(version.version, version.trainer_step, age, lag, breach is not None)
 
     def pairs(
-        self, task: Task[Any], learner: Embedded | None, reference: Embedded | None, request: Request
+        self,
+        task: Task[Any],
+        learner: Embedded | None,
+        reference: Embedded | None,
+        request: Request,
+        learner_losses: Tensor | None = None,
     ) -> PairScores:
-        """Scores of all pairs of candidates by the task's criterion and loss."""
-        sizes = (self._sampler.tile_bytes, self._sampler.fused)
-        return PairScores(task.criterion, learner, reference, task.loss, *sizes, check=request.check)
+        """Scores of all pairs of candidates by the task's rule."""
+        rule = task.rule
+        return PairScores(
+            rule.criterion,
+            learner,
+            reference,
+            rule.loss,
+            self._sampler.tile_bytes,
+            self._sampler.fused,
+            check=request.check,
+            pair_criterion=rule.pair_criterion,
+            learner_losses=learner_losses,
+            max_similarity=rule.max_similarity,
+            recent=None if task.recent is None else self.embedded(task.recent),
+        )
+
+    def embedded(self, model: ModelEmbeddings) -> Embedded:
+        """The embeddings on the device, normalised."""
+        image, text = (self.on_device(side) for side in (model.image, model.text))
+        return Embedded.normalise(image, text, model.scale, model.bias)
 
     def on_device(self, array: Floats) -> Tensor:
         """A copy of the array: request arrays are views into a read-only payload, which torch must not share."""

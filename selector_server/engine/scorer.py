@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selector_server.engine.candidates.base import Candidates, Scorable
 from selector_server.engine.models import Models
 from selector_server.engine.request import Request, StageSeconds
-from selector_server.engine.task import Result, ServedWeights, Task
+from selector_server.engine.task import OwnLosses, Result, ServedWeights, Task
 from selector_server.errors import NotPossible
-from selector_server.sampling import Needs, ScalarScores, Scores
+from selector_server.sampling import Needs, PairScores, ScalarScores, Scores
 from selector_server.sampling.policies import pick_open
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
@@ -76,6 +77,7 @@ class Scorer:
             quality=assess(scores.own(), picks.indices, task.plan, NATS, scores.open) if scored else None,
             closed=task.candidates.closed,
             not_examined=task.candidates.not_examined,
+            losses=own_losses(task, scores, picks.indices),
         )
 
     def _work(self, task: Task[Any], found: bool) -> tuple[Hashable, int]:
@@ -112,6 +114,14 @@ class Pace:
         alike = [took for when, count, took in self._seen.get(kind, ()) if when > oldest and count <= size]
         stages = self.STAGES[self.STAGES.index(stage) :]
         return min((sum(took[name] for name in stages) for took in alike), default=0.0)
+
+
+def own_losses(task: Task[Any], scores: Scores, rows: Tensor) -> OwnLosses | None:
+    """The own losses of these candidates, int64 [n], if the task asks for them."""
+    if not task.returns_losses or not isinstance(scores, PairScores):
+        return None
+    learner, reference = (None if one is None else one.cpu().numpy() for one in scores.at(rows).own_losses())
+    return OwnLosses(learner, reference)
 
 
 def _check_shares(task: Task[Scorable]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_server.engine.arrays import ModelEmbeddings
 from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
 from selector_server.sampling.quality import Quality
@@ -48,18 +49,46 @@ class BadSamples(Enum):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How candidates are compared: by themselves, in pairs, by which loss, and what keeps some of them out, as
+    PairScores and prefilter.py have it. It matters to every policy but uniform."""
+
+    criterion: Criterion
+    pair_criterion: Criterion
+    loss: Loss
+    prefilter: float | None = None
+    max_similarity: float | None = None
+
+    @property
+    def needs_learner(self) -> bool:
+        return self.criterion.needs_learner or self.pair_criterion.needs_learner
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.criterion.needs_reference or self.pair_criterion.needs_reference
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        own, pairs = self.criterion.name, self.pair_criterion.name
+        return own if own == pairs else f"{own} with pairs by {pairs}"
+
+
+@dataclass(frozen=True)
 class Task(Generic[C_co]):
-    """One super-batch and how to pick from it. `criterion` and `loss` matter to every policy but uniform. The task is
-    refused if a larger share of the candidates than `max_excluded_share` is left out."""
+    """One super-batch and how to pick from it. The task is refused if a larger share of the candidates than
+    `max_excluded_share` is left out. `recent` are picks of earlier steps as the reference sees them. `returns_losses`:
+    the result has the picks' own losses."""
 
     candidates: C_co
     policy: Policy
-    criterion: Criterion
-    loss: Loss
+    rule: Rule
     plan: Plan
     freshness: Freshness = field(default_factory=Freshness)
     bad_samples: BadSamples = BadSamples.REFUSE
     max_excluded_share: float = 0.5
+    recent: ModelEmbeddings | None = None
+    returns_losses: bool = False
 
     @property
     def excludes(self) -> bool:
@@ -79,7 +108,7 @@ class Task(Generic[C_co]):
     @property
     def needs_weights(self) -> bool:
         """Whether this server's learner scores the candidates."""
-        return self.encoded and self.criterion.needs_learner
+        return self.encoded and self.rule.needs_learner
 
     def of(self, candidates: D, plan: Plan | None = None) -> "Task[D]":
         """The same task for other candidates, drawn by another plan if one is given."""
@@ -100,10 +129,29 @@ class ServedWeights:
 
 
 @dataclass(frozen=True)
+class OwnLosses:
+    """The loss of each pick by itself, float64 [b], by learner and reference; None for a model that did not look at
+    them. The arrays are read-only."""
+
+    learner: NDArray[np.float64] | None = None
+    reference: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        for array in (self.learner, self.reference):
+            if array is not None:
+                array.setflags(write=False)
+
+    def at(self, rows: NDArray[Any]) -> "OwnLosses":
+        """Those of some picks."""
+        learner, reference = (None if one is None else one[rows] for one in (self.learner, self.reference))
+        return OwnLosses(learner, reference)
+
+
+@dataclass(frozen=True)
 class Result:
     """`indices` int64 [b] in draw order; `scores` float64 [b]; objectives per example in nats; `quality` by own
     scores. Scores, objectives and quality are None for the uniform policy; of ranks that select as one, the quality of
-    all is told with rank 0's share. The arrays are read-only."""
+    all is told with rank 0's share. The arrays are read-only. `losses` are there if the task asks for them."""
 
     indices: NDArray[np.int64]
     plan: Plan
@@ -117,6 +165,7 @@ class Result:
     quality: Quality | None = None
     closed: Closed = ALL_OPEN  # candidates that could not be picked
     not_examined: int = 0  # candidates whose image and text nobody looked at
+    losses: OwnLosses | None = None
 
     def __post_init__(self) -> None:
         for array in (self.indices, self.scores):

@@ -103,7 +103,7 @@ class CallLog:
             metrics.objective.labels("uniform").set(result.objective_uniform)
         if (quality := result.quality) is not None:
             picked, left = ((part.counts, part.total) for part in (quality.picked, quality.left))
-            criterion = task.criterion.name.lower()
+            criterion = task.rule.criterion.name.lower()
             metrics.quality.observe(criterion, picked, left, quality.top_share, quality.uniform_overlap)
         attributes: dict[str, str | int | float | bool] = {
             "selector.candidates": task.size,

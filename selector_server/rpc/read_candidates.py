@@ -1,6 +1,6 @@
 """Candidates from a Selection and its payload: one reader for each form of the contract's `candidates`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,17 +11,27 @@ from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
 from selector_server.encoding.reference_cache import integer_key, string_key
+from selector_server.engine.arrays import Floats, ModelEmbeddings
 from selector_server.engine.candidates.base import Candidates
-from selector_server.engine.candidates.embeddings import Embeddings, ModelEmbeddings
+from selector_server.engine.candidates.embeddings import Embeddings
 from selector_server.engine.candidates.samples import Samples
 from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.closed import Closing
-from selector_server.engine.models import Floats
-from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError
+from selector_server.engine.task import Rule
+from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, NotPossible, SelectorError
 from selector_server.rpc.exclusions import check_exclusions, read_exclusions
-from selector_server.sampling import MAX_LOGIT, Criterion, Needs, Policy
+from selector_server.sampling import MAX_LOGIT, Loss, Needs, Policy
 
 T = TypeVar("T")
+MAX_FINGERPRINT = 128
+
+
+@dataclass(frozen=True)
+class KnownReference:
+    """The reference of this server: its fingerprint, and the width of its embeddings."""
+
+    fingerprint: str
+    width: int
 
 
 @dataclass(frozen=True)
@@ -31,9 +41,10 @@ class _Request:
     selection: pb.Selection
     payload: memoryview
     config: Config
-    criterion: Criterion
+    rule: Rule
     policy: Policy
     excludes: bool
+    reference: KnownReference | None
     closing: Closing
 
     def bad(self, index: int, error: SelectorError) -> None:
@@ -64,15 +75,21 @@ class _Request:
 
 
 def read_candidates(
-    selection: pb.Selection, payload: memoryview, config: Config, criterion: Criterion, policy: Policy, excludes: bool
+    selection: pb.Selection,
+    payload: memoryview,
+    config: Config,
+    rule: Rule,
+    policy: Policy,
+    excludes: bool,
+    reference: KnownReference | None,
 ) -> Candidates:
-    """`excludes` says that candidates which cannot be used are left out. Raises WireError, InvalidRequest or
-    LimitExceeded."""
+    """`excludes` says that candidates which cannot be used are left out, and `reference` is this server's. Raises
+    WireError, InvalidRequest, LimitExceeded or NotPossible."""
     form = selection.WhichOneof("candidates")
     if form is None:
         raise InvalidRequest("candidates", "missing", f"set {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}")
     closing = read_exclusions(selection)
-    candidates = FORMS[form](_Request(selection, payload, config, criterion, policy, excludes, closing))
+    candidates = FORMS[form](_Request(selection, payload, config, rule, policy, excludes, reference, closing))
     check_exclusions(selection, candidates.size)
     return candidates
 
@@ -98,8 +115,21 @@ def _samples(request: _Request) -> Samples:
             texts = request.read_bytes(samples.strings, "samples.strings", size, config.max_text_bytes)
         case _:
             raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
-    ids = _sample_ids(request, size)
-    return Samples(images, texts, ids, request.closing.closed())
+    ids, brought = _sample_ids(request, size), None
+    if samples.HasField("reference"):
+        _check_fingerprint(samples.reference.fingerprint, request.reference)
+        brought, _ = _model_embeddings(request, samples.reference.embeddings, "samples.reference.embeddings", size)
+    return Samples(images, texts, ids, request.closing.closed(), brought, samples.reference.fingerprint)
+
+
+def _check_fingerprint(fingerprint: str, own: KnownReference | None) -> None:
+    """What one reference makes of candidates says nothing of another. Raises InvalidRequest and NotPossible."""
+    if not 1 <= len(fingerprint) <= MAX_FINGERPRINT or not fingerprint.isprintable():
+        limit = f"1 to {MAX_FINGERPRINT} printable characters"
+        raise InvalidRequest("samples.reference.fingerprint", repr(fingerprint[:MAX_FINGERPRINT]), limit)
+    if own is not None and own.fingerprint != fingerprint:
+        limit = f"this server's reference is {own.fingerprint}"
+        raise NotPossible("samples.reference.fingerprint", fingerprint, limit)
 
 
 def _sample_ids(request: _Request, size: int) -> list[bytes]:
@@ -128,26 +158,74 @@ def _sample_ids(request: _Request, size: int) -> list[bytes]:
 
 
 def _embeddings(request: _Request) -> Embeddings:
-    config, payload = request.config, request.payload
+    message, losses = request.selection.embeddings, None
+    rule, field = request.rule, "embeddings.learner_losses"
+    if message.HasField("learner_losses"):
+        if message.HasField("learner"):
+            raise InvalidRequest(field, "set", "embeddings.learner is set, too; send one of the two")
+        if rule.pair_criterion.needs_learner or rule.loss is not Loss.SIGMOID:
+            limit = f"pairs by {rule.pair_criterion.name} and loss {rule.loss.value} need the learner's embeddings"
+            raise InvalidRequest(field, "set", limit)
 
     def read_model(model: pb.ModelEmbeddings, field: str, size: int | None) -> tuple[ModelEmbeddings, int]:
-        size = _size(model.image, f"{field}.image", config) if size is None else size
-        image: Floats = read(model.image, payload, f"{field}.image", FLOATS, [size, None])
-        if not 1 <= image.shape[1] <= config.max_width:
-            raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {config.max_width}")
-        text: Floats = read(model.text, payload, f"{field}.text", FLOATS, [size, image.shape[1]])
-        scale, bias = model.logit_scale, model.logit_bias
-        if not 0 < scale <= MAX_LOGIT:  # NaN fails too
-            value = scale if model.HasField("logit_scale") else "missing"
-            raise InvalidRequest(f"{field}.logit_scale", value, f"must be positive and at most {MAX_LOGIT:g}")
-        if not abs(bias) <= MAX_LOGIT:
-            raise InvalidRequest(f"{field}.logit_bias", bias, f"must be finite and at most {MAX_LOGIT:g}, either sign")
-        request.check_finite(f"{field}.image", image)
-        request.check_finite(f"{field}.text", text)
-        return ModelEmbeddings(image, text, scale, bias), size
+        return _model_embeddings(request, model, field, size)
 
-    models = _of_models(request, request.selection.embeddings, "embeddings", read_model)
-    return Embeddings(models["learner"], models["reference"], request.closing.closed())
+    given = {"learner"} if message.HasField("learner_losses") else set()
+    models, size = _of_models(request, message, "embeddings", read_model, given)
+    if message.HasField("learner_losses"):
+        if size is None:
+            size = _size(message.learner_losses, field, request.config)
+        losses = read(message.learner_losses, request.payload, field, FLOATS, [size])
+        request.check_finite(field, losses)
+    return Embeddings(models["learner"], models["reference"], losses, request.closing.closed())
+
+
+def _model_embeddings(
+    request: _Request, model: pb.ModelEmbeddings, field: str, size: int | None
+) -> tuple[ModelEmbeddings, int]:
+    config = request.config
+    size = _size(model.image, f"{field}.image", config) if size is None else size
+    image, text = _sides(model, request.payload, field, size, config)
+    scale, bias = model.logit_scale, model.logit_bias
+    if not 0 < scale <= MAX_LOGIT:  # NaN fails too
+        value = scale if model.HasField("logit_scale") else "missing"
+        raise InvalidRequest(f"{field}.logit_scale", value, f"must be positive and at most {MAX_LOGIT:g}")
+    if not abs(bias) <= MAX_LOGIT:
+        raise InvalidRequest(f"{field}.logit_bias", bias, f"must be finite and at most {MAX_LOGIT:g}, either sign")
+    request.check_finite(f"{field}.image", image)
+    request.check_finite(f"{field}.text", text)
+    return ModelEmbeddings(image, text, scale, bias), size
+
+
+def _sides(
+    message: pb.ModelEmbeddings | pb.RecentPicks, payload: memoryview, field: str, size: int, config: Config
+) -> tuple[Floats, Floats]:
+    """Image and text embeddings, float [size, D] each. Raises WireError and LimitExceeded."""
+    image: Floats = read(message.image, payload, f"{field}.image", FLOATS, [size, None])
+    if not 1 <= image.shape[1] <= config.max_width:
+        raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {config.max_width}")
+    text: Floats = read(message.text, payload, f"{field}.text", FLOATS, [size, image.shape[1]])
+    return image, text
+
+
+def read_recent(
+    selection: pb.Selection, payload: memoryview, config: Config, rule: Rule, known: KnownReference | None
+) -> ModelEmbeddings | None:
+    """Picks of earlier steps as the reference sees them. Raises WireError, InvalidRequest or LimitExceeded."""
+    if not selection.HasField("recent") or rule.max_similarity is None:
+        return None
+    size = _size(selection.recent.image, "recent.image", config)
+    image, text = _sides(selection.recent, payload, "recent", size, config)
+    brought = (
+        selection.embeddings.reference if selection.HasField("embeddings") else selection.samples.reference.embeddings
+    )
+    width = brought.image.shape[1] if brought.HasField("image") else known and known.width
+    for side, array in (("image", image), ("text", text)):
+        if not np.isfinite(array).all():
+            raise InvalidRequest(f"recent.{side}", "not finite", "every value must be finite")
+    if image.shape[1] != width:
+        raise InvalidRequest("recent.image.shape", list(image.shape), f"the reference's width is {width}")
+    return ModelEmbeddings(image, text, 1.0, 0.0)
 
 
 def _losses(request: _Request) -> ScalarLosses:
@@ -161,7 +239,7 @@ def _losses(request: _Request) -> ScalarLosses:
         request.check_finite(field, array)
         return array, size
 
-    models = _of_models(request, request.selection.losses, "losses", read_model)
+    models, _ = _of_models(request, request.selection.losses, "losses", read_model)
     return ScalarLosses(models["learner"], models["reference"], request.closing.closed())
 
 
@@ -173,17 +251,22 @@ FORMS: Mapping[str, Callable[[_Request], Candidates]] = {
 
 
 def _of_models(
-    request: _Request, message: Any, field: str, read_model: Callable[[Any, str, int | None], tuple[T, int]]
-) -> dict[str, T | None]:
-    """What `read_model` makes of either model's part of the message. All parts have as many candidates as the first."""
-    criterion, size = request.criterion, None
+    request: _Request,
+    message: Any,
+    field: str,
+    read_model: Callable[[Any, str, int | None], tuple[T, int]],
+    otherwise: Collection[str] = (),
+) -> tuple[dict[str, T | None], int | None]:
+    """What `read_model` makes of either model's part of the message, and the number of candidates, None if there is no
+    part. All parts have as many as the first. Models that are there in another way need none."""
+    rule, size = request.rule, None
     found: dict[str, T | None] = {"learner": None, "reference": None}
-    for name, needed in (("learner", criterion.needs_learner), ("reference", criterion.needs_reference)):
+    for name, needed in (("learner", rule.needs_learner), ("reference", rule.needs_reference)):
         if message.HasField(name):
             found[name], size = read_model(getattr(message, name), f"{field}.{name}", size)
-        elif needed:
-            raise InvalidRequest(f"{field}.{name}", "missing", f"criterion {criterion.name} needs it")
-    return found
+        elif needed and name not in otherwise:
+            raise InvalidRequest(f"{field}.{name}", "missing", f"criterion {rule.name} needs it")
+    return found, size
 
 
 def _size(tensor: pb.Tensor, field: str, config: Config) -> int:

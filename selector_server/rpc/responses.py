@@ -1,22 +1,26 @@
 """What the server answers: results, status and information as messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import selector_proto
+from numpy.typing import NDArray
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights.link import masked
 
 from selector_server.config import Config
 from selector_server.encoding.model import Model
 from selector_server.encoding.reference_cache import ReferenceCache
+from selector_server.engine.closed import Prefiltered
 from selector_server.engine.request import Request
-from selector_server.engine.task import Result
+from selector_server.engine.task import OwnLosses, Result
 from selector_server.rpc.exclusions import write_exclusions
+from selector_server.rpc.read_rule import CRITERIA, LOSSES, PAIR_CRITERIA
 from selector_server.rpc.shared_memory import SharedFolder
-from selector_server.rpc.wire import CRITERIA, LOSSES
+from selector_server.sampling import Criterion
 from selector_server.weights.versions import SyncState, Versions
 
 _STATES = {
@@ -37,10 +41,12 @@ _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "protobuf", "grpcio", "
 
 def selected(request: Request, result: Result, unserved: pb.UnservedWeights | None) -> pb.SelectResponse:
     """The reply; `unserved` says why the newest weights are not served."""
-    weights = result.weights
+    assert request.task is not None
+    weights, rule, losses = result.weights, request.task.rule, result.losses or OwnLosses()
+    scored = result.scores is not None
     return pb.SelectResponse(
         indices=result.indices.tolist(),
-        scores=[] if result.scores is None else result.scores.tolist(),
+        scores=_listed(result.scores),
         sub_batch_size=result.plan.picks,
         chunk_sizes=result.plan.sizes,
         seed=result.plan.seed,
@@ -62,7 +68,27 @@ def selected(request: Request, result: Result, unserved: pb.UnservedWeights | No
         exclusions=write_exclusions(result.closed),
         not_examined=result.not_examined,
         unserved_weights=unserved,
+        criterion=_code(CRITERIA, rule.criterion if scored else None),
+        pair_criterion=_code(PAIR_CRITERIA, rule.pair_criterion if scored else None),
+        prefiltered=_prefiltered(result.closed.prefiltered),
+        explored=result.plan.explore,
+        learner_losses=_listed(losses.learner),
+        reference_losses=_listed(losses.reference),
     )
+
+
+def _listed(array: NDArray[np.float64] | None) -> list[float]:
+    return [] if array is None else array.tolist()
+
+
+def _code(table: Mapping[int, Criterion], criterion: Criterion | None) -> pb.Criterion.ValueType:
+    return pb.Criterion.ValueType(next((code for code, one in table.items() if code and one is criterion), 0))
+
+
+def _prefiltered(found: Prefiltered | None) -> pb.Prefiltered | None:
+    if found is None:
+        return None
+    return pb.Prefiltered(known=found.known, unknown=found.unknown, left_out=len(found.rows))
 
 
 class About:

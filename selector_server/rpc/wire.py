@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
 
 from selector_proto.contract import DEFAULT_FILTER_RATIO, sub_batch_size
 from selector_proto.v1 import selector_pb2 as pb
@@ -11,8 +10,9 @@ from selector_server.config import Config
 from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.task import BadSamples, Member, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
-from selector_server.rpc.read_candidates import read_candidates
-from selector_server.sampling import Criterion, Draw, Loss, Needs, Plan, Policy, chunk_sizes
+from selector_server.rpc.read_candidates import KnownReference, read_candidates, read_recent
+from selector_server.rpc.read_rule import enum_of, explored, read_rule
+from selector_server.sampling import Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
 
 MAX_REQUEST_ID = 128
@@ -27,20 +27,10 @@ MAX_STEP = 2**63 - 1
 MAX_AGE_SECONDS = 1e9
 DEFAULT_EXCLUDED_SHARE = 0.5
 
-CRITERIA: Mapping[int, Criterion] = {
-    pb.CRITERION_UNSPECIFIED: Criterion.LEARNABILITY,
-    pb.CRITERION_LEARNABILITY: Criterion.LEARNABILITY,
-    pb.CRITERION_EASY_REFERENCE: Criterion.EASY_REFERENCE,
-    pb.CRITERION_HARD_LEARNER: Criterion.HARD_LEARNER,
-}
 DRAWS: Mapping[int, Draw] = {
     pb.DRAW_UNSPECIFIED: Draw.SAMPLE,
     pb.DRAW_SAMPLE: Draw.SAMPLE,
     pb.DRAW_TOP_K: Draw.TOP_K,
-}
-LOSSES: Mapping[int, Loss] = {
-    pb.LOSS_UNSPECIFIED: Loss.SIGMOID,
-    **{pb.Loss.Value(f"LOSS_{loss.name}"): loss for loss in Loss},
 }
 WHEN_STALE: Mapping[int, WhenStale] = {
     pb.STALENESS_POLICY_SERVE: WhenStale.SERVE,
@@ -57,10 +47,13 @@ _LATER = ("tags",)
 
 class Contract:
     """What this server takes of the contract. `models_loss` is the one that its models were made for, and so raw
-    samples are compared by it unless the request says otherwise."""
+    samples are compared by it unless the request says otherwise. `reference` is None without one."""
 
-    def __init__(self, config: Config, policies: Mapping[str, Policy], models_loss: Loss) -> None:
-        self._config, self._policies, self._models_loss = config, policies, models_loss
+    def __init__(
+        self, config: Config, policies: Mapping[str, Policy], models_loss: Loss, reference: KnownReference | None
+    ) -> None:
+        self._config, self._policies = config, policies
+        self._models_loss, self._reference = models_loss, reference
 
     def member(self, selection: pb.Selection) -> Member | None:
         """Which of the ranks that select as one the selection is for; None if it selects alone. It needs the header
@@ -96,19 +89,18 @@ class Contract:
         if policy is None:
             limit = f"must be one of {', '.join(sorted(self._policies))}"
             raise InvalidRequest("policy", repr(selection.policy), limit)
-        criterion = _enum("criterion", selection.criterion, CRITERIA, pb.Criterion)
+        rule = read_rule(selection, policy, self._models_loss)
         bad_samples, share = _bad_samples(selection)
         excludes = bad_samples is BadSamples.EXCLUDE
-        candidates = read_candidates(selection, payload, config, criterion, policy, excludes)
+        candidates = read_candidates(selection, payload, config, rule, policy, excludes, self._reference)
         size, world_size = candidates.size, selection.world_size
         if world_size > 1 and not config.peers and world_size * size > config.max_super_batch:
             value, limit = f"{world_size} x {size}", f"at most {config.max_super_batch} together"
             raise LimitExceeded("candidates of all ranks", value, limit)
-        loss = _enum("loss", selection.loss, LOSSES, pb.Loss)
-        if candidates.encoded and selection.loss == pb.LOSS_UNSPECIFIED:
-            loss = self._models_loss
         plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
-        return Task(candidates, policy, criterion, loss, plan, freshness, bad_samples, share)
+        recent = read_recent(selection, payload, config, rule, self._reference)
+        losses = selection.return_losses
+        return Task(candidates, policy, rule, plan, freshness, bad_samples, share, recent, losses)
 
 
 def _check_supported(selection: pb.Selection, config: Config) -> None:
@@ -146,16 +138,17 @@ def _plan(selection: pb.Selection, size: int, policy: Policy, max_chunks: int) -
     gain = selection.gain if selection.HasField("gain") else DEFAULT_GAIN
     if not 0 < gain <= MAX_GAIN:  # NaN fails too
         raise InvalidRequest("gain", gain, f"must be positive and at most {MAX_GAIN:g}")
-    draw = _enum("draw", selection.draw, DRAWS, pb.Draw)
+    draw = enum_of("draw", selection.draw, DRAWS, pb.Draw)
     seed = selection.seed if selection.HasField("seed") else secrets.randbits(64)
+    explore = explored(selection, policy, picks)
     # Chunks are for policies that look at pairs; the others draw all picks at once.
-    sizes = chunk_sizes(picks, chunks if policy.needs is Needs.PAIRS else 1)
-    return Plan(sizes, gain, draw, seed)
+    chunks = min(chunks, picks - explore) if policy.needs is Needs.PAIRS else 1
+    return Plan(chunk_sizes(picks - explore, chunks), gain, draw, seed, explore=explore)
 
 
 def _bad_samples(selection: pb.Selection) -> tuple[BadSamples, float]:
     """What happens to candidates that cannot be used, and the largest share of them that may be left out."""
-    bad_samples: BadSamples = _enum("bad_samples", selection.bad_samples, BAD_SAMPLES, pb.BadSamples)
+    bad_samples: BadSamples = enum_of("bad_samples", selection.bad_samples, BAD_SAMPLES, pb.BadSamples)
     if bad_samples is not BadSamples.EXCLUDE:
         for name, is_set in (
             ("max_excluded_share", selection.HasField("max_excluded_share")),
@@ -183,18 +176,8 @@ def _freshness(selection: pb.Selection, config: Config) -> Freshness:
         if not 0 < age <= MAX_AGE_SECONDS:  # NaN fails too
             raise InvalidRequest("max_age_seconds", age, f"must be positive and at most {MAX_AGE_SECONDS:g}")
     policies = {pb.STALENESS_POLICY_UNSPECIFIED: WhenStale(config.when_stale), **WHEN_STALE}
-    when_stale: WhenStale = _enum("when_stale", selection.when_stale, policies, pb.StalenessPolicy)
+    when_stale: WhenStale = enum_of("when_stale", selection.when_stale, policies, pb.StalenessPolicy)
     # A minimum is meant seriously: the server's default to serve does not lift it, a request that says so does.
     lifted = selection.when_stale == pb.STALENESS_POLICY_SERVE or when_stale is WhenStale.WAIT
     below_minimum = when_stale if lifted else WhenStale.REFUSE
     return Freshness(selection.min_weights_version, lag, age, step, when_stale, below_minimum)
-
-
-def _enum(field: str, value: int, table: Mapping[int, Any], enum: Any) -> Any:
-    if value not in table:
-        raise InvalidRequest(field, _name(enum, value), f"must be one of {', '.join(map(enum.Name, table))}")
-    return table[value]
-
-
-def _name(enum: Any, value: int) -> str | int:
-    return enum.Name(value) if value in enum.values() else value

@@ -1,6 +1,7 @@
 """A super-batch as one model sees it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -39,6 +40,12 @@ class Embedded:
     def at(self, indices: Tensor) -> "Embedded":
         """The candidates of these indices, int64 [n]."""
         return Embedded(self.image[indices], self.text[indices], self.scale, self.bias)
+
+    @staticmethod
+    def joined(parts: Sequence["Embedded"]) -> "Embedded":
+        """Those of all parts, one behind the other; scale and bias are the first's."""
+        image, text = (torch.cat([getattr(part, side) for part in parts]) for side in ("image", "text"))
+        return replace(parts[0], image=image, text=text)
 
     def half(self) -> "Embedded":
         """The same in bfloat16, as the fused kernel takes it."""

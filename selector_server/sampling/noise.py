@@ -11,6 +11,8 @@ from selector_server.sampling.plan import Draw, Plan
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+# The noise of uniform picks is of no round: no plan has so many.
+EXPLORE_STREAM = 1 << 32
 # So much noise is made at once: more would not be faster, and would be most of a large super-batch's memory.
 NOISE_AHEAD = 1 << 16
 
@@ -43,6 +45,10 @@ class Keys:
             self._made = range(round_, min(round_ + rounds, max(round_ + 1, len(self._plan.sizes))))
             self._noise = _gumbel(self._plan.seed, self._made, self._candidates)
         return logits + self._noise[round_ - self._made.start]
+
+    def uniform(self, logits: Tensor) -> Tensor:
+        """The keys of the uniform picks that come before the first round, whatever the draw."""
+        return logits + gumbel(self._plan.seed, EXPLORE_STREAM, self._candidates)
 
 
 def open_logits(score: Tensor, taken: Tensor, plan: Plan) -> Tensor:

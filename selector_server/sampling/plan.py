@@ -15,12 +15,13 @@ class Draw(Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """A draw of b picks in chunks.
+    """A draw of b picks: `explore` of them uniformly, and then the others in chunks, by their scores.
 
-    `sizes` are the picks of each chunk; their sum is b. `gain` multiplies scores before the exponential (JEST
-    Algorithm 2, `softmax_score_gain`). `seed` has 64 bits; noise is a function of (seed, round, candidate). With
+    `sizes` are the picks of each chunk; with `explore` their sum is b. `gain` multiplies scores before the exponential
+    (JEST Algorithm 2, `softmax_score_gain`). `seed` has 64 bits; noise is a function of (seed, round, candidate). With
     `ranks`, the candidates are that many equal, contiguous shares, and every chunk takes equally many of each, so that
-    data-parallel ranks get equal local batches. Raises ValueError for sizes that are not multiples of it.
+    data-parallel ranks get equal local batches. Raises ValueError for sizes, or uniform picks, that are not multiples
+    of it.
     """
 
     sizes: tuple[int, ...]
@@ -28,15 +29,17 @@ class Plan:
     draw: Draw
     seed: int
     ranks: int = 1
+    explore: int = 0
 
     def __post_init__(self) -> None:
-        if any(size % self.ranks for size in self.sizes):
-            raise ValueError(f"chunk sizes are {self.sizes}; must be multiples of the number of ranks, {self.ranks}")
+        if any(size % self.ranks for size in (*self.sizes, self.explore)):
+            sizes = f"chunk sizes are {self.sizes} after {self.explore} uniform picks"
+            raise ValueError(f"{sizes}; must be multiples of the number of ranks, {self.ranks}")
 
     @property
     def picks(self) -> int:
         """b, the number of picks."""
-        return sum(self.sizes)
+        return self.explore + sum(self.sizes)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from importlib.metadata import entry_points
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from selector_server.sampling.joint import WholePool, draw_in_chunks
+from selector_server.sampling.losses import OwnScores
 from selector_server.sampling.noise import Keys, check_open, draw_chunk
 from selector_server.sampling.plan import Draw, Picks, Plan
 from selector_server.sampling.scores import PairScores, Scores
@@ -37,18 +37,21 @@ class Policy(ABC):
 
     A policy that needs PAIRS is given PairScores, any other may be given any Scores. Only policies that need PAIRS are
     planned in more than one chunk. A policy that `knows_open` never picks a candidate that is closed in scores.open;
-    any other is given the open candidates only, as if there were no more. A class that writes its own `pick` must say
-    it anew.
+    any other is given the open candidates only, as if there were no more. A policy that draws `in_rounds` draws the
+    plan's uniform picks, and keeps picks apart; any other is not asked for that. A class that writes its own `pick`
+    must say both anew.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
     knows_open: ClassVar[bool] = False
+    in_rounds: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        if "pick" in vars(cls) and "knows_open" not in vars(cls):
-            cls.knows_open = False
+        for ability in ("knows_open", "in_rounds"):
+            if "pick" in vars(cls) and ability not in vars(cls):
+                setattr(cls, ability, False)
 
     @abstractmethod
     def pick(self, scores: Scores, plan: Plan) -> Picks:
@@ -60,7 +63,7 @@ class Joint(Policy):
 
     name = "joint"
     needs = Needs.PAIRS
-    knows_open = True
+    knows_open = in_rounds = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
@@ -69,16 +72,17 @@ class Joint(Policy):
 
 
 class Independent(Policy):
-    """Prioritised sampling on each candidate's own score: JEST with a single chunk."""
+    """Prioritised sampling on each candidate's own score: JEST in which no pair counts."""
 
     name = "independent"
     needs = Needs.SCALARS
-    knows_open = True
+    knows_open = in_rounds = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
-        own = scores.own()
-        picks = _drawn_at_once(own * plan.gain, scores.open, plan)
-        return Picks(picks, own[picks], scores.total(picks))
+        check_open(scores.open, plan)
+        plan = replace(plan, sizes=(sum(plan.sizes),))
+        picks = draw_in_chunks(scores, OwnScores(scores.own()), plan, WholePool(scores, plan))
+        return replace(picks, total=scores.total(picks.indices))
 
 
 class Uniform(Policy):
@@ -89,8 +93,11 @@ class Uniform(Policy):
     knows_open = True
 
     def pick(self, scores: Scores, plan: Plan) -> Picks:
+        check_open(scores.open, plan)
         same = torch.zeros_like(scores.own())
-        picks = _drawn_at_once(same, scores.open, replace(plan, draw=Draw.SAMPLE))
+        logits = same if scores.open is None else same.masked_fill(~scores.open, -torch.inf)
+        keys = Keys(replace(plan, draw=Draw.SAMPLE), scores.size, same.device)
+        picks = draw_chunk(keys.of(logits, 0), plan.picks, plan)
         return Picks(picks, same[picks], 0.0)
 
 
@@ -130,11 +137,3 @@ def load_policies() -> dict[str, Policy]:
             raise ValueError(f"policy {point.name} ({point.value}) has the name of another, {policy.name!r}")
         policies[policy.name] = policy
     return policies
-
-
-def _drawn_at_once(logits: Tensor, open_: Tensor | None, plan: Plan) -> Tensor:
-    """Indices, int64 [b], of open candidates, drawn in one round by the logits, float64 [B]."""
-    check_open(open_, plan)
-    if open_ is not None:
-        logits = logits.masked_fill(~open_, -torch.inf)
-    return draw_chunk(Keys(plan, len(logits), logits.device).of(logits, 0), plan.picks, plan)

@@ -67,10 +67,12 @@ def assess(
 
 
 def _uniform_too(own: Tensor, picks: Tensor, plan: Plan, open_: Tensor | None) -> Tensor:
-    """How many of the first chunk's picks are drawn if every open candidate scores alike, too; float64 []."""
-    first, taken = plan.sizes[0], torch.zeros_like(own)
+    """How many of the first chunk's picks are drawn if every open candidate scores alike, too; float64 []. Uniform
+    picks, which come before that chunk, are not among them."""
+    explored, first, taken = picks[: plan.explore], plan.sizes[0], torch.zeros_like(own)
     noise = gumbel(plan.seed, 0, torch.arange(len(own), device=own.device))
     if open_ is not None:
         noise = noise.masked_fill(~open_, -torch.inf)
+    noise[explored] = -torch.inf
     taken[draw_chunk(noise, first, plan)] = 1
-    return taken[picks[:first]].sum()
+    return taken[picks[plan.explore : plan.explore + first]].sum()

@@ -23,17 +23,16 @@ from torch import Tensor
 
 from selector_server.sampling.embeddings import Embedded
 from selector_server.sampling.joint import Drawn, draw_in_chunks
-from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.noise import best
 from selector_server.sampling.plan import Picks, Plan
 from selector_server.sampling.scores import PairScores
 
 # The version of what is exchanged. It must be raised with every change of that, or of the bits of a score.
-VERSION = 3
+VERSION = 4
 # Size of the record that every shard shows before the first round.
 RECORD_BYTES = 4096
 # Fields of PairScores that each shard has its own of; all others must agree, and so must the whole plan.
-OWN = frozenset({"learner", "reference", "check", "open"})
+OWN = frozenset({"learner", "reference", "learner_losses", "check", "open", "recent"})
 # What errors call a field, where that is not its name.
 CALLED = {"sizes": "chunk sizes"}
 
@@ -66,7 +65,7 @@ def pick_sharded(
     gloo's own threads wait on for it. `scores.check` is not asked: the other shards wait for this one. Raises
     ShardsDisagree and ShardLost.
     """
-    shards = _Shards(group, scores.models[0][1].image.device, timeout_seconds)
+    shards = _Shards(group, scores.device, timeout_seconds)
     pool = _ShardedPool(shards, scores, _agree(shards, scores, plan), balanced=plan.ranks > 1)
     return draw_in_chunks(scores, scores.streamed(), plan, pool)
 
@@ -131,7 +130,7 @@ def _agree(shards: _Shards, scores: PairScores, plan: Plan) -> list[int]:
 
 def _record(scores: PairScores, plan: Plan) -> dict[str, str]:
     """What must be equal on all shards, the most telling first."""
-    models = [model for _, model in scores.models]
+    models = scores.shown
     sides = [side for model in models for side in (model.image, model.text)]
     values = {
         "version": (VERSION, torch.__version__),
@@ -143,7 +142,7 @@ def _record(scores: PairScores, plan: Plan) -> dict[str, str]:
         "dtypes": [str(side.dtype) for side in sides],
         "widths": [side.shape[1] for side in sides],
         "embeddings for each candidate": all(len(side) == scores.size for side in sides),
-        "device": sides[0].device.type,
+        "device": scores.device.type,
     }
     texts = {name: str(value) for name, value in values.items()}
     return {
@@ -173,13 +172,14 @@ class _ShardedPool:
     def __init__(self, shards: _Shards, scores: PairScores, sizes: Sequence[int], balanced: bool) -> None:
         self._shards, self._scores, self._balanced = shards, scores, balanced
         self._ends = torch.tensor(sizes, device=shards.device).cumsum(0)
-        self.first = sum(sizes[: shards.rank])
+        self.first, self.size = sum(sizes[: shards.rank]), sum(sizes)
 
     def draw(self, ranking: Tensor, score: Tensor, size: int) -> Drawn:
         index, index_score = self._best_of_all(ranking, score, size)
         owner = torch.searchsorted(self._ends, index, right=True)
-        rows = (index[owner == self._shards.rank] - self.first).to(ranking.device)
-        return Drawn(index, index_score, Chunk(self._embeddings(rows, owner), rows))
+        here = owner == self._shards.rank
+        rows = (index[here] - self.first).to(ranking.device)
+        return Drawn(index, index_score, here, self._scores.chunk_of(self._embeddings(rows, owner), rows))
 
     def total(self, here: float) -> float:
         return float(self._shards.gather("totals", torch.tensor([here], dtype=torch.float64)).sum())
@@ -197,10 +197,9 @@ class _ShardedPool:
             mine = torch.full((3, offers), -torch.inf, dtype=torch.float64, device=ranking.device)
             mine[:, : len(rows)] = torch.stack([ranking[rows], (rows + first).double(), score[rows]])
             key, index, index_score = shards.gather("keys", mine).transpose(0, 1).reshape(3, -1)
-            if self._balanced:
-                return index.long(), index_score
-            picks = best(key, size)
-            if offers == size or int(torch.bincount(picks // offers).max()) < offers:
+            picks = torch.arange(len(key), device=key.device) if self._balanced else best(key, size)
+            if self._balanced or offers == size or int(torch.bincount(picks // offers).max()) < offers:
+                picks = picks[key[picks] > -torch.inf]
                 return index[picks].long(), index_score[picks]
             offers = min(size, 2 * offers)
 
@@ -210,7 +209,9 @@ class _ShardedPool:
 
         They travel as bytes: padded to equal blocks, or, when few shards own most picks, as a sum with zeros.
         """
-        shards, models = self._shards, [model for _, model in self._scores.models]
+        shards, models = self._shards, self._scores.shown
+        if not models:
+            return []
         sides = [side for model in models for side in (model.image, model.text)]
         mine = torch.cat([side[rows].view(torch.uint8) for side in sides], dim=1).to(shards.device)
         counts = torch.bincount(owner, minlength=shards.count)

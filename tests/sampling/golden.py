@@ -24,6 +24,7 @@ from selector_server.sampling import (
 )
 from selector_server.sampling.quality import assess
 
+OWN = [criterion for criterion in Criterion if criterion is not Criterion.NONE]
 BOUNDS = (-1.0, 0.0, 1.0)
 
 
@@ -36,7 +37,7 @@ def model(seed: int, scale: float, bias: float, count: int = 96) -> Embedded:
 def grid() -> Iterator[tuple[str, object, Plan, str]]:
     """Names, scores, plans and policies."""
     learner, reference = model(1, 10.0, -10.0), model(2, 25.0, -7.5)
-    for criterion, loss, draw, bound in itertools.product(Criterion, Loss, Draw, (None, 1000)):
+    for criterion, loss, draw, bound in itertools.product(OWN, Loss, Draw, (None, 1000)):
         scores = PairScores(criterion, learner, reference, loss, bound)
         plan = Plan(chunk_sizes(21, 5), 5.0, draw, seed=2**64 - 3)
         yield f"joint {criterion.name} {loss.name} {draw.name} {bound}", scores, plan, "joint"

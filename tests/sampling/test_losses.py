@@ -31,9 +31,9 @@ def test_chunks_one_by_one_total_what_the_whole_batch_does(loss):
     rows = torch.randperm(ours.size, generator=torch.Generator().manual_seed(0))[:30]
     for running in (ours.running(), ours.streamed()):
         first, second, last = torch.split(rows, 10)
-        running.add(Chunk.of(ours.models, first))
-        running.add(Chunk.of(ours.models, second))
-        assert running.finish(Chunk.of(ours.models, last)) == pytest.approx(ours.total(rows), rel=1e-9)
+        running.add(ours.chunk(first))
+        running.add(ours.chunk(second))
+        assert running.finish(ours.chunk(last)) == pytest.approx(ours.total(rows), rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", Loss)
@@ -45,7 +45,7 @@ def test_pairs_if_a_loss_has_them_are_what_strips_add(loss):
         return
     running, rows = ours.streamed(), torch.tensor([5, 80, 2])
     own = running.scores()
-    running.add(Chunk.of(ours.models, rows))
+    running.add(ours.chunk(rows))
     others = torch.ones(ours.size, dtype=torch.bool)
     others[rows] = False
     added = (running.scores() - own)[others]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampling import POLICIES, models, oracle_matrix, oracle_noise, softmax_terms
+from test_sampling import OWN, POLICIES, models, oracle_matrix, oracle_noise, softmax_terms
 
 from selector_server.sampling import (
     Criterion,
@@ -69,7 +69,7 @@ def selections(draw):
     plan = Plan(
         sizes, draw(st.sampled_from([1.0, 100.0])), draw(st.sampled_from(Draw)), draw(st.integers(0, 2**64 - 1))
     )
-    criterion, loss = draw(st.sampled_from(Criterion)), draw(st.sampled_from(Loss))
+    criterion, loss = draw(st.sampled_from(OWN)), draw(st.sampled_from(Loss))
     return criterion, loss, plan, draw(st.sampled_from([None, 1000])), sorted(closed), count
 
 

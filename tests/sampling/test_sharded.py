@@ -45,7 +45,7 @@ def pair_scores(criterion=Criterion.LEARNABILITY, loss=Loss.SIGMOID, **kind):
 def part(scores, sizes, rank):
     rows = torch.arange(COUNT)[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
     opened = None if scores.open is None else scores.open[rows]
-    return replace(scores, learner=scores.learner.at(rows), reference=scores.reference.at(rows), open=opened)
+    return replace(scores.at(rows), open=opened)
 
 
 def closing(scores, *indices):
@@ -166,7 +166,7 @@ def cases(world):
             yield pair_scores(loss=loss), plan, RAGGED[world]
             yield pair_scores(loss=loss, alike=True), plan, RAGGED[world]
             yield pair_scores(loss=loss), replace(plan, sizes=(48, 24, 12, 12), ranks=world), even(world)
-    for criterion in Criterion:
+    for criterion in (Criterion.LEARNABILITY, Criterion.EASY_REFERENCE, Criterion.HARD_LEARNER):
         yield pair_scores(criterion), replace(PLAN, gain=100.0), even(world)
     yield pair_scores(), replace(PLAN, sizes=(COUNT - 5, 5)), RAGGED[world]
     yield replace(pair_scores(), tile_bytes=5000), PLAN, RAGGED[world]
@@ -176,6 +176,17 @@ def cases(world):
         few = closing(pair_scores(loss=loss), *range(0, COUNT, 3))
         yield few, PLAN, RAGGED[world]
         yield few, replace(PLAN, sizes=(48, 24, 12, 12), ranks=world), even(world)
+    for more in (
+        {"pair_criterion": Criterion.EASY_REFERENCE},
+        {"pair_criterion": Criterion.NONE, "max_similarity": 0.5},
+        {"pair_criterion": Criterion.EASY_REFERENCE, "max_similarity": 0.3},
+        {"pair_criterion": Criterion.HARD_LEARNER, "max_similarity": 0.45},
+    ):
+        ruled = closing(replace(pair_scores(), **more), *range(0, COUNT, 3))
+        yield ruled, replace(PLAN, explore=10), RAGGED[world]
+        yield ruled, replace(PLAN, sizes=(48, 24, 12, 12), ranks=world, explore=24), even(world)
+    alone = replace(pair_scores(), pair_criterion=Criterion.EASY_REFERENCE)
+    yield replace(alone, learner=None, learner_losses=alone.own_losses()[0]), PLAN, RAGGED[world]
     yield closing(pair_scores(alike=True), *range(5), *range(700, COUNT)), PLAN, RAGGED[world]
     yield closing(pair_scores(), *range(100, COUNT)), replace(PLAN, sizes=(95, 5)), RAGGED[world]
 
@@ -214,6 +225,9 @@ def other(scores):
         "embeddings for each candidate": (replace(scores, reference=scores.reference.at(torch.arange(3))), PLAN),
         "tile bytes": (replace(scores, tile_bytes=1 << 14), PLAN),
         "fused": (replace(scores, fused=True), PLAN),
+        "pair criterion": (replace(scores, pair_criterion=Criterion.EASY_REFERENCE), PLAN),
+        "max similarity": (replace(scores, max_similarity=0.9), PLAN),
+        "explore": (scores, replace(PLAN, explore=3)),
     }
 
 

@@ -23,7 +23,7 @@ from selector_server.engine.candidates.samples import PreparedSamples
 from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.engine.scorer import Scorer
-from selector_server.engine.task import ServedWeights, Task
+from selector_server.engine.task import Rule, ServedWeights, Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, NotPossible, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss, Needs, Picks
@@ -49,7 +49,7 @@ class Leaves(Request):
 
 
 def task(candidates, chunks):
-    kind = {"policy": POLICIES["joint"], "criterion": Criterion.LEARNABILITY, "loss": Loss.SIGMOID}
+    kind = {"policy": POLICIES["joint"], "rule": Rule(Criterion.LEARNABILITY, Criterion.LEARNABILITY, Loss.SIGMOID)}
     return Task(candidates, plan=plan(candidates.size // 2, chunks), **kind)
 
 

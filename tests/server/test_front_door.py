@@ -19,7 +19,7 @@ from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.ranks import open_ranks
 from selector_server.engine.request import Request
 from selector_server.engine.scorer import Scorer
-from selector_server.engine.task import Task
+from selector_server.engine.task import Rule, Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import LimitExceeded, NotPossible
 from selector_server.sampling import Criterion, Loss
@@ -32,7 +32,10 @@ class Payload(np.ndarray):
 
 def losses_task(size=40, **settings):
     values = np.arange(size, dtype=np.float32).view(Payload)
-    kind = {"policy": POLICIES["independent"], "criterion": Criterion.HARD_LEARNER, "loss": Loss.SIGMOID}
+    kind = {
+        "policy": POLICIES["independent"],
+        "rule": Rule(Criterion.HARD_LEARNER, Criterion.HARD_LEARNER, Loss.SIGMOID),
+    }
     return Task(ScalarLosses(values, None), plan=plan(4, 1), **kind, **settings)
 
 

@@ -12,7 +12,7 @@ from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.ranks import one_sidecar as module
 from selector_server.engine.ranks.one_sidecar import OneSidecar
 from selector_server.engine.request import Request
-from selector_server.engine.task import Member, Result, Task
+from selector_server.engine.task import Member, Result, Rule, Task
 from selector_server.errors import GroupFailed, InvalidRequest, NotPossible, Overloaded
 from selector_server.sampling import Criterion, Loss
 from selector_server.telemetry.metrics import Metrics
@@ -45,7 +45,10 @@ class Draw:
 
 def prepared(rank, size=10, gain=100.0):
     candidates = ScalarLosses(np.zeros(size, np.float32), None)
-    kind = {"policy": POLICIES["independent"], "criterion": Criterion.HARD_LEARNER, "loss": Loss.SIGMOID}
+    kind = {
+        "policy": POLICIES["independent"],
+        "rule": Rule(Criterion.HARD_LEARNER, Criterion.HARD_LEARNER, Loss.SIGMOID),
+    }
     return Task(candidates, plan=plan(2, 1, gain=gain, seed=rank), **kind)
 
 

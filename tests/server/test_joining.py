@@ -19,14 +19,14 @@ from selector_server.engine.ranks.joining import (
     joint_plan,
     rank_settings,
 )
-from selector_server.engine.task import Task
+from selector_server.engine.task import Rule, Task
 from selector_server.errors import Exclusion, InvalidRequest
 from selector_server.sampling import Criterion, Loss
 from selector_server.weights.freshness import Freshness
 
 
 def task(candidates, rank):
-    kind = {"policy": POLICIES["joint"], "criterion": Criterion.LEARNABILITY, "loss": Loss.SIGMOID}
+    kind = {"policy": POLICIES["joint"], "rule": Rule(Criterion.LEARNABILITY, Criterion.LEARNABILITY, Loss.SIGMOID)}
     return Task(candidates, plan=plan(3, 2, seed=rank), **kind)
 
 

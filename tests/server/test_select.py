@@ -224,7 +224,7 @@ def test_the_objective_beats_uniform_where_pairs_can_be_learned(plain_server):
     assert flat.objective == pytest.approx(flat.objective_uniform, abs=1e-6), "nothing to be learned"
 
 
-@pytest.mark.parametrize("criterion", Criterion)
+@pytest.mark.parametrize("criterion", list(CRITERIA.values()))
 def test_no_gain_and_no_scores_make_the_sampler_repeat_a_pick(criterion):
     """The server refuses such gains and scales; the sampler must not rely on it."""
     learner, reference = some_embeddings()

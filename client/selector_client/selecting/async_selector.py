@@ -68,24 +68,32 @@ class AsyncSelector(SelectorBase):
         texts: Texts,
         *,
         ids: Ids | None = None,
+        reference: ModelEmbeddings | None = None,
+        recent: ModelEmbeddings | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from raw samples, as Selector.select does."""
-        return await self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
+        return await self._select(
+            self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
+        )
 
     async def select_embeddings(
         self,
         learner: ModelEmbeddings | None,
         reference: ModelEmbeddings | None,
         *,
+        learner_losses: ArrayLike | None = None,
+        recent: ModelEmbeddings | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return await self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
+        return await self._select(
+            Candidates.embeddings(learner, reference, learner_losses).with_recent(recent), step, timeout, sub_batch_size
+        )
 
     async def select_losses(
         self,

@@ -33,12 +33,14 @@ SMALL_BYTES = 64 << 10
 @dataclass(frozen=True)
 class ModelEmbeddings:
     """The embeddings of one model, float32, float16 or bfloat16 [B, D], with its logit scale (not the scale's
-    logarithm) and logit bias."""
+    logarithm) and logit bias. The reference's that come with raw samples need its `fingerprint`, too, as `selector
+    reference score` and `selector info` tell it."""
 
     image: ArrayLike
     text: ArrayLike
     logit_scale: float
     logit_bias: float = 0.0
+    fingerprint: str = ""
 
 
 @dataclass
@@ -60,9 +62,15 @@ class Candidates:
     floats: Sequence[Any] = ()
 
     @staticmethod
-    def samples(images: Images, texts: Texts, ids: Ids | None = None, terms: Terms | None = None) -> "Candidates":
-        """Makes candidates of raw samples, and of their names if they have any. Without `terms` all of them must be
-        usable. Raises ValueError or TypeError."""
+    def samples(
+        images: Images,
+        texts: Texts,
+        ids: Ids | None = None,
+        terms: Terms | None = None,
+        reference: ModelEmbeddings | None = None,
+    ) -> "Candidates":
+        """Makes candidates of raw samples, and of their names and of what the `reference` makes of them if they have
+        any. Without `terms` all of them must be usable. Raises ValueError or TypeError."""
         terms = terms or Terms()
         exclusions, payload, samples = Exclusions(terms.strict), Payload(), pb.RawSamples()
         pictures = read_images(images, exclusions, terms)
@@ -85,21 +93,36 @@ class Candidates:
             if terms.strict:
                 check_different(names, exclusions)
             header.sample_ids.CopyFrom(_packed(names, payload))
-        return Candidates(size, header, payload, exclusions, names, read.drawn)
+        floats: list[Any] = []
+        if reference is not None:
+            if not reference.fingerprint:
+                raise ValueError("reference.fingerprint is ''; embeddings say of which reference they are")
+            message = pb.ReferenceEmbeddings(fingerprint=reference.fingerprint)
+            for rows in _add_model(reference, message.embeddings, payload):
+                _same_size("reference", rows, size)
+            header.samples.reference.CopyFrom(message)
+            floats = [reference.image, reference.text]
+        return Candidates(size, header, payload, exclusions, names, read.drawn, floats)
 
     @staticmethod
-    def embeddings(learner: ModelEmbeddings | None, reference: ModelEmbeddings | None) -> "Candidates":
-        """Makes candidates of embeddings that the trainer computed. Raises ValueError."""
+    def embeddings(
+        learner: ModelEmbeddings | None, reference: ModelEmbeddings | None, learner_losses: ArrayLike | None = None
+    ) -> "Candidates":
+        """Makes candidates of embeddings that the trainer computed, or of one learner loss each beside the reference's.
+        Raises ValueError."""
+        if learner is not None and learner_losses is not None:
+            raise ValueError("give learner or learner_losses, not both")
         payload, embeddings, sizes = Payload(), pb.Embeddings(), []
+        floats = [part for model in (learner, reference) if model is not None for part in (model.image, model.text)]
         for model, message in ((learner, embeddings.learner), (reference, embeddings.reference)):
             if model is not None:
-                message.image.CopyFrom(payload.add(model.image))
-                message.text.CopyFrom(payload.add(model.text))
-                message.logit_scale, message.logit_bias = model.logit_scale, model.logit_bias
-                sizes += [_rows(message.image), _rows(message.text)]
+                sizes += _add_model(model, message, payload)
+        if learner_losses is not None:
+            embeddings.learner_losses.CopyFrom(payload.add(learner_losses))
+            sizes.append(_rows(embeddings.learner_losses))
+            floats.append(learner_losses)
         if not sizes or len(set(sizes)) != 1:
             raise ValueError(f"embeddings must all have the same number of rows, not {sizes}")
-        floats = [part for model in (learner, reference) if model is not None for part in (model.image, model.text)]
         return Candidates(sizes[0], pb.Selection(embeddings=embeddings), payload, floats=floats)
 
     @staticmethod
@@ -114,6 +137,14 @@ class Candidates:
             raise ValueError(f"losses must all have the same length, not {sizes}")
         floats = [values for values in (learner, reference) if values is not None]
         return Candidates(sizes[0], pb.Selection(losses=losses), payload, floats=floats)
+
+    def with_recent(self, recent: ModelEmbeddings | None) -> "Candidates":
+        """Adds picks of earlier steps, as the reference sees them, that new picks must not be like."""
+        if recent is not None:
+            message = pb.RecentPicks(image=self.payload.add(recent.image), text=self.payload.add(recent.text))
+            _same_size("recent.text", _rows(message.text), _rows(message.image), "recent.image")
+            self.header.recent.CopyFrom(message)
+        return self
 
     def closed(self) -> dict[int, str]:
         """Returns, by index, why the client itself would leave candidates out: those it excluded, later ones of an id,
@@ -162,6 +193,14 @@ def _rows(tensor: pb.Tensor) -> int:
     return tensor.shape[0] if tensor.shape else 0
 
 
-def _same_size(field: str, size: int, wanted: int) -> None:
+def _add_model(model: ModelEmbeddings, message: pb.ModelEmbeddings, payload: Payload) -> list[int]:
+    """Writes a model's embeddings into the message and the payload. Returns the rows of both sides."""
+    message.image.CopyFrom(payload.add(model.image))
+    message.text.CopyFrom(payload.add(model.text))
+    message.logit_scale, message.logit_bias = model.logit_scale, model.logit_bias
+    return [_rows(message.image), _rows(message.text)]
+
+
+def _same_size(field: str, size: int, wanted: int, other: str = "images") -> None:
     if size != wanted:
-        raise ValueError(f"{field} has {size} entries, images has {wanted}")
+        raise ValueError(f"{field} has {size} entries, {other} has {wanted}")

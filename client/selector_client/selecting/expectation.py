@@ -27,7 +27,6 @@ _UNANSWERED = ("unavailable", "deadline_exceeded", "untrusted", "unauthenticated
 UNKNOWN_SELECTIONS = 3
 # Micro-batches below this waste a processor's time.
 SMALL_MICRO_BATCH = 8
-_LEARNER, _REFERENCE = ("learnability", "hard-learner"), ("learnability", "easy-reference")
 
 
 @dataclass
@@ -101,7 +100,7 @@ class Expectation:
     def _count_unknown(self, candidates: pb.Selection, cached: int) -> None:
         if self.info is None or not self.info.reference.cached_samples or self._unknown < 0:
             return
-        if self.settings.criterion not in _REFERENCE or not candidates.HasField("sample_ids"):
+        if not self.settings.needs("reference") or not candidates.HasField("sample_ids"):
             return
         self._unknown = -1 if cached else self._unknown + 1
         if self._unknown == UNKNOWN_SELECTIONS:
@@ -122,8 +121,7 @@ class Expectation:
         """The seconds that each model that is needed takes for one candidate, as far as the sidecar says it."""
         if self.info is None:
             return {}
-        needed = {"learner": _LEARNER, "reference": _REFERENCE}
-        models = {name: getattr(self.info, name) for name, by in needed.items() if self.settings.criterion in by}
+        models = {name: getattr(self.info, name) for name in ("learner", "reference") if self.settings.needs(name)}
         told = {name: model.encode_seconds_per_sample for name, model in models.items()}
         return {name: seconds for name, seconds in told.items() if 0 < seconds < MOST_SECONDS}
 
@@ -142,14 +140,14 @@ class Expectation:
         advice = []
         if side := self.info.learner.image.height or self.info.reference.image.height:
             advice.append(f"smaller images than {side} px (selector export --image-size)")
-        if self.settings.criterion in _REFERENCE:
+        if self.settings.needs("reference"):
             how = (
                 "ids, and selector cache fill"
                 if self.info.config.get("cache")
                 else "--cache, ids, and selector cache fill"
             )
             advice.append(f"a reference cache ({how})")
-        if self.settings.criterion == "learnability":
+        if self.settings.needs("learner") and self.settings.needs("reference"):
             advice.append("criterion='easy-reference', which needs no learner")
         if 0 < (micro_batch := _number(self.info, "micro_batch")) < SMALL_MICRO_BATCH:
             advice.append(f"a larger --micro-batch than {micro_batch:.0f}")

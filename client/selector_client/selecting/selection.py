@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,30 @@ UNSERVED = {
 }
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prefiltered:
+    """Of so many candidates the reference's loss was `known` and `unknown`, and so many were `left_out` because others
+    have a lower one."""
+
+    known: int
+    unknown: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Locality:
+    """How alike candidates are, by the mean cosine of the reference's image embeddings: `adjacent` ones in the
+    super-batch, and ones at `random`. `near_duplicates` is the share of the picks with a near-duplicate among the
+    candidates."""
+
+    adjacent: float
+    random: float
+    near_duplicates: float
+
+
 @dataclass(frozen=True)
 class Selection:
     """`indices` are int64 [b] into the super-batch, in the order of the draw. `scores` are float32 [b] in nats, or None
@@ -32,7 +56,12 @@ class Selection:
 
     `excluded` has the candidates that were left out because they cannot be used, by reason: "missing", "unreadable",
     "format", "too_large", "text", "value" or "repeated". `captions` is int64 [b], which of its captions was shown of
-    each pick, or None if no candidate came with a list of them."""
+    each pick, or None if no candidate came with a list of them.
+
+    The first `explored` picks were drawn uniformly (setting explore). `prefiltered` says what the prefilter did, if
+    there is one. With the setting return_losses, `learner_losses` and `reference_losses`, float32 [b] in nats, are the
+    picks' own losses, as far as those models looked at them. `locality` says how alike the candidates are, if the
+    reference looked at all of them."""
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = None
@@ -49,6 +78,11 @@ class Selection:
     not_examined: int = 0
     excluded: Mapping[str, Excluded] = field(default_factory=dict)
     captions: NDArray[np.int64] | None = None
+    explored: int = 0
+    prefiltered: Prefiltered | None = None
+    learner_losses: NDArray[np.float32] | None = None
+    reference_losses: NDArray[np.float32] | None = None
+    locality: Locality | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -59,15 +93,12 @@ class Selection:
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
-        if len(response.scores) not in (0, picks):
-            raise ValueError(f"the server returned {len(response.scores)} scores of {picks} picks")
         excluded = read_exclusions(response.exclusions, candidates)
         if excluded and np.isin(indices, indices_of(excluded)).any():
             raise ValueError("the server picked candidates that it says were left out")
-        scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None
         return Selection(
             indices=indices,
-            scores=scores,
+            scores=_floats("scores", response.scores, picks),
             seed=response.seed,
             objective=response.objective if response.HasField("objective") else None,
             objective_uniform=response.objective_uniform if response.HasField("objective_uniform") else None,
@@ -79,8 +110,28 @@ class Selection:
             cached_references=response.cached_references,
             not_examined=response.not_examined,
             excluded=excluded,
+            explored=response.explored,
+            prefiltered=_fields(Prefiltered, response, "prefiltered"),
+            learner_losses=_floats("learner_losses", response.learner_losses, picks),
+            reference_losses=_floats("reference_losses", response.reference_losses, picks),
+            locality=_fields(Locality, response, "locality"),
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
+
+
+def _floats(name: str, values: Any, picks: int) -> NDArray[np.float32] | None:
+    """One number for each pick; None if there are none at all. Raises ValueError if there are others."""
+    if len(values) not in (0, picks):
+        raise ValueError(f"the server returned {len(values)} {name} of {picks} picks")
+    return np.fromiter(values, np.float32, len(values)) if values else None
+
+
+def _fields(kind: type[T], response: pb.SelectResponse, name: str) -> T | None:
+    """The message of that name as a dataclass that has its fields; None if it is not there."""
+    if not response.HasField(name):  # type: ignore[arg-type]
+        return None
+    message = getattr(response, name)
+    return kind(**{one.name: getattr(message, one.name) for one in fields(kind)})  # type: ignore[arg-type]
 
 
 class SelectionCounts:

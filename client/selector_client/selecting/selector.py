@@ -105,6 +105,8 @@ class Selector(SelectorBase):
         texts: Texts,
         *,
         ids: Ids | None = None,
+        reference: ModelEmbeddings | None = None,
+        recent: ModelEmbeddings | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
@@ -112,21 +114,30 @@ class Selector(SelectorBase):
         """Picks from raw samples. `images` are uint8 [B, H, W, C] at the learner's resolution, or B encoded files, PIL
         images, arrays or tensors. `texts` are int token ids [B, T], or B strings; of a list of captions in the place
         of a string one is drawn by the seed, and `Selection.captions` says which. `ids` (B different integers or
-        strings) name the samples, so that a sidecar with a cache need not embed them with the reference again. `step`
-        is the trainer's step. A `timeout`, in seconds, and a `sub_batch_size` count for this selection only."""
-        return self._select(self._session.samples(images, texts, ids), step, timeout, sub_batch_size)
+        strings) name the samples, so that a sidecar with a cache need not embed them with the reference again.
+        `reference` is what the reference makes of them, if the trainer keeps it with its data. With the setting
+        max_similarity, picks are not like `recent` ones either, as the reference sees them. `step` is the trainer's
+        step. A `timeout`, in seconds, and a `sub_batch_size` count for this selection only."""
+        return self._select(
+            self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
+        )
 
     def select_embeddings(
         self,
         learner: ModelEmbeddings | None,
         reference: ModelEmbeddings | None,
         *,
+        learner_losses: ArrayLike | None = None,
+        recent: ModelEmbeddings | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
-        """Picks from embeddings that the trainer computed."""
-        return self._select(Candidates.embeddings(learner, reference), step, timeout, sub_batch_size)
+        """Picks from embeddings that the trainer computed. `learner_losses`, float32 or float16 [B], may stand for the
+        learner where it counts for no pair (pair_criterion="easy-reference" or "none")."""
+        return self._select(
+            Candidates.embeddings(learner, reference, learner_losses).with_recent(recent), step, timeout, sub_batch_size
+        )
 
     def select_losses(
         self,

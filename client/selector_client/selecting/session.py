@@ -15,7 +15,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.selecting.bad_samples import BadSamples
 from selector_client.selecting.breaker import Breaker
-from selector_client.selecting.candidates import Candidates, Ids, Images, Texts
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import healthy
 from selector_client.selecting.columns import Advertised, Terms
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
@@ -123,12 +123,14 @@ class Session:
             if seed is not None:
                 self.seed = seed
 
-    def samples(self, images: Images, texts: Texts, ids: Ids | None) -> Candidates:
+    def samples(
+        self, images: Images, texts: Texts, ids: Ids | None, reference: ModelEmbeddings | None = None
+    ) -> Candidates:
         """Makes candidates of raw samples, of which several captions are drawn by the seed of the selection. Raises
         ValueError or TypeError."""
         with self._lock:
             seed = self._next_seed
-        return Candidates.samples(images, texts, ids, Terms(self.settings.strict, seed, self.sidecar))
+        return Candidates.samples(images, texts, ids, Terms(self.settings.strict, seed, self.sidecar), reference)
 
     def learn(self, info: pb.GetServerInfoResponse) -> None:
         """Takes note of what the sidecar says that it takes."""

@@ -21,6 +21,16 @@ class Settings:
     run: str = ""
     policy: str = ""
     criterion: str = "learnability"
+    # What a pair of picks is worth: a criterion, None for the same one, or "none" if pairs do not count.
+    pair_criterion: str | None = None
+    # So many candidates a pick go on, those of lowest reference loss, before anything is decoded (where it is known).
+    prefilter: float | None = None
+    # No two picks have images, or texts, of a larger cosine, as long as others are left.
+    max_similarity: float | None = None
+    # So large a share of the picks is uniform.
+    explore: float | None = None
+    # Whether a Selection has the picks' own losses.
+    return_losses: bool = False
     loss: str | None = None
     sub_batch_size: int | None = None
     filter_ratio: float | None = None
@@ -48,7 +58,7 @@ class Settings:
             raise ValueError("give sub_batch_size or filter_ratio, not both")
         if self.filter_ratio is not None and not 0 < self.filter_ratio < 1:
             raise ValueError(f"filter_ratio is {self.filter_ratio}; must lie between 0 and 1, both excluded")
-        _enum(pb.Criterion, "CRITERION", self.criterion)
+        self._check_rule()
         _enum(pb.Draw, "DRAW", self.draw)
         if self.loss is not None:
             _enum(pb.Loss, "LOSS", self.loss)
@@ -67,6 +77,25 @@ class Settings:
         if self.world_size > 1 and not self.group:
             raise ValueError(f"group is ''; {self.world_size} ranks that select as one need a name for their group")
 
+    def _check_rule(self) -> None:
+        if _enum(pb.Criterion, "CRITERION", self.criterion) == pb.CRITERION_NONE:
+            raise ValueError("criterion is 'none'; a candidate by itself must count (pair_criterion may be 'none')")
+        if self.pair_criterion is not None:
+            _enum(pb.Criterion, "CRITERION", self.pair_criterion, "pair_criterion")
+        if self.prefilter is not None and not 1 <= self.prefilter <= 1e6:
+            raise ValueError(f"prefilter is {self.prefilter}; must be 1 to 1e6 candidates a pick")
+        for name in ("max_similarity", "explore"):
+            if (value := getattr(self, name)) is not None and not 0 < value < 1:
+                raise ValueError(f"{name} is {value}; must lie between 0 and 1, both excluded")
+        if (self.prefilter or self.max_similarity) is not None and not self.needs("reference"):
+            name = "max_similarity" if self.prefilter is None else "prefilter"
+            raise ValueError(f"{name} is {getattr(self, name)}; the criteria must look at the reference")
+
+    def needs(self, model: str) -> bool:
+        """Whether the "learner", or the "reference", looks at candidates."""
+        looks = {"learner": {"learnability", "hard-learner"}, "reference": {"learnability", "easy-reference"}}[model]
+        return not looks.isdisjoint({self.criterion, self.pair_criterion or self.criterion})
+
     def picks(self, candidates: int, sub_batch_size: int | None = None) -> int:
         """Returns b, the size of the sub-batch, for a super-batch of `candidates`; a `sub_batch_size` given here counts
         for this one. Raises TooFew, a ValueError, if so many cannot be picked from it."""
@@ -84,6 +113,12 @@ class Settings:
             "filter_ratio": self.filter_ratio,
             "chunks": self.chunks,
             "gain": self.gain,
+            "pair_criterion": None
+            if self.pair_criterion is None
+            else _enum(pb.Criterion, "CRITERION", self.pair_criterion, "pair_criterion"),
+            "prefilter": self.prefilter,
+            "max_similarity": self.max_similarity,
+            "explore": self.explore,
             "loss": None if self.loss is None else _enum(pb.Loss, "LOSS", self.loss),
             "max_lag_steps": self.max_lag_steps,
             "max_age_seconds": self.max_age_seconds,
@@ -98,6 +133,7 @@ class Settings:
             policy=self.policy,
             criterion=_enum(pb.Criterion, "CRITERION", self.criterion),
             draw=_enum(pb.Draw, "DRAW", self.draw),
+            return_losses=self.return_losses,
             min_weights_version=self.min_weights_version,
             group=self.group,
             rank=self.rank,

@@ -62,6 +62,8 @@ class _CriterionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Criterion.V
     """Minus the reference loss."""
     CRITERION_HARD_LEARNER: _Criterion.ValueType  # 3
     """The learner loss. Up-samples noise; for comparison only."""
+    CRITERION_NONE: _Criterion.ValueType  # 4
+    """For pair_criterion only: pairs do not count."""
 
 class Criterion(_Criterion, metaclass=_CriterionEnumTypeWrapper): ...
 
@@ -72,6 +74,8 @@ CRITERION_EASY_REFERENCE: Criterion.ValueType  # 2
 """Minus the reference loss."""
 CRITERION_HARD_LEARNER: Criterion.ValueType  # 3
 """The learner loss. Up-samples noise; for comparison only."""
+CRITERION_NONE: Criterion.ValueType  # 4
+"""For pair_criterion only: pairs do not count."""
 Global___Criterion: _TypeAlias = Criterion  # noqa: Y015
 
 class _Loss:
@@ -302,6 +306,12 @@ class Selection(_message.Message):
     BAD_SAMPLES_FIELD_NUMBER: _builtins.int
     MAX_EXCLUDED_SHARE_FIELD_NUMBER: _builtins.int
     EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    PAIR_CRITERION_FIELD_NUMBER: _builtins.int
+    PREFILTER_FIELD_NUMBER: _builtins.int
+    MAX_SIMILARITY_FIELD_NUMBER: _builtins.int
+    EXPLORE_FIELD_NUMBER: _builtins.int
+    RETURN_LOSSES_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
@@ -364,6 +374,26 @@ class Selection(_message.Message):
     """With bad_samples EXCLUDE: the request is refused when a larger share of the candidates is excluded, in (0, 1].
     Default 0.5.
     """
+    pair_criterion: Global___Criterion.ValueType
+    """What makes a pair of picks worth having in one sub-batch, for policies that look at pairs. Default: as criterion.
+    It may differ from criterion for the sigmoid loss; NONE: pairs do not count.
+    """
+    prefilter: _builtins.float
+    """p >= 1: of the candidates whose reference loss is known, from the server's cache or from this request, only the
+    p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
+    decoded, tokenised and encoded by the learner. Default: all compete. The uniform policy takes no notice of this
+    and of the next two.
+    """
+    max_similarity: _builtins.float
+    """In (0, 1): a candidate is not picked whose image or text has a larger cosine with that of an earlier pick, as the
+    reference sees them, as long as others are left. Default: picks may be as alike as they are.
+    """
+    explore: _builtins.float
+    """In (0, 1): so large a share of the picks, rounded down, is drawn uniformly from the candidates that compete, before
+    all others. Default: none.
+    """
+    return_losses: _builtins.bool
+    """The reply has the picks' own losses by learner and reference, as far as they are known (sigmoid loss only)."""
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -392,6 +422,12 @@ class Selection(_message.Message):
     def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
         """With bad_samples EXCLUDE: candidates that the client excludes itself, because it saw that they cannot be used. What
         it sends in their place is not looked at, but must have the form of the others.
+        """
+
+    @_builtins.property
+    def recent(self) -> Global___RecentPicks:
+        """Picks of earlier steps as the reference sees them, which max_similarity needs: candidates too much like one of
+        them are not picked, either. At most max_super_batch of them.
         """
 
     def __init__(
@@ -427,11 +463,19 @@ class Selection(_message.Message):
         bad_samples: Global___BadSamples.ValueType = ...,
         max_excluded_share: _builtins.float | None = ...,
         exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+        pair_criterion: Global___Criterion.ValueType = ...,
+        prefilter: _builtins.float | None = ...,
+        max_similarity: _builtins.float | None = ...,
+        explore: _builtins.float | None = ...,
+        return_losses: _builtins.bool = ...,
+        recent: Global___RecentPicks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "payload_crc32", b"payload_crc32", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_payload_crc32", b"_payload_crc32", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "min_weights_version", b"min_weights_version", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "rank", b"rank", "request_id", b"request_id", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__explore: _TypeAlias = _typing.Literal["explore"]  # noqa: Y015
+    _WhichOneofArgType__explore: _TypeAlias = _typing.Literal["_explore", b"_explore"]  # noqa: Y015
     _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
     _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
     _WhichOneofReturnType__max_age_seconds: _TypeAlias = _typing.Literal["max_age_seconds"]  # noqa: Y015
@@ -440,8 +484,12 @@ class Selection(_message.Message):
     _WhichOneofArgType__max_excluded_share: _TypeAlias = _typing.Literal["_max_excluded_share", b"_max_excluded_share"]  # noqa: Y015
     _WhichOneofReturnType__max_lag_steps: _TypeAlias = _typing.Literal["max_lag_steps"]  # noqa: Y015
     _WhichOneofArgType__max_lag_steps: _TypeAlias = _typing.Literal["_max_lag_steps", b"_max_lag_steps"]  # noqa: Y015
+    _WhichOneofReturnType__max_similarity: _TypeAlias = _typing.Literal["max_similarity"]  # noqa: Y015
+    _WhichOneofArgType__max_similarity: _TypeAlias = _typing.Literal["_max_similarity", b"_max_similarity"]  # noqa: Y015
     _WhichOneofReturnType__payload_crc32: _TypeAlias = _typing.Literal["payload_crc32"]  # noqa: Y015
     _WhichOneofArgType__payload_crc32: _TypeAlias = _typing.Literal["_payload_crc32", b"_payload_crc32"]  # noqa: Y015
+    _WhichOneofReturnType__prefilter: _TypeAlias = _typing.Literal["prefilter"]  # noqa: Y015
+    _WhichOneofArgType__prefilter: _TypeAlias = _typing.Literal["_prefilter", b"_prefilter"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__trainer_step: _TypeAlias = _typing.Literal["trainer_step"]  # noqa: Y015
@@ -451,6 +499,8 @@ class Selection(_message.Message):
     _WhichOneofReturnType_size: _TypeAlias = _typing.Literal["sub_batch_size", "filter_ratio"]  # noqa: Y015
     _WhichOneofArgType_size: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__explore) -> _WhichOneofReturnType__explore | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_age_seconds) -> _WhichOneofReturnType__max_age_seconds | None: ...
@@ -459,7 +509,11 @@ class Selection(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_lag_steps) -> _WhichOneofReturnType__max_lag_steps | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_similarity) -> _WhichOneofReturnType__max_similarity | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payload_crc32) -> _WhichOneofReturnType__payload_crc32 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefilter) -> _WhichOneofReturnType__prefilter | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -470,6 +524,32 @@ class Selection(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_size) -> _WhichOneofReturnType_size | None: ...
 
 Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class RecentPicks(_message.Message):
+    """Image and text embeddings of picks of earlier steps, FP32, FP16 or BF16 [R, D]; finite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image(self) -> Global___Tensor: ...
+    @_builtins.property
+    def text(self) -> Global___Tensor: ...
+    def __init__(
+        self,
+        *,
+        image: Global___Tensor | None = ...,
+        text: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecentPicks: _TypeAlias = RecentPicks  # noqa: Y015
 
 @_typing.final
 class Exclusion(_message.Message):
@@ -573,6 +653,7 @@ class RawSamples(_message.Message):
     ENCODED_IMAGES_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     STRINGS_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pixels(self) -> Global___Tensor:
         """U8 [B, height, width, channels]."""
@@ -589,6 +670,12 @@ class RawSamples(_message.Message):
     def strings(self) -> Global___PackedBytes:
         """UTF-8 texts, tokenised by the tokenizer of the model's bundle."""
 
+    @_builtins.property
+    def reference(self) -> Global___ReferenceEmbeddings:
+        """What the reference makes of all candidates, if the trainer keeps it with its data. Then the server needs no
+        reference, and its cache is not asked.
+        """
+
     def __init__(
         self,
         *,
@@ -596,10 +683,11 @@ class RawSamples(_message.Message):
         encoded_images: Global___PackedBytes | None = ...,
         tokens: Global___Tensor | None = ...,
         strings: Global___PackedBytes | None = ...,
+        reference: Global___ReferenceEmbeddings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded_images", b"encoded_images", "images", b"images", "pixels", b"pixels", "strings", b"strings", "texts", b"texts", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded_images", b"encoded_images", "images", b"images", "pixels", b"pixels", "reference", b"reference", "strings", b"strings", "texts", b"texts", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded_images", b"encoded_images", "images", b"images", "pixels", b"pixels", "strings", b"strings", "texts", b"texts", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded_images", b"encoded_images", "images", b"images", "pixels", b"pixels", "reference", b"reference", "strings", b"strings", "texts", b"texts", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_images: _TypeAlias = _typing.Literal["pixels", "encoded_images"]  # noqa: Y015
     _WhichOneofArgType_images: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
@@ -613,11 +701,38 @@ class RawSamples(_message.Message):
 Global___RawSamples: _TypeAlias = RawSamples  # noqa: Y015
 
 @_typing.final
+class ReferenceEmbeddings(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    """Of the reference that made them (ModelInfo.fingerprint), 1 to 128 printable characters. If the server has a
+    reference, it must be that one.
+    """
+    @_builtins.property
+    def embeddings(self) -> Global___ModelEmbeddings: ...
+    def __init__(
+        self,
+        *,
+        embeddings: Global___ModelEmbeddings | None = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "fingerprint", b"fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReferenceEmbeddings: _TypeAlias = ReferenceEmbeddings  # noqa: Y015
+
+@_typing.final
 class Embeddings(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEARNER_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    LEARNER_LOSSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def learner(self) -> Global___ModelEmbeddings:
         """Needed by criteria learnability and hard-learner."""
@@ -626,15 +741,22 @@ class Embeddings(_message.Message):
     def reference(self) -> Global___ModelEmbeddings:
         """Needed by criteria learnability and easy-reference."""
 
+    @_builtins.property
+    def learner_losses(self) -> Global___Tensor:
+        """In the place of the learner's embeddings: its sigmoid loss of each candidate by itself, FP32, FP16 or BF16 [B];
+        finite. Then the learner may count for no pair.
+        """
+
     def __init__(
         self,
         *,
         learner: Global___ModelEmbeddings | None = ...,
         reference: Global___ModelEmbeddings | None = ...,
+        learner_losses: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "reference", b"reference"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "learner_losses", b"learner_losses", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "reference", b"reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learner", b"learner", "learner_losses", b"learner_losses", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,6 +905,13 @@ class SelectResponse(_message.Message):
     EXCLUSIONS_FIELD_NUMBER: _builtins.int
     NOT_EXAMINED_FIELD_NUMBER: _builtins.int
     UNSERVED_WEIGHTS_FIELD_NUMBER: _builtins.int
+    CRITERION_FIELD_NUMBER: _builtins.int
+    PAIR_CRITERION_FIELD_NUMBER: _builtins.int
+    PREFILTERED_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
+    LEARNER_LOSSES_FIELD_NUMBER: _builtins.int
+    REFERENCE_LOSSES_FIELD_NUMBER: _builtins.int
+    LOCALITY_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """b as used."""
     seed: _builtins.int
@@ -806,6 +935,11 @@ class SelectResponse(_message.Message):
     """This reply was made for an earlier request with the same request_id."""
     not_examined: _builtins.int
     """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache."""
+    criterion: Global___Criterion.ValueType
+    """As used; unset for the uniform policy."""
+    pair_criterion: Global___Criterion.ValueType
+    explored: _builtins.int
+    """How many picks were drawn uniformly; they are the first of indices."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[b] picked candidates, 0 <= index < B, no repeats, in draw order (chunk 1 first)."""
@@ -818,7 +952,7 @@ class SelectResponse(_message.Message):
 
     @_builtins.property
     def chunk_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """[N] picks in each chunk."""
+        """[N] picks in each chunk, after the explored ones."""
 
     @_builtins.property
     def weights(self) -> Global___WeightsVersion:
@@ -835,6 +969,20 @@ class SelectResponse(_message.Message):
     @_builtins.property
     def unserved_weights(self) -> Global___UnservedWeights:
         """Why the newest version that the server knows of is not served; unset when it is, or without weight sync."""
+
+    @_builtins.property
+    def prefiltered(self) -> Global___Prefiltered:
+        """What the prefilter did; unset unless the request has one."""
+
+    @_builtins.property
+    def learner_losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[b] own losses of the picks in nats, if return_losses was set; empty where that model did not look at them."""
+
+    @_builtins.property
+    def reference_losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def locality(self) -> Global___Locality:
+        """How alike the candidates are; unset where the reference did not look at all of them."""
 
     def __init__(
         self,
@@ -856,10 +1004,17 @@ class SelectResponse(_message.Message):
         exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
         not_examined: _builtins.int = ...,
         unserved_weights: Global___UnservedWeights | None = ...,
+        criterion: Global___Criterion.ValueType = ...,
+        pair_criterion: Global___Criterion.ValueType = ...,
+        prefiltered: Global___Prefiltered | None = ...,
+        explored: _builtins.int = ...,
+        learner_losses: _abc.Iterable[_builtins.float] | None = ...,
+        reference_losses: _abc.Iterable[_builtins.float] | None = ...,
+        locality: Global___Locality | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "objective", b"objective", "objective_uniform", b"objective_uniform", "stages", b"stages", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "locality", b"locality", "objective", b"objective", "objective_uniform", b"objective_uniform", "prefiltered", b"prefiltered", "stages", b"stages", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "exclusions", b"exclusions", "indices", b"indices", "not_examined", b"not_examined", "objective", b"objective", "objective_uniform", b"objective_uniform", "policy", b"policy", "repeated", b"repeated", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_objective", b"_objective", "_objective_uniform", b"_objective_uniform", "cached_references", b"cached_references", "chunk_sizes", b"chunk_sizes", "criterion", b"criterion", "exclusions", b"exclusions", "explored", b"explored", "indices", b"indices", "learner_losses", b"learner_losses", "locality", b"locality", "not_examined", b"not_examined", "objective", b"objective", "objective_uniform", b"objective_uniform", "pair_criterion", b"pair_criterion", "policy", b"policy", "prefiltered", b"prefiltered", "reference_losses", b"reference_losses", "repeated", b"repeated", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "stages", b"stages", "stale", b"stale", "sub_batch_size", b"sub_batch_size", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
@@ -871,6 +1026,68 @@ class SelectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__objective_uniform) -> _WhichOneofReturnType__objective_uniform | None: ...
 
 Global___SelectResponse: _TypeAlias = SelectResponse  # noqa: Y015
+
+@_typing.final
+class Prefiltered(_message.Message):
+    """Candidates by what the prefilter knew of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    known: _builtins.int
+    """Their reference loss was known."""
+    unknown: _builtins.int
+    """It was not known, and so they competed."""
+    left_out: _builtins.int
+    """They did not compete, because others have a lower loss."""
+    def __init__(
+        self,
+        *,
+        known: _builtins.int = ...,
+        unknown: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "left_out", b"left_out", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prefiltered: _TypeAlias = Prefiltered  # noqa: Y015
+
+@_typing.final
+class Locality(_message.Message):
+    """How alike candidates are, by cosines of the reference's image embeddings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJACENT_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    adjacent: _builtins.float
+    """Mean over candidates that follow each other in the super-batch."""
+    random: _builtins.float
+    """Mean over candidates drawn at random."""
+    near_duplicates: _builtins.float
+    """Share of the picks (of a sample of them) that have a near-duplicate among the other candidates: a cosine above
+    0.95.
+    """
+    def __init__(
+        self,
+        *,
+        adjacent: _builtins.float = ...,
+        random: _builtins.float = ...,
+        near_duplicates: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjacent", b"adjacent", "near_duplicates", b"near_duplicates", "random", b"random"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Locality: _TypeAlias = Locality  # noqa: Y015
 
 @_typing.final
 class UnservedWeights(_message.Message):

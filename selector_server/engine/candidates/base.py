@@ -20,6 +20,10 @@ class Candidates(SuperBatch, Protocol):
     def keyed(self) -> bool:
         """Whether the candidates may be found in the reference cache."""
 
+    @property
+    def reference_brought(self) -> bool:
+        """Whether what the reference makes of them came with them."""
+
     def extra_bytes(self, preparation: Preparation) -> int:
         """The most bytes that `prepare` makes of them, beside their payload."""
 
@@ -71,6 +75,7 @@ class Given:
 
     encoded: ClassVar[bool] = False
     keyed: ClassVar[bool] = False
+    reference_brought: ClassVar[bool] = True
     cached: ClassVar[int] = 0
     uncached: ClassVar[int] = 0
     not_examined: ClassVar[int] = 0

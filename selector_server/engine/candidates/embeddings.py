@@ -6,70 +6,71 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from selector_server.engine.arrays import Floats, ModelEmbeddings
 from selector_server.engine.candidates.base import Given
-from selector_server.engine.closed import ALL_OPEN, Closed
-from selector_server.engine.models import Floats, Models
+from selector_server.engine.candidates.prefilter import close_prefiltered
+from selector_server.engine.candidates.preparation import Preparation
+from selector_server.engine.closed import ALL_OPEN, Closed, Closing
+from selector_server.engine.models import Models
 from selector_server.engine.request import Request
 from selector_server.engine.task import Task
 from selector_server.sampling import Embedded, PairScores
 
 
 @dataclass(frozen=True)
-class ModelEmbeddings:
-    """One model's float [B, D] embeddings, its logit scale and its logit bias."""
-
-    image: Floats
-    text: Floats
-    scale: float
-    bias: float
-
-
-@dataclass(frozen=True)
 class Embeddings(Given):
-    """Each model's embeddings of B candidates; None for a model that the criterion does not need."""
+    """Each model's embeddings of B candidates; None for a model that the rule does not need. The learner may be there
+    by its own losses alone, float [B]."""
 
     form: ClassVar[str] = "embeddings"
     learner: ModelEmbeddings | None
     reference: ModelEmbeddings | None
+    learner_losses: Floats | None = None
     closed: Closed = ALL_OPEN
 
     @property
     def size(self) -> int:
-        return len(self._models()[0].image)
+        return len(next(part for part in (self.learner_losses, self.learner, self.reference) if part is not None))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        learner, reference = (_joined([getattr(part, name) for part in parts]) for name in ("learner", "reference"))
-        return cls(learner, reference, Closed.joined([(part.closed, part.size) for part in parts]))
+        learner = ModelEmbeddings.joined([part.learner for part in parts])
+        reference = ModelEmbeddings.joined([part.reference for part in parts])
+        losses = [part.learner_losses for part in parts if part.learner_losses is not None]
+        closed = Closed.joined([(part.closed, part.size) for part in parts])
+        return cls(learner, reference, np.concatenate(losses) if losses else None, closed)
 
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
-        return sum(model.image.nbytes + model.text.nbytes for part in parts for model in part._models())
+        given = [one for part in parts for one in (part.learner, part.reference, part.learner_losses)]
+        return sum(one.nbytes for one in given if one is not None)
+
+    def prepare(self, task: Task[Any], preparation: Preparation, request: Request) -> Self:  # noqa: ARG002
+        if task.rule.prefilter is None or self.reference is None:
+            return self
+        closing = Closing(self.closed)
+        rows = closing.open_rows(self.size)
+        close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), self.reference.at(rows).cosines())
+        return replace(self, closed=closing.closed())
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[PairScores, None]:
         with request.timed("preprocess"):
-            needed = task.criterion
-            learner = self._on_device(self.learner, models) if needed.needs_learner else None
-            reference = self._on_device(self.reference, models) if needed.needs_reference else None
-        return models.pairs(task, learner, reference, request), None
-
-    def _models(self) -> list[ModelEmbeddings]:
-        return [model for model in (self.learner, self.reference) if model is not None]
+            learner = self._on_device(self.learner, models) if task.rule.needs_learner else None
+            reference = self._on_device(self.reference, models) if task.rule.needs_reference else None
+            losses = None if self.learner_losses is None else models.on_device(self.learner_losses)
+            if losses is not None:
+                losses[self._unusable(losses.device)] = 0.0
+        return models.pairs(task, learner, reference, request, losses), None
 
     def _on_device(self, model: ModelEmbeddings | None, models: Models) -> Embedded | None:
         if model is None:
             return None
-        image, text = (models.on_device(side) for side in (model.image, model.text))
-        if self.closed:  # Nothing that is not finite may come into a product.
-            rows = torch.tensor(list(self.closed.reasons), device=image.device)
-            image[rows], text[rows] = 0.0, 0.0
-        return Embedded.normalise(image, text, model.scale, model.bias)
+        embedded = models.embedded(model)
+        rows = self._unusable(embedded.image.device)  # Nothing that is not finite may come into a product.
+        embedded.image[rows], embedded.text[rows] = 0.0, 0.0
+        return embedded
 
-
-def _joined(models: Sequence[ModelEmbeddings | None]) -> ModelEmbeddings | None:
-    given = [model for model in models if model is not None]
-    if not given:
-        return None
-    image, text = (np.concatenate([getattr(model, side) for model in given]) for side in ("image", "text"))
-    return replace(given[0], image=image, text=text)
+    def _unusable(self, device: torch.device) -> Tensor:
+        return torch.tensor(list(self.closed.reasons), dtype=torch.int64, device=device)

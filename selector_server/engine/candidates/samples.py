@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from selector_server.encoding.reference_cache import Found
+from selector_server.engine.arrays import ModelEmbeddings, cosines
+from selector_server.engine.candidates.prefilter import close_prefiltered
 from selector_server.engine.candidates.preparation import Images, ModelInput, Preparation, Texts
 from selector_server.engine.candidates.repeats import close_repeats
 from selector_server.engine.closed import ALL_OPEN, Closed, Closing
@@ -21,7 +23,8 @@ from selector_server.sampling import Embedded, Scores
 @dataclass(frozen=True)
 class Samples:
     """Samples as they were received: pixels uint8 [B, H, W, C] or files; tokens int [B, T] or UTF-8 texts; `ids` are
-    names of the candidates, or empty; open candidates have different ones."""
+    names of the candidates, or empty; open candidates have different ones. `brought` is what the reference makes of
+    them, if that came with them, and `fingerprint` is that reference's."""
 
     form: ClassVar[str] = "samples"
     encoded: ClassVar[bool] = True
@@ -29,6 +32,8 @@ class Samples:
     texts: Texts
     ids: list[bytes] = field(default_factory=list)
     closed: Closed = ALL_OPEN
+    brought: ModelEmbeddings | None = None
+    fingerprint: str = ""
 
     @property
     def size(self) -> int:
@@ -36,7 +41,11 @@ class Samples:
 
     @property
     def keyed(self) -> bool:
-        return bool(self.ids)
+        return bool(self.ids) and not self.reference_brought
+
+    @property
+    def reference_brought(self) -> bool:
+        return self.brought is not None
 
     def extra_bytes(self, preparation: Preparation) -> int:
         return self.size * preparation.sample_bytes if isinstance(self.images, list) else 0
@@ -53,22 +62,38 @@ class Samples:
         learner = reference = found = None
         asked = rows = unknown = closing.open_rows(self.size)
         if task.encoded:
-            if task.criterion.needs_reference:
-                found = preparation.find(self._ids(rows), self.images, rows, request)
-                unknown = rows if found is None else rows[~found.known]
+            if task.rule.needs_reference:
+                if self.brought is None:
+                    found = preparation.find(self._ids(rows), self.images, rows, request)
+                    unknown = rows if found is None else rows[~found.known]
+                else:
+                    unknown = rows[:0]
+                self._prefilter(task, closing, rows, found)
+                rows, unknown = closing.left(rows), closing.left(unknown)
             with request.timed("preprocess"):
-                if task.criterion.needs_learner:
+                if task.rule.needs_learner:
                     learner = preparation.learner_input(self.images, self.texts, rows, request, bad)
                     rows, unknown = closing.left(rows), closing.left(unknown)
                     learner = _at(learner, rows)
-                if task.criterion.needs_reference:
+                if task.rule.needs_reference:
                     reference = preparation.reference_input(self.images, self.texts, unknown, learner, request, bad)
                     rows, unknown = closing.left(rows), closing.left(unknown)
                     learner, reference = _at(learner, rows), _at(reference, unknown)
         closed = closing.closed()
         if found is not None:
             found = found.at(closed.open(self.size)[asked])
-        return PreparedSamples(self.size, self._ids(rows), learner, reference, found, closed)
+        brought = self.brought.at(rows) if self.brought is not None and task.rule.needs_reference else None
+        ids = self._ids(rows) if self.keyed else []
+        return PreparedSamples(self.size, ids, learner, reference, found, closed, brought, self.fingerprint)
+
+    def _prefilter(self, task: Task[Any], closing: Closing, rows: NDArray[np.int64], found: Found | None) -> None:
+        """Closes those of these rows that the task's prefilter leaves out."""
+        if task.rule.prefilter is None:
+            return
+        if self.brought is not None:
+            close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), self.brought.at(rows).cosines())
+        elif found is not None:
+            close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text))
 
     def _ids(self, rows: NDArray[np.int64]) -> list[bytes]:
         return self.ids if len(rows) == self.size else [self.ids[row] for row in rows] if self.ids else []
@@ -77,8 +102,8 @@ class Samples:
 @dataclass(frozen=True)
 class PreparedSamples:
     """What the models encode of `size` samples, of which some are `closed`: the learner all open ones, the reference
-    those of them that `found` lacks. Open ones alone have `ids`, too. An input is None where its model, or the samples
-    themselves, are not needed."""
+    those of them that `found` lacks. Open ones alone have `ids`, too, or what was `brought` by the reference of that
+    `fingerprint`. An input is None where its model, or the samples themselves, are not needed."""
 
     form: ClassVar[str] = Samples.form
     encoded: ClassVar[bool] = True
@@ -88,6 +113,8 @@ class PreparedSamples:
     reference: ModelInput | None = None
     found: Found | None = None
     closed: Closed = ALL_OPEN
+    brought: ModelEmbeddings | None = None
+    fingerprint: str = ""
 
     @property
     def keyed(self) -> bool:
@@ -95,7 +122,8 @@ class PreparedSamples:
 
     @property
     def not_examined(self) -> int:
-        return self.cached if self.learner is None else 0
+        seen_by_nobody = self.cached + (0 if self.brought is None else len(self.brought)) if self.learner is None else 0
+        return seen_by_nobody + self.closed.left_out
 
     @property
     def cached(self) -> int:
@@ -114,7 +142,8 @@ class PreparedSamples:
         known = Found(*(np.concatenate([getattr(one, name) for one in found]) for name in names)) if found else None
         size, ids = sum(part.size for part in parts), [key for part in parts for key in part.ids]
         closed = Closed.joined([(part.closed, part.size) for part in parts])
-        return cls(size, ids, learner, reference, known, closed)
+        brought = ModelEmbeddings.joined([part.brought for part in parts])
+        return cls(size, ids, learner, reference, known, closed, brought, parts[0].fingerprint)
 
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
@@ -124,6 +153,7 @@ class PreparedSamples:
             inputs = (part.learner, None if once else part.reference)
             arrays += [one for one in inputs if one is not None]
             arrays += [] if part.found is None else [part.found.image, part.found.text]
+            arrays += [] if part.brought is None else [part.brought.image, part.brought.text]
         return sum(array.nbytes for array in arrays)
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[Scores, ServedWeights | None]:
@@ -135,7 +165,11 @@ class PreparedSamples:
             with request.timed("encode_learner"):
                 inputs = self.learner
                 learner = models.learner.encode(inputs.pixels, inputs.tokens, weights, request.check, inputs.rows)
-        reference = self._reference(models, request) if task.criterion.needs_reference else None
+        reference = None
+        if self.brought is not None:
+            reference = models.embedded(self.brought)
+        elif task.rule.needs_reference:
+            reference = self._reference(models, request)
         return models.pairs(task, self._in_place(learner), self._in_place(reference), request), served
 
     def _in_place(self, embedded: Embedded | None) -> Embedded | None:

@@ -1,15 +1,18 @@
 """Candidates that come as losses which somebody else computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
+from selector_server.engine.arrays import Floats
 from selector_server.engine.candidates.base import Given
-from selector_server.engine.closed import ALL_OPEN, Closed
-from selector_server.engine.models import Floats, Models
+from selector_server.engine.candidates.prefilter import close_prefiltered
+from selector_server.engine.candidates.preparation import Preparation
+from selector_server.engine.closed import ALL_OPEN, Closed, Closing
+from selector_server.engine.models import Models
 from selector_server.engine.request import Request
 from selector_server.engine.task import Task
 from selector_server.sampling import ScalarScores
@@ -37,8 +40,16 @@ class ScalarLosses(Given):
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
         return sum(array.nbytes for part in parts for array in part._arrays())
 
+    def prepare(self, task: Task[Any], preparation: Preparation, request: Request) -> Self:  # noqa: ARG002
+        if task.rule.prefilter is None or self.reference is None:
+            return self
+        closing = Closing(self.closed)
+        rows = closing.open_rows(self.size)
+        close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), -self.reference[rows].astype(np.float64))
+        return replace(self, closed=closing.closed())
+
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[ScalarScores, None]:  # noqa: ARG002
-        weighted = zip(task.criterion.value, (self.learner, self.reference), strict=True)
+        weighted = zip(task.rule.criterion.value, (self.learner, self.reference), strict=True)
         parts = [weight * models.on_device(loss).double() for weight, loss in weighted if weight and loss is not None]
         values = torch.stack(parts).sum(dim=0)
         if self.closed:

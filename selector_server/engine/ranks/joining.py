@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from selector_server.engine.arrays import ModelEmbeddings
 from selector_server.engine.candidates.base import Scorable
-from selector_server.engine.candidates.embeddings import ModelEmbeddings
 from selector_server.engine.candidates.samples import PreparedSamples
 from selector_server.engine.closed import Closed
 from selector_server.engine.task import Result, Task
@@ -23,7 +23,7 @@ OWN: Mapping[type, Collection[str]] = {
     Plan: {"seed"},  # rank 0's counts
     Freshness: {"trainer_step"},  # it is part of what ranks meet by
     PreparedSamples: {"size", "ids", "learner", "reference", "found"},  # already brought to the models' shapes
-    Closed: {"reasons", "first"},
+    Closed: {"reasons", "first", "prefiltered"},
 }
 # Fields that users know by another name.
 _KNOWN_AS: Mapping[tuple[type, str], str] = {
@@ -93,7 +93,8 @@ def listed(ranks: Sequence[int]) -> str:
 
 def joint_plan(plan: Plan, ranks: int, seed: int) -> Plan:
     """One rank's plan as the plan of them all."""
-    return replace(plan, sizes=tuple(ranks * size for size in plan.sizes), ranks=ranks, seed=seed)
+    sizes = tuple(ranks * size for size in plan.sizes)
+    return replace(plan, sizes=sizes, explore=ranks * plan.explore, ranks=ranks, seed=seed)
 
 
 def join(tasks: Sequence[Task[Scorable]]) -> Task[Scorable]:
@@ -116,6 +117,7 @@ def share(result: Result, task: Task[Scorable], rank: int) -> Result:
         result,
         indices=result.indices[mine] - rank * task.size,
         scores=None if result.scores is None else result.scores[mine],
+        losses=None if result.losses is None else result.losses.at(mine),
         plan=replace(task.plan, seed=result.plan.seed),
         cached=task.candidates.cached,
         uncached=task.candidates.uncached,

@@ -1,17 +1,17 @@
 """The losses that candidates are compared by: one table, by name.
 
-To add a loss, write a subclass of RunningScores in a file of its own and give it a line in `Loss`, name it in the
+To add a loss, write a subclass of LossScores in a file of its own and give it a line in `Loss`, name it in the
 contract (`enum Loss` in selector.proto), and hold it against a literal implementation in tests/sampling. Requests,
 bundles and shards know it by the name from then on.
 """
 
 from enum import Enum
 
-from selector_server.sampling.losses.base import RunningScores
+from selector_server.sampling.losses.base import LossScores, OwnScores, RunningScores
 from selector_server.sampling.losses.sigmoid import SigmoidScores
 from selector_server.sampling.losses.softmax import SoftmaxScores
 
-__all__ = ["Loss", "RunningScores"]
+__all__ = ["Loss", "LossScores", "OwnScores", "RunningScores"]
 
 
 class Loss(Enum):
@@ -22,13 +22,13 @@ class Loss(Enum):
     """
 
     _value_: str
-    running: type[RunningScores]
+    running: type[LossScores]
 
     SIGMOID = "sigmoid", SigmoidScores
     SOFTMAX = "softmax", SoftmaxScores
 
     # The default is for type checkers alone: a member is looked up by its value, as in Loss("sigmoid").
-    def __new__(cls, value: str, running: type[RunningScores] = RunningScores) -> "Loss":
+    def __new__(cls, value: str, running: type[LossScores] = LossScores) -> "Loss":
         loss = object.__new__(cls)
         loss._value_ = value
         loss.running = running

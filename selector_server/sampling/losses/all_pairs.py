@@ -25,7 +25,7 @@ def fits(candidates: int, tile_bytes: int | None) -> bool:
 
 def uniform_total(own: Tensor, pairs: Tensor, picks: int, own_mean: float | None = None) -> float:
     """The mean score of a uniform sub-batch of that many picks, for own scores float64 [B] and pairs float32 [B, B] as
-    RunningScores.pairs has them. If these candidates are a sample of more, `own_mean` is the mean over all of them.
+    LossScores.pairs has them. If these candidates are a sample of more, `own_mean` is the mean over all of them.
 
     E[sum of S_ij over i, j in the sub-batch] = b E[S_ii] + b (b - 1) / 2 E[S_ij + S_ji].
     """
@@ -38,11 +38,11 @@ def uniform_total(own: Tensor, pairs: Tensor, picks: int, own_mean: float | None
 class AllPairs(RunningScores):
     """The scores by any loss that is a sum over pairs: score_i = own_i + sum over picks k of pairs_ki."""
 
-    def __init__(self, models: Sequence[Weighted], own: Tensor, pairs: Tensor) -> None:
-        """`own` are the candidates' own scores, float64 [B], and `pairs` what RunningScores.pairs computes for them,
+    def __init__(self, own: Tensor, models: Sequence[Weighted], pairs: Tensor) -> None:
+        """`own` are the candidates' own scores, float64 [B], and `pairs` what LossScores.pairs computes for them,
         float32 [B, B]; both stay as they are."""
-        super().__init__(models)
-        self._own, self._score, self._pairs = own, own, pairs
+        super().__init__(own, models)
+        self._score, self._pairs = own, pairs
         self._picked: list[Tensor] = []
 
     def scores(self) -> Tensor:
@@ -56,9 +56,9 @@ class AllPairs(RunningScores):
         self.add(chunk)
         rows = torch.cat(self._picked)
         # Each pair of picks is in the scores of both.
-        return float((self._own[rows] + self._score[rows]).sum() / 2)
+        return float((self.own[rows] + self._score[rows]).sum() / 2)
 
     def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
         if among is None:
-            return uniform_total(self._own, self._pairs, picks)
-        return uniform_total(self._own[among], self._pairs[among][:, among], picks)
+            return uniform_total(self.own, self._pairs, picks)
+        return uniform_total(self.own[among], self._pairs[among][:, among], picks)

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,30 +22,29 @@ class Chunk:
 
     `models` holds the m picks as each model sees them, in the order of the candidates' models. `rows`, int64 [n],
     says which of the candidates at hand are among the picks: n = m, unless the candidates at hand are one shard of
-    the super-batch.
+    the super-batch. `reference` holds the picks as the reference sees them, if picks must not be too much alike.
     """
 
     models: Sequence[Embedded]
     rows: Tensor
-
-    @classmethod
-    def of(cls, models: Sequence[Weighted], rows: Tensor) -> Self:
-        """The chunk of these rows, int64 [m], of the candidates at hand."""
-        return cls([model.at(rows) for _, model in models], rows)
+    reference: Embedded | None = None
 
 
 class RunningScores(ABC):
-    """One loss, applied to B candidates: what each of them would add to the picks so far.
+    """What each of B candidates would add to the picks so far.
 
     A draw asks for `scores`, adds the chunk that it drew, and asks again; the last chunk goes to `finish`. Gains, noise
     and masks are the draw's business. Over shards, each shard keeps the scores of its own candidates and adds the
     picks of all of them.
     """
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
-        """`models` are the B candidates as each model sees them. `tile_bytes` bounds the memory beyond embeddings and
-        accumulators; None suits the device. `fused` asks for the GPU kernel, where the loss has one."""
-        self.models, self.tile_bytes, self.fused = models, tile_bytes, fused
+    def __init__(
+        self, own: Tensor, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False
+    ) -> None:
+        """`own` are the scores of the B candidates by themselves, float64 [B], and `models` are the candidates as each
+        model sees them that scores pairs. `tile_bytes` bounds the memory beyond embeddings and accumulators; None suits
+        the device. `fused` asks for the GPU kernel, where the loss has one."""
+        self.own, self.models, self.tile_bytes, self.fused = own, models, tile_bytes, fused
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -69,6 +67,36 @@ class RunningScores(ABC):
         """What `finish` returns on average over uniform sub-batches of that many picks `among` these candidates, int64
         [n], or all, estimated from SAMPLE of them. It must be asked before any `add`."""
 
+
+class OwnScores(RunningScores):
+    """Scores that do not depend on picks: each candidate's own."""
+
+    def __init__(self, own: Tensor) -> None:
+        super().__init__(own, ())
+        self._total = own.new_zeros(())
+
+    def scores(self) -> Tensor:
+        return self.own
+
+    def add(self, chunk: Chunk) -> None:
+        self._total = self._total + self.own[chunk.rows].sum()
+
+    def finish(self, chunk: Chunk) -> float:
+        self.add(chunk)
+        return float(self._total)
+
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        return picks * float((self.own if among is None else self.own[among]).mean())
+
+
+class LossScores(RunningScores):
+    """The scores by one loss, which it computes from embeddings."""
+
+    @staticmethod
+    @abstractmethod
+    def own_losses(model: Embedded) -> Tensor:
+        """The loss of each candidate by itself, float64 [B]: what does not depend on the rest of a sub-batch."""
+
     @staticmethod
     def pairs(_models: Sequence[Weighted]) -> Tensor | None:
         """S_ik + S_ki of each two different candidates, float32 [B, B], and 0 on the diagonal; None for a loss that is
@@ -76,15 +104,14 @@ class RunningScores(ABC):
         return None
 
     @classmethod
-    def total(cls, models: Sequence[Weighted], tile_bytes: int | None = None) -> float:
+    def total(cls, own: Tensor, models: Sequence[Weighted], tile_bytes: int | None = None) -> float:
         """The score of all these candidates taken as one batch, in nats."""
-        everything = torch.arange(len(models[0][1]), device=models[0][1].image.device)
-        return cls(models, tile_bytes).finish(Chunk([model for _, model in models], everything))
+        everything = torch.arange(len(own), device=own.device)
+        return cls(own, models, tile_bytes).finish(Chunk([model for _, model in models], everything))
 
     def sample(self, size: int, among: Tensor | None) -> Tensor:
         """Indices, int64 [at most size], of different candidates `among` these, int64 [n], or among all: the same ones
         at every call."""
-        device = self.models[0][1].image.device
-        count = len(self.models[0][1]) if among is None else len(among)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].to(device)
+        count = len(self.own) if among is None else len(among)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].to(self.own.device)
         return order if among is None else among[order]

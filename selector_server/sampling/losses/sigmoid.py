@@ -9,22 +9,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selector_server.sampling.embeddings import Embedded
 from selector_server.sampling.losses.all_pairs import uniform_total
-from selector_server.sampling.losses.base import SAMPLE, Chunk, RunningScores, Weighted
+from selector_server.sampling.losses.base import SAMPLE, Chunk, LossScores, Weighted
 from selector_server.sampling.losses.kernel import StripModel, strips
 from selector_server.sampling.losses.strips import Sides, softplus
 
 
-class SigmoidScores(RunningScores):
+class SigmoidScores(LossScores):
     """Keeps one accumulator, float64 [B]; each round adds the strips of its picks to it."""
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
-        super().__init__(models, tile_bytes, fused)
-        self._strips = _Strips(models, tile_bytes, fused)
-        own = [(weight, model.own_logits) for weight, model in models]
-        self._score = torch.stack([weight * softplus(-logits) for weight, logits in own]).sum(dim=0)
-        self._itself = torch.stack([weight * softplus(logits) for weight, logits in own]).sum(dim=0)
+    def __init__(
+        self, own: Tensor, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False
+    ) -> None:
+        super().__init__(own, models, tile_bytes, fused)
+        self._strips, self._score = _Strips(models, tile_bytes, fused), own
+        self._itself = torch.stack([weight * softplus(model.own_logits) for weight, model in models]).sum(dim=0)
         self._total = 0.0
+
+    @staticmethod
+    def own_losses(model: Embedded) -> Tensor:
+        return softplus(-model.own_logits)
 
     def scores(self) -> Tensor:
         return self._score

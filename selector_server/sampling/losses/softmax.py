@@ -11,23 +11,28 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling.embeddings import Embedded
-from selector_server.sampling.losses.base import SAMPLE, Chunk, RunningScores, Weighted
+from selector_server.sampling.losses.base import SAMPLE, Chunk, LossScores, Weighted
 from selector_server.sampling.losses.strips import Side, softplus, tiles
 
 
-class SoftmaxScores(RunningScores):
+class SoftmaxScores(LossScores):
     """Keeps two accumulators for each model, float64 [2, B]: the log-sum-exps over picks, in either direction. There is
     no fused kernel for them."""
 
-    def __init__(self, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False) -> None:
-        super().__init__(models, tile_bytes, fused)
-        self._own = torch.stack([weight * (model.bias - model.own_logits) for weight, model in models]).sum(dim=0)
-        self._sums = [self._own.new_full((2, len(self._own)), -torch.inf) for _ in models]
+    def __init__(
+        self, own: Tensor, models: Sequence[Weighted], tile_bytes: int | None = None, fused: bool = False
+    ) -> None:
+        super().__init__(own, models, tile_bytes, fused)
+        self._sums = [own.new_full((2, len(own)), -torch.inf) for _ in models]
         self._sides = [_sides(model) for _, model in models]
         self._picked: list[Tensor] = []
 
+    @staticmethod
+    def own_losses(model: Embedded) -> Tensor:
+        return model.bias - model.own_logits
+
     def scores(self) -> Tensor:
-        return self._scores(self._own, self._sums)
+        return self._scores(self.own, self._sums)
 
     def add(self, chunk: Chunk) -> None:
         self._picked.append(chunk.rows)
@@ -41,12 +46,13 @@ class SoftmaxScores(RunningScores):
             _merge(before[:, rows], _log_sums(_sides(model.at(rows)), picked, self.tile_bytes))
             for before, (_, model), picked in zip(self._sums, self.models, chunk.models, strict=True)
         ]
-        return float(self._scores(self._own[rows], sums).sum())
+        return float(self._scores(self.own[rows], sums).sum())
 
     def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
         batch = self.sample(picks, among)
         rows = batch[:SAMPLE]
-        some = SoftmaxScores([(weight, model.at(rows)) for weight, model in self.models], self.tile_bytes)
+        models = [(weight, model.at(rows)) for weight, model in self.models]
+        some = SoftmaxScores(self.own[rows], models, self.tile_bytes)
         some.add(Chunk([model.at(batch) for _, model in self.models], rows[:0]))
         return picks * float(some.scores().mean())
 

@@ -29,6 +29,7 @@ from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.errors import SelectorError
 from selector_server.rpc.exclusions import write_exclusions
+from selector_server.rpc.read_candidates import KnownReference
 from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status
@@ -45,7 +46,7 @@ NAME = f"selector-{'0' * 32}.payload"
 @contextmanager
 def streams(folder: Path) -> Iterator[Decode]:
     config = Config(max_payload_bytes=MOST, max_super_batch=4096, max_image_pixels=1 << 18, max_image_bytes=1 << 16)
-    contract = Contract(config, load_policies(), Loss.SIGMOID)
+    contract = Contract(config, load_policies(), Loss.SIGMOID, KnownReference("f" * 64, 16))
     shared = SharedFolder(folder / "shared")
     content = wire.some_losses().payload
     file = folder / "shared" / NAME

@@ -5,7 +5,6 @@ import torch
 from numpy.typing import NDArray
 
 from selector_server.sampling import PairScores, Plan
-from selector_server.sampling.losses.base import Chunk
 from selector_server.sampling.policies import Joint
 from selector_tools.reference.rank_statistics import rank_correlation
 
@@ -42,7 +41,7 @@ def overlap(picks: torch.Tensor, others: torch.Tensor) -> float:
 def _given(scores: PairScores, picked: torch.Tensor) -> NDArray[np.float64]:
     """Returns the scores of the candidates that are left once these are picked, float64 [B - b]."""
     running = scores.running()
-    running.add(Chunk.of(scores.models, picked))
+    running.add(scores.chunk(picked))
     left = torch.ones(scores.size, dtype=torch.bool)
     left[picked] = False
     return np.asarray(running.scores()[left].numpy(), np.float64)

@@ -137,8 +137,8 @@ def _candidates(size: int, dim: int, count: int) -> "list[Candidates]":
         assert scores.learner is not None
         assert scores.reference is not None
         pair = zip((scores.learner, scores.reference), (synthetic.LEARNER, synthetic.REFERENCE), strict=True)
-        models = (ModelEmbeddings(model.image.numpy(), model.text.numpy(), *logit) for model, logit in pair)
-        found.append(Candidates.embeddings(*models))
+        learner, reference = (ModelEmbeddings(m.image.numpy(), m.text.numpy(), *logit) for m, logit in pair)
+        found.append(Candidates.embeddings(learner, reference))
     return found
 
 
