@@ -249,9 +249,10 @@ class ReferenceCache:
         return len(keys), key_text(keys[0]) if keys else ""
 
     def usage(self) -> tuple[int, int]:
-        """The store's entries, of every reference, and its bytes; zeros if it cannot be read."""
+        """How many samples the store holds, of every reference, and its bytes; zeros if it cannot be read."""
         try:
-            return self._store.usage()
+            entries, size = self._store.usage()
+            return entries - self._store.run(lambda transaction: len(list(_keys(transaction, _HEADER)))), size
         except StoreFailed:
             return 0, 0
 
