@@ -31,8 +31,9 @@ class Selection:
     `not_examined` how many nobody looked at, because all that was needed of them was in a cache.
 
     `excluded` has the candidates that were left out because they cannot be used, by reason: "missing", "unreadable",
-    "format", "too_large", "text", "value" or "repeated". `captions` is int64 [b], which of its captions was shown of
-    each pick, or None if no candidate came with a list of them."""
+    "format", "too_large", "text", "value" or "repeated". A uniform pick has to take some of them where fewer than b
+    others are left; they come last, and `unusable` has them. `captions` is int64 [b], which of its captions was shown
+    of each pick, or None if no candidate came with a list of them."""
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = None
@@ -51,6 +52,12 @@ class Selection:
     captions: NDArray[np.int64] | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def unusable(self) -> NDArray[np.int64]:
+        """Those of `indices` that cannot be used, in their order: int64, and empty unless this is a uniform pick from
+        too few usable candidates."""
+        return self.indices[np.isin(self.indices, indices_of(self.excluded))]
+
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
@@ -62,10 +69,8 @@ class Selection:
         if len(response.scores) not in (0, picks):
             raise ValueError(f"the server returned {len(response.scores)} scores of {picks} picks")
         excluded = read_exclusions(response.exclusions, candidates)
-        if excluded and np.isin(indices, indices_of(excluded)).any():
-            raise ValueError("the server picked candidates that it says were left out")
         scores = np.fromiter(response.scores, np.float32, len(response.scores)) if response.scores else None
-        return Selection(
+        selection = Selection(
             indices=indices,
             scores=scores,
             seed=response.seed,
@@ -81,6 +86,9 @@ class Selection:
             excluded=excluded,
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
+        if len(selection.unusable):
+            raise ValueError("the server picked candidates that it says were left out")
+        return selection
 
 
 class SelectionCounts:
