@@ -24,12 +24,12 @@ class ModelState:
 
     @property
     def sharded(self) -> bool:
-        """Whether all ranks must take part in gathering it."""
+        """Says whether all ranks must take part in gathering it."""
         return any(map(is_sharded, self.tensors.values()))
 
     @property
     def gathered(self) -> bool:
-        """Whether some of its tensors exist only when it is their turn."""
+        """Says whether some of its tensors exist only when it is their turn."""
         return self.sharded or any(isinstance(value, Merged) for value in self.tensors.values())
 
     def check(self, learners: Sequence[Mapping[str, tuple[int, ...]]]) -> "ModelState":
@@ -91,7 +91,7 @@ def _unfit(
     given: Mapping[str, tuple[int, ...] | None],
     unmerged: Mapping[str, Unmerged],
 ) -> str:
-    """Why the learner cannot be served these; empty if it can."""
+    """Says why the learner cannot be served these, and nothing if it can."""
     everything = {**given, **dict.fromkeys(unmerged)}
     if wrong := misfit(learner, everything):
         return wrong
@@ -99,7 +99,7 @@ def _unfit(
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether all ranks must take part in gathering the value."""
+    """Says whether all ranks must take part in gathering the value."""
     return value.sharded if isinstance(value, Merged) else hasattr(value, "full_tensor")
 
 
