@@ -121,6 +121,10 @@ class PreparedSamples:
         return bool(self.ids)
 
     @property
+    def reference_brought(self) -> bool:
+        return self.brought is not None
+
+    @property
     def not_examined(self) -> int:
         seen_by_nobody = self.cached + (0 if self.brought is None else len(self.brought)) if self.learner is None else 0
         return seen_by_nobody + self.closed.left_out

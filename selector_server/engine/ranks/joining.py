@@ -31,6 +31,8 @@ _KNOWN_AS: Mapping[tuple[type, str], str] = {
     (Freshness, "below_minimum"): "when_stale below min_weights_version",
     (ModelEmbeddings, "scale"): "logit_scale",
     (ModelEmbeddings, "bias"): "logit_bias",
+    (PreparedSamples, "brought"): "reference.embeddings",
+    (PreparedSamples, "fingerprint"): "reference.fingerprint",
 }
 
 
