@@ -287,7 +287,7 @@ def test_if_too_few_survivors_can_be_used_the_refusal_says_why(sidecar, bundles,
     request = as_files(files_of(open_[1:]), prefilter=1.0, bad_samples=pb.BAD_SAMPLES_EXCLUDE)
     error = server.refuse(bring(request, brought, "x"))
     assert error.code().name == "FAILED_PRECONDITION"
-    assert f"candidates left is 7 of 40; 8 must be picked; excluded are 1 unreadable (candidate {open_[0]}" in (
+    assert f"candidates left is 7 of 40; 8 must be picked; excluded are 1 format (candidate {open_[0]}:" in (
         error.details()
     )
     assert error.details().endswith("beside 32 that the prefilter left out")
