@@ -110,8 +110,10 @@ class CallLog:
             "selector.picks": len(result.indices),
             "selector.policy": result.policy,
         }
-        if result.closed:
-            attributes["selector.excluded"] = len(result.closed)
+        if result.closed.reasons:
+            attributes["selector.excluded"] = len(result.closed.reasons)
+        if result.closed.left_out:
+            attributes["selector.left_out"] = result.closed.left_out
         if result.weights is not None:
             attributes["selector.weights_version"] = result.weights.version
         tracing.annotate(attributes)
@@ -131,5 +133,7 @@ def _summary(request: Request) -> str:
     task, result = request.task, request.result
     if task is None or result is None:
         return ""
-    excluded = f", {len(result.closed)} excluded" if result.closed else ""
-    return f", {len(result.indices)} of {task.size} picked by {result.policy}{excluded}"
+    closed = result.closed
+    excluded = f", {len(closed.reasons)} excluded" if closed.reasons else ""
+    left_out = f", {closed.left_out} left out by the prefilter" if closed.left_out else ""
+    return f", {len(result.indices)} of {task.size} picked by {result.policy}{excluded}{left_out}"

@@ -115,21 +115,25 @@ def _samples(request: _Request) -> Samples:
             texts = request.read_bytes(samples.strings, "samples.strings", size, config.max_text_bytes)
         case _:
             raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
-    ids, brought = _sample_ids(request, size), None
-    if samples.HasField("reference"):
-        _check_fingerprint(samples.reference.fingerprint, request.reference)
-        brought, _ = _model_embeddings(request, samples.reference.embeddings, "samples.reference.embeddings", size)
+    ids = _sample_ids(request, size)
+    brought = _brought(request, size) if samples.HasField("reference") else None
     return Samples(images, texts, ids, request.closing.closed(), brought, samples.reference.fingerprint)
 
 
-def _check_fingerprint(fingerprint: str, own: KnownReference | None) -> None:
-    """What one reference makes of candidates says nothing of another. Raises InvalidRequest and NotPossible."""
+def _brought(request: _Request, size: int) -> ModelEmbeddings:
+    """What the reference makes of the samples. What one reference makes of them says nothing of another."""
+    own, message, field = request.reference, request.selection.samples.reference, "samples.reference"
+    fingerprint = message.fingerprint
     if not 1 <= len(fingerprint) <= MAX_FINGERPRINT or not fingerprint.isprintable():
         limit = f"1 to {MAX_FINGERPRINT} printable characters"
-        raise InvalidRequest("samples.reference.fingerprint", repr(fingerprint[:MAX_FINGERPRINT]), limit)
+        raise InvalidRequest(f"{field}.fingerprint", repr(fingerprint[:MAX_FINGERPRINT]), limit)
     if own is not None and own.fingerprint != fingerprint:
-        limit = f"this server's reference is {own.fingerprint}"
-        raise NotPossible("samples.reference.fingerprint", fingerprint, limit)
+        raise NotPossible(f"{field}.fingerprint", fingerprint, f"this server's reference is {own.fingerprint}")
+    brought, _ = _model_embeddings(request, message.embeddings, f"{field}.embeddings", size)
+    if own is not None and own.width != (shape := brought.image.shape)[1]:
+        limit = f"the width of this server's reference is {own.width}"
+        raise InvalidRequest(f"{field}.embeddings.image.shape", list(shape), limit)
+    return brought
 
 
 def _sample_ids(request: _Request, size: int) -> list[bytes]:
@@ -221,9 +225,9 @@ def read_recent(
     )
     width = brought.image.shape[1] if brought.HasField("image") else known and known.width
     for side, array in (("image", image), ("text", text)):
-        if not np.isfinite(array).all():
-            raise InvalidRequest(f"recent.{side}", "not finite", "every value must be finite")
-    if image.shape[1] != width:
+        for where in np.argwhere(~np.isfinite(array))[:1].tolist():
+            raise InvalidRequest(f"recent.{side}", f"{array[tuple(where)]} at {where}", "every value must be finite")
+    if width is not None and image.shape[1] != width:  # Without a reference, samples are refused for that.
         raise InvalidRequest("recent.image.shape", list(image.shape), f"the reference's width is {width}")
     return ModelEmbeddings(image, text, 1.0, 0.0)
 

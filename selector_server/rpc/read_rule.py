@@ -1,4 +1,4 @@
-"""How candidates are compared, from a Selection: criteria, loss, and what keeps candidates out."""
+"""How candidates are compared, from a Selection: criteria, loss, and what keeps candidates out (docs/adr/0021)."""
 
 import math
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ from selector_server.sampling.plan import Draw, Plan
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-# The noise of uniform picks is of no round: no plan has so many.
+# The noise of uniform picks is of no round: no plan has so many (docs/adr/0021).
 EXPLORE_STREAM = 1 << 32
 # So much noise is made at once: more would not be faster, and would be most of a large super-batch's memory.
 NOISE_AHEAD = 1 << 16

@@ -187,6 +187,8 @@ def test_what_cannot_be_in_time_is_not_begun(models):
         begin(encoded(), least * 0.9)
     begin(encoded(), least + 60)
     begin(encoded(10), 0.001)  # nothing is known of a smaller one
+    other = encoded()
+    begin(replace(other, rule=replace(other.rule, prefilter=2.0)), 0.001)  # nor of one by another rule
     assert begin(encoded(), 60, "sample").stage == "sample"
 
 

@@ -139,8 +139,9 @@ class Candidates:
         return Candidates(sizes[0], pb.Selection(losses=losses), payload, floats=floats)
 
     def with_recent(self, recent: ModelEmbeddings | None) -> "Candidates":
-        """Adds picks of earlier steps, as the reference sees them, that new picks must not be like."""
-        if recent is not None:
+        """Adds picks of earlier steps, as the reference sees them, that new picks must not be like; there may be none
+        yet. Raises ValueError."""
+        if recent is not None and np.shape(recent.image)[:1] != (0,):
             message = pb.RecentPicks(image=self.payload.add(recent.image), text=self.payload.add(recent.text))
             _same_size("recent.text", _rows(message.text), _rows(message.image), "recent.image")
             self.header.recent.CopyFrom(message)

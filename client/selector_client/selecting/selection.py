@@ -95,12 +95,16 @@ class Selection:
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
-        one score each or none at all, or if what it says was left out are no candidates, or picked ones."""
+        one score and one loss each or none at all, or if what it says was left out are no candidates, or picked ones,
+        or if it counts more of them than there are."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
         excluded = read_exclusions(response.exclusions, candidates)
+        if response.explored > picks:
+            raise ValueError(f"the server returned {response.explored} uniform picks of {picks}")
+        _check_prefiltered(response.prefiltered, candidates, picks)
         selection = Selection(
             indices=indices,
             scores=_floats("scores", response.scores, picks),
@@ -127,11 +131,22 @@ class Selection:
         return selection
 
 
+def _check_prefiltered(told: pb.Prefiltered, candidates: int, picks: int) -> None:
+    """Raises ValueError for counts that cannot be those of so many candidates, of which so many were picked."""
+    most = min(told.known, candidates - picks)
+    if told.known + told.unknown > candidates or told.left_out > most:
+        counts = f"{told.known} known, {told.unknown} unknown and {told.left_out} left out"
+        raise ValueError(f"the server counts {counts} of {candidates} candidates, {picks} of them picked")
+
+
 def _floats(name: str, values: Any, picks: int) -> NDArray[np.float32] | None:
-    """One number for each pick; None if there are none at all. Raises ValueError if there are others."""
+    """One finite number for each pick; None if there are none at all. Raises ValueError if there are others."""
     if len(values) not in (0, picks):
         raise ValueError(f"the server returned {len(values)} {name} of {picks} picks")
-    return np.fromiter(values, np.float32, len(values)) if values else None
+    array = np.fromiter(values, np.float32, len(values))
+    if not np.isfinite(array).all():
+        raise ValueError(f"the server returned {name} that are not finite")
+    return array if values else None
 
 
 def _fields(kind: type[T], response: pb.SelectResponse, name: str) -> T | None:

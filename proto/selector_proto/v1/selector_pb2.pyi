@@ -379,7 +379,7 @@ class Selection(_message.Message):
     It may differ from criterion for the sigmoid loss; NONE: pairs do not count.
     """
     prefilter: _builtins.float
-    """p >= 1: of the candidates whose reference loss is known, from the server's cache or from this request, only the
+    """p in [1, 1e6]: of the candidates whose reference loss is known, from the server's cache or from this request, only the
     p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
     decoded, tokenised and encoded by the learner. Default: all compete. The uniform policy takes no notice of this
     and of the next two.
@@ -393,7 +393,9 @@ class Selection(_message.Message):
     all others. Default: none.
     """
     return_losses: _builtins.bool
-    """The reply has the picks' own losses by learner and reference, as far as they are known (sigmoid loss only)."""
+    """The reply has the picks' own losses by learner and reference, as far as those looked at them. Sigmoid loss only, and
+    not for candidates that come as losses.
+    """
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -427,7 +429,7 @@ class Selection(_message.Message):
     @_builtins.property
     def recent(self) -> Global___RecentPicks:
         """Picks of earlier steps as the reference sees them, which max_similarity needs: candidates too much like one of
-        them are not picked, either. At most max_super_batch of them.
+        them are not picked, either. At most max_super_batch of them; not with world_size > 1.
         """
 
     def __init__(
@@ -527,7 +529,9 @@ Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 @_typing.final
 class RecentPicks(_message.Message):
-    """Image and text embeddings of picks of earlier steps, FP32, FP16 or BF16 [R, D]; finite."""
+    """Image and text embeddings of R >= 1 picks of earlier steps, FP32, FP16 or BF16 [R, D]; finite, of the reference's
+    width.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -925,8 +929,8 @@ class SelectResponse(_message.Message):
     the picks taken as one batch. Unset for the uniform policy.
     """
     objective_uniform: _builtins.float
-    """The same, expected of a uniform sub-batch of the same size from this super-batch (estimated from a sample
-    of pairs). Unset for the uniform policy.
+    """The same, expected of a uniform sub-batch of the same size from the candidates that compete (estimated from a
+    sample of pairs). Unset for the uniform policy.
     """
     request_id: _builtins.str
     cached_references: _builtins.int
@@ -936,7 +940,9 @@ class SelectResponse(_message.Message):
     repeated: _builtins.bool
     """This reply was made for an earlier request with the same request_id."""
     not_examined: _builtins.int
-    """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache."""
+    """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache or came with
+    the request, or because a prefilter left them out.
+    """
     criterion: Global___Criterion.ValueType
     """As used; unset for the uniform policy."""
     pair_criterion: Global___Criterion.ValueType
