@@ -14,7 +14,7 @@ from selector_server.sampling.embeddings import SLICE
 # Two images whose cosine is above this are near-duplicates.
 NEAR_DUPLICATE = 0.95
 # At most so many picks, evenly spaced over the draw, are compared with all candidates.
-COMPARED_PICKS = 128
+COMPARED_PICKS = 64
 
 
 @dataclass(frozen=True)
