@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selector_server.sampling.embeddings import SLICE
-
+# So many candidates are looked at at once: a CPU's cache holds them, and a GPU needs few calls.
+CPU_ROWS, GPU_ROWS = 512, 8192
 # Two images whose cosine is above this are near-duplicates.
 NEAR_DUPLICATE = 0.95
 # At most so many picks, evenly spaced over the draw, are compared with all candidates.
@@ -42,12 +42,16 @@ def neighbours(image: Tensor, rows: Tensor, share: int) -> Neighbours | None:
     adjacent = (rows[1:] - rows[:-1] == 1) & (rows[1:] % share > 0)
     if not adjacent.any():
         return None
-    pairs = zip(torch.split(image[:-1], SLICE), torch.split(image[1:], SLICE), strict=True)
-    cosines = torch.cat([(one * other).sum(dim=1, dtype=torch.float64) for one, other in pairs])
-    # The square of the sum has each pair twice, and each candidate with itself once.
-    count, both = len(image), image.sum(dim=0).double().square().sum()
-    alone = torch.linalg.vector_norm(image, dim=1).double().square().sum()
-    return Neighbours(float(cosines[adjacent].mean()), float((both - alone) / (count * (count - 1))))
+    cosines, sums, squares = [], [], []
+    for start, stop in _slices(image):
+        here, after = image[start:stop], image[start + 1 : stop + 1]
+        cosines.append((here[: len(after)] * after).sum(dim=1))
+        sums.append(here.sum(dim=0))
+        squares.append((here * here).sum())
+    # The square of the sum of all has each pair twice, and each candidate with itself once.
+    count, both = len(image), torch.stack(sums).double().sum(dim=0).square().sum()
+    random = (both - torch.stack(squares).double().sum()) / (count * (count - 1))
+    return Neighbours(float(torch.cat(cosines).double()[adjacent].mean()), float(random))
 
 
 def near_duplicates(image: Tensor, picks: Tensor, open_: Tensor | None = None) -> float:
@@ -56,8 +60,13 @@ def near_duplicates(image: Tensor, picks: Tensor, open_: Tensor | None = None) -
     compared = image[picks[:: -(-len(picks) // COMPARED_PICKS)]]
     # Each is compared with itself, too, and does not count for that.
     alike = -((compared * compared).sum(dim=1) > NEAR_DUPLICATE).long()
-    for start in range(0, len(image), SLICE):
-        rows = slice(start, start + SLICE)
-        near = compared @ image[rows].T > NEAR_DUPLICATE
-        alike += (near if open_ is None else near & open_[rows]).sum(dim=1)
+    for start, stop in _slices(image):
+        near = compared @ image[start:stop].T > NEAR_DUPLICATE
+        alike += (near if open_ is None else near & open_[start:stop]).sum(dim=1)
     return float((alike > 0).double().mean())
+
+
+def _slices(image: Tensor) -> list[tuple[int, int]]:
+    """Where each begins and ends."""
+    rows = CPU_ROWS if image.device.type == "cpu" else GPU_ROWS
+    return [(start, start + rows) for start in range(0, len(image), rows)]

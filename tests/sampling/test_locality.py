@@ -39,9 +39,9 @@ def oracle_near_duplicates(image, picks, opened):
 
 @pytest.mark.parametrize("share", [40, 20, 8])
 @pytest.mark.parametrize("closed", [[], [0], [3, 4, 39], list(range(1, 40, 2))])
-@pytest.mark.parametrize("slice_", [4096, 7])
+@pytest.mark.parametrize("slice_", [512, 7])
 def test_neighbours_are_those_of_the_oracle(share, closed, slice_, monkeypatch):
-    monkeypatch.setattr(locality, "SLICE", slice_)
+    monkeypatch.setattr(locality, "CPU_ROWS", slice_)
     image, rows = unit(40, 6, 1, alike=0.8), np.setdiff1d(np.arange(40), closed)
     found = neighbours(torch.from_numpy(image[rows]).float(), torch.from_numpy(rows), share)
     wanted = oracle_neighbours(image[rows], rows, share)
@@ -63,10 +63,10 @@ def test_too_few_candidates_tell_nothing_or_one_pair(count):
         assert found.adjacent == pytest.approx(found.random, abs=1e-6)
 
 
-@pytest.mark.parametrize("slice_", [4096, 16])
+@pytest.mark.parametrize("slice_", [512, 16])
 @pytest.mark.parametrize("closed", [[], [1, 50, 51]])
 def test_near_duplicates_are_those_of_the_oracle(slice_, closed, monkeypatch):
-    monkeypatch.setattr(locality, "SLICE", slice_)
+    monkeypatch.setattr(locality, "CPU_ROWS", slice_)
     image = unit(60, 16, 2)
     image[1], image[20], image[51], image[52] = image[0], 0.999 * image[40], image[50], image[53]
     opened = np.setdiff1d(np.arange(60), closed)
