@@ -105,6 +105,8 @@ class CallLog:
             picked, left = ((part.counts, part.total) for part in (quality.picked, quality.left))
             criterion = task.rule.criterion.name.lower()
             metrics.quality.observe(criterion, picked, left, quality.top_share, quality.uniform_overlap)
+        if (alike := result.locality) is not None:
+            metrics.quality.observe_locality(alike.adjacent, alike.random, alike.near_duplicates)
         attributes: dict[str, str | int | float | bool] = {
             "selector.candidates": task.size,
             "selector.picks": len(result.indices),

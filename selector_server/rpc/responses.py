@@ -21,6 +21,7 @@ from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.read_rule import CRITERIA, LOSSES, PAIR_CRITERIA
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Criterion
+from selector_server.sampling.locality import Locality
 from selector_server.weights.versions import SyncState, Versions
 
 _STATES = {
@@ -74,6 +75,7 @@ def selected(request: Request, result: Result, unserved: pb.UnservedWeights | No
         explored=result.plan.explore,
         learner_losses=_listed(losses.learner),
         reference_losses=_listed(losses.reference),
+        locality=_locality(result.locality),
     )
 
 
@@ -89,6 +91,10 @@ def _prefiltered(found: Prefiltered | None) -> pb.Prefiltered | None:
     if found is None:
         return None
     return pb.Prefiltered(known=found.known, unknown=found.unknown, left_out=len(found.rows))
+
+
+def _locality(told: Locality | None) -> pb.Locality | None:
+    return None if told is None else pb.Locality(**asdict(told))
 
 
 class About:

@@ -105,6 +105,14 @@ def test_samples_are_encoded_by_their_own_sidecar(pair, bundles):
     assert {reply.weights.version for reply in replies} == {0}
 
 
+def test_each_sidecar_tells_how_alike_its_own_candidates_are(pair, plain_server):
+    models = models_of(2, 40)
+    replies = pair.ask(as_ranks([embeddings(*m, seed=7, sub_batch_size=40) for m in models]))
+    alone = [plain_server.select(embeddings(*m, seed=7, sub_batch_size=40)) for m in models]
+    assert [reply.locality for reply in replies] == [reply.locality for reply in alone]
+    assert replies[0].locality.adjacent != replies[1].locality.adjacent
+
+
 def test_candidates_that_cannot_be_used_are_left_out_by_each_sidecar(pair):
     models = models_of(2, 40)
     models[0][0][0][[3, 4]] = np.nan

@@ -185,7 +185,7 @@ class Statistics(SelectionCounts):
     by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
     that were sent again. `excluded` counts candidates that were left out, by reason, and `not_examined` those that
     nobody looked at, for they were in a cache. `unserved` counts selections whose sidecar did not serve the newest
-    weights, by its state ("rejected", "disconnected", "pinned")."""
+    weights, by its state ("rejected", "disconnected", "pinned"). `locality` is the last one that was told."""
 
     requests: int = 0
     candidates: int = 0
@@ -197,6 +197,7 @@ class Statistics(SelectionCounts):
     fallbacks: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     weights_versions: set[int] = field(default_factory=set)
+    locality: Locality | None = None
     unserved: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(UNSERVED.values(), 0)))
 
     def add(self, selection: Selection, candidates: int, seconds: float) -> None:
@@ -206,3 +207,4 @@ class Statistics(SelectionCounts):
         self.seconds += seconds
         if selection.weights_version is not None:
             self.weights_versions.add(selection.weights_version)
+        self.locality = selection.locality or self.locality

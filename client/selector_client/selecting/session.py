@@ -23,6 +23,7 @@ from selector_client.selecting.exclusions import uniform
 from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
+from selector_client.selecting.shuffling import Shuffling
 from selector_client.selecting.unserved import Unserved
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Session:
         self.settings = Settings(**settings)
         self.expectation, self._patience = Expectation(self.settings), DEFAULT_SECONDS
         self.statistics = Statistics()
-        self._unserved = Unserved(self.statistics.unserved)
+        self._unserved, self._shuffling = Unserved(self.statistics.unserved), Shuffling()
         self.breaker = Breaker(lambda: healthy(address, self.access))
         self.bad_samples = BadSamples(self.settings.warn_excluded_share)
         self.sidecar = Advertised()
@@ -243,6 +244,7 @@ class Session:
             self._count(selection, pending)
             self.expectation.took(candidates.header, candidates.size, seconds, selection)
             self._unserved.hear(response)
+            self._shuffling.hear(selection.locality)
         return selection
 
     def failed(self, pending: PendingSelection, error: SelectorClientError) -> Selection:
