@@ -91,6 +91,12 @@ class Settings:
             name = "max_similarity" if self.prefilter is None else "prefilter"
             raise ValueError(f"{name} is {getattr(self, name)}; the criteria must look at the reference")
 
+    @property
+    def shortlists(self) -> bool:
+        """Whether candidates that have ids only are read after the sidecar has said which of them go on. Ranks that
+        select as one must send equally many, and so they send all."""
+        return self.prefilter is not None and self.policy != "uniform" and self.world_size == 1
+
     def needs(self, model: str) -> bool:
         """Whether the "learner", or the "reference", looks at candidates."""
         looks = {"learner": {"learnability", "hard-learner"}, "reference": {"learnability", "easy-reference"}}[model]
