@@ -257,19 +257,20 @@ def test_one_deadline_spans_both_calls_and_leaves_out_the_view(warm):
 
 
 @pytest.mark.parametrize(
-    ("indices", "exclusions"),
+    ("indices", "more"),
     [
-        ([], []),
-        (range(PICKS - 1), []),
-        ([0, 1, 2, 2, 3], []),
-        ([5, 4, 3, 2, 1], []),
-        ([*range(GOING), BATCH], []),
-        (range(GOING), [pb.Exclusion(reason=pb.EXCLUSION_REASON_MISSING, indices=[BATCH])]),
+        ([], {}),
+        (range(PICKS - 1), {}),
+        ([0, 1, 2, 2, 3], {}),
+        ([5, 4, 3, 2, 1], {}),
+        ([*range(GOING), BATCH], {}),
+        (range(GOING), {"exclusions": [pb.Exclusion(reason=pb.EXCLUSION_REASON_MISSING, indices=[BATCH])]}),
+        (range(GOING), {"prefiltered": pb.Prefiltered(left_out=BATCH - GOING + 1)}),
     ],
-    ids=["none", "too few", "repeated", "falling", "out of range", "exclusions out of range"],
+    ids=["none", "too few", "repeated", "falling", "out of range", "exclusions out of range", "more left out"],
 )
-def test_a_shortlist_that_is_none_is_not_used(warm, indices, exclusions):
-    reply = pb.ShortlistResponse(indices=indices, exclusions=exclusions)
+def test_a_shortlist_that_is_none_is_not_used(warm, indices, more):
+    reply = pb.ShortlistResponse(indices=indices, **more)
     with served(Passing(warm, lambda _: reply)) as address:
         assert fallback(address, View()).fallback == "wrong_answer"
         with Selector(address, on_error="raise", **SETTINGS) as selector, pytest.raises(RemoteError):

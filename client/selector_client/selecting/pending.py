@@ -55,7 +55,8 @@ class PendingSelection:
         """Reads the candidates that go on, which are sent next. Raises RemoteError if the shortlist is none, and what
         reading them raises."""
         size, rows = self.candidates.size, np.fromiter(shortlist.indices, np.int64, len(shortlist.indices))
-        if not self.picks <= len(rows) or (np.diff(rows) <= 0).any() or rows[-1] >= size:
+        falls, left = (np.diff(rows) <= 0).any(), size - len(rows)
+        if len(rows) < self.picks or falls or rows[-1] >= size or shortlist.prefiltered.left_out > left:
             words = (
                 f"the server returned a shortlist of {len(rows)} that are not {self.picks} or more of {size}, ascending"
             )

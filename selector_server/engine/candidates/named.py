@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from selector_server.engine.candidates.prefilter import close_prefiltered_found
+from selector_server.engine.arrays import cosines
+from selector_server.engine.candidates.prefilter import close_prefiltered
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.closed import ALL_OPEN, Closed, Closing
 from selector_server.engine.request import Request
@@ -38,5 +39,5 @@ class Named:
         found = preparation.find([self.ids[row] for row in rows.tolist()], None, rows, request)
         request.check()
         if found is not None:
-            close_prefiltered_found(task, closing, rows, found)
+            close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text))
         return replace(self, closed=closing.closed())

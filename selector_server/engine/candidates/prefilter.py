@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selector_server.encoding.reference_cache import Found
-from selector_server.engine.arrays import cosines
 from selector_server.engine.closed import Closing, Prefiltered
 from selector_server.engine.task import Task
 
@@ -24,8 +22,3 @@ def close_prefiltered(
     kept = math.floor(task.rule.prefilter * task.plan.picks + 1e-6)
     left_out = candidates[np.argsort(-worth, kind="stable")[kept:]]
     closing.prefilter(Prefiltered(len(candidates), len(rows) - len(candidates), np.sort(left_out)))
-
-
-def close_prefiltered_found(task: Task[Any], closing: Closing, rows: NDArray[np.int64], found: Found) -> None:
-    """The same by what the reference cache knows of these rows."""
-    close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text))

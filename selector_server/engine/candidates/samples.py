@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from selector_server.encoding.reference_cache import Found
-from selector_server.engine.arrays import ModelEmbeddings
-from selector_server.engine.candidates.prefilter import close_prefiltered, close_prefiltered_found
+from selector_server.engine.arrays import ModelEmbeddings, cosines
+from selector_server.engine.candidates.prefilter import close_prefiltered
 from selector_server.engine.candidates.preparation import Images, ModelInput, Preparation, Texts
 from selector_server.engine.candidates.repeats import close_repeats
 from selector_server.engine.closed import ALL_OPEN, Closed, Closing
@@ -93,7 +93,7 @@ class Samples:
         if self.brought is not None:
             close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), self.brought.at(rows).cosines())
         elif found is not None:
-            close_prefiltered_found(task, closing, rows, found)
+            close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text))
 
     def _ids(self, rows: NDArray[np.int64]) -> list[bytes]:
         return self.ids if len(rows) == self.size else [self.ids[row] for row in rows] if self.ids else []
