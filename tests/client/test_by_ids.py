@@ -11,11 +11,19 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 import pytest
-from selector_client import AsyncSelector, RemoteError, SelectingLoader, Selector, Settings, Unreachable
+from selector_client import (
+    AsyncSelector,
+    ModelEmbeddings,
+    RemoteError,
+    SelectingLoader,
+    Selector,
+    Settings,
+    Unreachable,
+)
 from selector_client.selecting.exclusions import Excluded, merged
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
-from support.model import samples
+from support.model import embed, samples
 from support.processes import eventually, free_port
 
 COUNT, KNOWN, BATCH, PICKS, GOING = 120, 100, 40, 4, 8
@@ -331,6 +339,19 @@ def test_the_views_own_mistakes_are_raised(warm):
             selector.select_by_ids(np.arange(BATCH), View(0, lambda _, shown: shown | {"texts": TOKENS[:1]}))
         same = selector.select_by_ids(np.arange(BATCH), View(0, lambda rows, shown: shown | {"ids": list(rows)}))
         assert same.fallback == ""
+
+
+def test_references_that_the_trainer_keeps_are_sent_where_the_sidecar_has_no_cache(server, bundles):
+    seen = embed(bundles.reference, PIXELS, TOKENS)
+    fingerprint = server.info().reference.fingerprint
+
+    def beside(rows, shown):
+        return shown | {"reference": ModelEmbeddings(seen.image[rows], seen.text[rows], 20.0, -9.0, fingerprint)}
+
+    view = View(0, beside)
+    with Selector(server.address, on_error="raise", **SETTINGS) as selector:
+        found = selector.select_by_ids(np.arange(BATCH), view)
+    assert (view.read, found.prefiltered.left_out) == (BATCH, BATCH - GOING)
 
 
 def test_settings_under_which_all_are_read():
