@@ -62,6 +62,7 @@ class SelectorServiceServicer(object):
     def Select(self, request_iterator, context):
         """Picks, out of one super-batch of B candidates, the b that are jointly most worth training on.
         The request is a stream so that it can have any size; a small request is a stream of one message.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +71,10 @@ class SelectorServiceServicer(object):
     def Shortlist(self, request_iterator, context):
         """Says, of candidates that have names only, which a Select with the same settings would let compete: for clients that
         would rather not read the others. The Selection has sample_ids and a prefilter, and no candidates. A client then
-        sends those that go on with Select, in that order, with sub_batch_size set and their positions.
+        sends those that go on with Select, in that order, with sub_batch_size set and their positions. Both streams are
+        framed alike, so that their messages are of one type.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
