@@ -135,11 +135,16 @@ class ReferenceCache:
         except StoreFailed as error:
             raise SetupError("cache", folder, str(error)) from error
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of what is known of one sample: two vectors of float16."""
+        return 4 * self._width
+
     def find(self, ids: Sequence[bytes], alike: Callable[[int], bool] | None = None, *, wait: bool = False) -> Found:
         """Looks up B ids. An entry that cannot be read counts as unknown. `alike` tells of an index whether the first
         decoder made the same of that candidate's file as this one does; then an entry that it left is taken over,
         written by `put` if `wait` is set, else by `put_soon`. Without `alike` none is."""
-        size = 4 * self._width  # two vectors of float16
+        size = self.sample_bytes
         rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
 
         def read(transaction: Transaction, index: int, prefix: bytes) -> bool:
