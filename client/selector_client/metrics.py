@@ -64,6 +64,20 @@ class _Selector(_Source):
             for value, count in (dict.fromkeys(known, 0) | found).items():
                 family.add_metric([value], count)
             yield family
+        if (alike := counts.locality) is not None:
+            cosines = GaugeMetricFamily(
+                "selector_client_image_cosine_mean",
+                "Mean cosine of the last candidates' images; of: adjacent (that follow each other), random",
+                labels=["of"],
+            )
+            cosines.add_metric(["adjacent"], alike.adjacent)
+            cosines.add_metric(["random"], alike.random)
+            yield cosines
+            yield GaugeMetricFamily(
+                "selector_client_near_duplicate_picks_ratio",
+                "Of the last picks, those with a near-duplicate (a cosine above 0.95) among the candidates",
+                value=alike.near_duplicates,
+            )
 
 
 class _Loader(_Source):

@@ -239,6 +239,20 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "short",
             (rate(f"{SCORES}_bucket", 'of="picked"', "le"), "{{le}}"),
         ),
+        series(
+            "Neighbours",
+            "Mean cosine of candidates that follow each other, and of random ones: equal if the stream is shuffled.",
+            "short",
+            (f"avg by (of) (selector_image_cosine_mean{{{S}}})", "{{of}}"),
+            width=12,
+        ),
+        series(
+            "Near-duplicates",
+            "Picks that have a near-duplicate among the candidates.",
+            "percentunit",
+            each("selector_near_duplicate_picks_ratio"),
+            width=12,
+        ),
     ],
     "Encoder, cache, memory": [
         series(

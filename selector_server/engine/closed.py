@@ -5,13 +5,14 @@ What closes a candidate writes it into a `Closing`; what is made of that, a `Clo
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selector_server.errors import Exclusion, NotPossible, SelectorError
+from selector_server.sampling.locality import Neighbours
 
 # The contract's bound on the words about the first candidate of a reason.
 MAX_WORDS = 300
@@ -22,11 +23,21 @@ QUOTED = 100
 @dataclass(frozen=True)
 class Prefiltered:
     """What a prefilter knew: of how many candidates the reference's loss is `known` and `unknown`, and the `rows` that
-    it closed, int64 [n], ascending."""
+    it closed, int64 [n], ascending. `neighbours` says how alike the known ones are, if embeddings tell it."""
 
     known: int
     unknown: int
     rows: NDArray[np.int64]
+    neighbours: Neighbours | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[tuple["Prefiltered", int]]) -> "Prefiltered":
+        """Those of several super-batches, each with the index of its first candidate. Neighbours are a mean over those
+        that tell it."""
+        known, unknown = (sum(getattr(one, of) for one, _ in parts) for of in ("known", "unknown"))
+        rows = np.concatenate([one.rows + offset for one, offset in parts])
+        told = [(one.neighbours.adjacent, one.neighbours.random) for one, _ in parts if one.neighbours is not None]
+        return Prefiltered(known, unknown, rows, Neighbours(*np.mean(told, axis=0).tolist()) if told else None)
 
 
 @dataclass(frozen=True)
@@ -91,15 +102,14 @@ class Closed:
     def joined(parts: Sequence[tuple["Closed", int]]) -> "Closed":
         """Those of several super-batches, each with its size, one behind the other."""
         closing, offset = Closing(), 0
-        filters: list[Prefiltered] = []
+        filters: list[tuple[Prefiltered, int]] = []
         for closed, size in parts:
             closing.add(closed, offset)
             if (one := closed.prefiltered) is not None:
-                filters.append(replace(one, rows=one.rows + offset))
+                filters.append((one, offset))
             offset += size
         if filters:
-            known, unknown = sum(one.known for one in filters), sum(one.unknown for one in filters)
-            closing.prefilter(Prefiltered(known, unknown, np.concatenate([one.rows for one in filters])))
+            closing.prefilter(Prefiltered.joined(filters))
         return closing.closed()
 
 

@@ -16,6 +16,7 @@ from selector_server.engine.request import Request, StageSeconds
 from selector_server.engine.task import OwnLosses, Result, ServedWeights, Task
 from selector_server.errors import NotPossible
 from selector_server.sampling import Needs, PairScores, ScalarScores, Scores
+from selector_server.sampling.locality import Locality, near_duplicates, neighbours
 from selector_server.sampling.policies import pick_open
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
@@ -78,6 +79,7 @@ class Scorer:
             closed=task.candidates.closed,
             not_examined=task.candidates.not_examined,
             losses=own_losses(task, scores, picks.indices),
+            locality=locality(task, scores, picks.indices),
         )
 
     def _work(self, task: Task[Any], found: bool) -> tuple[Hashable, int]:
@@ -123,6 +125,24 @@ def own_losses(task: Task[Any], scores: Scores, rows: Tensor) -> OwnLosses | Non
         return None
     learner, reference = (None if one is None else one.cpu().numpy() for one in scores.at(rows).own_losses())
     return OwnLosses(learner, reference)
+
+
+def locality(task: Task[Scorable], scores: Scores, picks: Tensor) -> Locality | None:
+    """How alike the open candidates are, of which some were picked, int64 [n], if the reference looked at them. Those
+    that a prefilter keeps are more alike than what it saw, so that it is asked for neighbours."""
+    if not isinstance(scores, PairScores) or scores.reference is None:
+        return None
+    image, prefiltered = scores.reference.image, task.candidates.closed.prefiltered
+    if prefiltered is not None:
+        beside = prefiltered.neighbours
+    elif scores.open is None:
+        beside = neighbours(image, torch.arange(len(image), device=image.device), task.size // task.plan.ranks)
+    else:
+        rows = scores.open.nonzero().flatten()
+        beside = neighbours(image[rows], rows, task.size // task.plan.ranks)
+    if beside is None:
+        return None
+    return Locality(beside.adjacent, beside.random, near_duplicates(image, picks, scores.open))
 
 
 def _check_shares(task: Task[Scorable]) -> None:

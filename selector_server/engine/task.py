@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from selector_server.engine.arrays import ModelEmbeddings
 from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
+from selector_server.sampling.locality import Locality
 from selector_server.sampling.quality import Quality
 from selector_server.weights.freshness import Freshness
 
@@ -166,6 +167,7 @@ class Result:
     closed: Closed = ALL_OPEN  # candidates that could not be picked
     not_examined: int = 0  # candidates whose image and text nobody looked at
     losses: OwnLosses | None = None
+    locality: Locality | None = None  # None where no reference looked at the candidates
 
     def __post_init__(self) -> None:
         for array in (self.indices, self.scores):

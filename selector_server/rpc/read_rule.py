@@ -34,7 +34,8 @@ def read_rule(selection: pb.Selection, policy: Policy, models_loss: Loss) -> Rul
     if selection.pair_criterion == pb.CRITERION_UNSPECIFIED:
         pairs = criterion
     loss = enum_of("loss", selection.loss, LOSSES, pb.Loss)
-    if selection.WhichOneof("candidates") == "samples" and selection.loss == pb.LOSS_UNSPECIFIED:
+    # Candidates that have names only are raw samples, too, which the client has not sent yet.
+    if selection.WhichOneof("candidates") in ("samples", None) and selection.loss == pb.LOSS_UNSPECIFIED:
         loss = models_loss
     try:
         check_criteria(criterion, pairs, loss)

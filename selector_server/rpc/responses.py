@@ -16,11 +16,12 @@ from selector_server.encoding.model import Model
 from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.closed import Prefiltered
 from selector_server.engine.request import Request
-from selector_server.engine.task import OwnLosses, Result
+from selector_server.engine.task import OwnLosses, Result, Task
 from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.read_rule import CRITERIA, LOSSES, PAIR_CRITERIA
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.sampling import Criterion
+from selector_server.sampling.locality import Locality
 from selector_server.weights.versions import SyncState, Versions
 
 _STATES = {
@@ -74,6 +75,18 @@ def selected(request: Request, result: Result, unserved: pb.UnservedWeights | No
         explored=result.plan.explore,
         learner_losses=_listed(losses.learner),
         reference_losses=_listed(losses.reference),
+        locality=_locality(result.locality),
+    )
+
+
+def shortlisted(request: Request, task: Task[Any]) -> pb.ShortlistResponse:
+    """The reply to a request for a shortlist, whose task's candidates are prepared."""
+    closed = task.candidates.closed
+    return pb.ShortlistResponse(
+        indices=closed.open_rows(task.size).tolist(),
+        prefiltered=_prefiltered(closed.prefiltered),
+        request_id=request.id,
+        exclusions=write_exclusions(closed),
     )
 
 
@@ -89,6 +102,10 @@ def _prefiltered(found: Prefiltered | None) -> pb.Prefiltered | None:
     if found is None:
         return None
     return pb.Prefiltered(known=found.known, unknown=found.unknown, left_out=len(found.rows))
+
+
+def _locality(told: Locality | None) -> pb.Locality | None:
+    return None if told is None else pb.Locality(**asdict(told))
 
 
 class About:

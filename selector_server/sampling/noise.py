@@ -31,7 +31,8 @@ class Keys:
 
     def __init__(self, plan: Plan, count: int, device: torch.device, first: int = 0) -> None:
         """`first` is the index in the whole super-batch of the first of these `count` candidates."""
-        self._plan, self._candidates = plan, torch.arange(first, first + count, device=device)
+        self._plan, places = plan, plan.positions
+        self._candidates = torch.arange(first, first + count, device=device) if places is None else places.to(device)
         self._made = range(0)
         self._noise: Tensor
 

@@ -1,4 +1,4 @@
-"""Metrics of what selections bring, by the candidates' own scores."""
+"""Metrics of what selections bring, by the candidates' own scores, and of how alike the candidates are."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ Spread = tuple[Sequence[int], float]
 
 
 class QualityMetrics:
-    """Metrics by criterion, since nats of one are not those of another."""
+    """Metrics of scores are by criterion, since nats of one are not those of another."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scores = BulkHistogram(
@@ -49,6 +49,19 @@ class QualityMetrics:
             registry=registry,
         )
 
+        self.cosines = Gauge(
+            "selector_image_cosine_mean",
+            "Mean cosine of the candidates' images in the last selection, as the reference sees them; of: adjacent "
+            "(that follow each other), random.",
+            ["of"],
+            registry=registry,
+        )
+        self.near_duplicates = Gauge(
+            "selector_near_duplicate_picks_ratio",
+            "Of the last selection's picks, those with a near-duplicate (a cosine above 0.95) among the candidates.",
+            registry=registry,
+        )
+
     def observe(
         self, criterion: str, picked: Spread, left: Spread, top_share: float | None, overlap: float | None
     ) -> None:
@@ -61,3 +74,9 @@ class QualityMetrics:
             self.top_share.labels(criterion).observe(top_share)
         if overlap is not None:
             self.overlap.labels(criterion).observe(overlap)
+
+    def observe_locality(self, adjacent: float, random: float, near_duplicates: float) -> None:
+        """Records how alike the candidates of one selection are."""
+        self.cosines.labels("adjacent").set(adjacent)
+        self.cosines.labels("random").set(random)
+        self.near_duplicates.set(near_duplicates)

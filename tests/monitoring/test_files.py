@@ -97,7 +97,8 @@ def test_every_alert_says_how_bad_it_is_and_where_to_read_on():
         assert notes["runbook_url"] == f"docs/runbook.md#{name.lower()}"
         [entry] = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", runbook, re.MULTILINE | re.DOTALL)
         assert all(word in entry for word in ("**Means.**", "**See.**", "**Do.**")), name
-    assert re.findall(r"^## (.*)", runbook, re.MULTILINE) == [rule["alert"] for rule in alerts()]
+    entries = re.findall(r"^## (.*)", runbook, re.MULTILINE)
+    assert entries == [*(rule["alert"] for rule in alerts()), "A badly shuffled stream"]
 
 
 def test_every_alert_has_unit_tests_of_both_kinds():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import selector_client.metrics as client
 from selector_client.loading.loader_progress import Progress
 from selector_client.selecting.breaker import Breaker
-from selector_client.selecting.selection import Statistics
+from selector_client.selecting.selection import Locality, Statistics
 
 from selector_server.telemetry.metrics import Metrics
 
@@ -31,7 +31,9 @@ def of_server() -> list[Row]:
 
 def of_client() -> list[Row]:
     sources = (
-        client._Selector(SimpleNamespace(statistics=Statistics(), breaker=Breaker(lambda: True))),
+        client._Selector(
+            SimpleNamespace(statistics=Statistics(locality=Locality(0.5, 0.2, 0.1)), breaker=Breaker(lambda: True))
+        ),
         client._Loader(SimpleNamespace(progress=Progress(lag_steps=1))),
         client._Publisher(
             SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0)

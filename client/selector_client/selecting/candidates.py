@@ -105,6 +105,17 @@ class Candidates:
         return Candidates(size, header, payload, exclusions, names, read.drawn, floats)
 
     @staticmethod
+    def named(ids: Ids, strict: bool = False) -> "Candidates":
+        """Makes candidates that have ids only. If it is `strict`, all of them must be usable. Raises ValueError or
+        TypeError."""
+        exclusions, payload = Exclusions(strict), Payload()
+        names = read_ids(ids, exclusions, {})
+        if strict:
+            check_different(names, exclusions)
+        header = pb.Selection(sample_ids=_packed(names, payload))
+        return Candidates(len(names), header, payload, exclusions, names)
+
+    @staticmethod
     def embeddings(
         learner: ModelEmbeddings | None, reference: ModelEmbeddings | None, learner_losses: ArrayLike | None = None
     ) -> "Candidates":

@@ -96,6 +96,12 @@ class Settings:
         if self.loss == "softmax" and self.return_losses:
             raise ValueError("return_losses is set; a candidate by itself has no loss of its own by softmax")
 
+    @property
+    def shortlists(self) -> bool:
+        """Whether candidates that have ids only are read after the sidecar has said which of them go on. Ranks that
+        select as one must send equally many, and so they send all."""
+        return self.prefilter is not None and self.policy != "uniform" and self.world_size == 1
+
     def needs(self, model: str) -> bool:
         """Whether the "learner", or the "reference", looks at candidates."""
         looks = {"learner": {"learnability", "hard-learner"}, "reference": {"learnability", "easy-reference"}}[model]

@@ -244,7 +244,7 @@ Global___SyncState: _TypeAlias = SyncState  # noqa: Y015
 
 @_typing.final
 class SelectRequest(_message.Message):
-    """One message of a Select stream. The first carries `selection`; every message may carry payload bytes."""
+    """One message of a Select or Shortlist stream. The first carries `selection`; every message may carry payload bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -312,6 +312,7 @@ class Selection(_message.Message):
     EXPLORE_FIELD_NUMBER: _builtins.int
     RETURN_LOSSES_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
@@ -432,6 +433,13 @@ class Selection(_message.Message):
         them are not picked, either. At most max_super_batch of them; not with world_size > 1.
         """
 
+    @_builtins.property
+    def positions(self) -> Global___Tensor:
+        """I64 [B], ascending, 0 <= position < 2^32: where each candidate stands in a larger super-batch, of which the others
+        were left out by Shortlist. The draw's noise goes by these, so that the picks are those of the larger one; indices
+        do not. For requests that select alone.
+        """
+
     def __init__(
         self,
         *,
@@ -471,10 +479,11 @@ class Selection(_message.Message):
         explore: _builtins.float | None = ...,
         return_losses: _builtins.bool = ...,
         recent: Global___RecentPicks | None = ...,
+        positions: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "positions", b"positions", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__explore: _TypeAlias = _typing.Literal["explore"]  # noqa: Y015
     _WhichOneofArgType__explore: _TypeAlias = _typing.Literal["_explore", b"_explore"]  # noqa: Y015
@@ -664,7 +673,9 @@ class RawSamples(_message.Message):
 
     @_builtins.property
     def encoded_images(self) -> Global___PackedBytes:
-        """JPEG, PNG or WebP files; decoded and resized to the input spec."""
+        """Image files, told by their first bytes: JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF. They are decoded and resized to
+        the input spec.
+        """
 
     @_builtins.property
     def tokens(self) -> Global___Tensor:
@@ -887,6 +898,43 @@ class SharedMemory(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
+
+@_typing.final
+class ShortlistResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDICES_FIELD_NUMBER: _builtins.int
+    PREFILTERED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The candidates that go on, 0 <= index < B, ascending."""
+
+    @_builtins.property
+    def prefiltered(self) -> Global___Prefiltered:
+        """What the prefilter did."""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """As in SelectResponse: by what the request says of candidates, and by their ids."""
+
+    def __init__(
+        self,
+        *,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        prefiltered: Global___Prefiltered | None = ...,
+        request_id: _builtins.str = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefiltered", b"prefiltered"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclusions", b"exclusions", "indices", b"indices", "prefiltered", b"prefiltered", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShortlistResponse: _TypeAlias = ShortlistResponse  # noqa: Y015
 
 @_typing.final
 class SelectResponse(_message.Message):

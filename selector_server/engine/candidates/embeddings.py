@@ -50,7 +50,8 @@ class Embeddings(Given):
             return self
         closing = Closing(self.closed)
         rows = closing.open_rows(self.size)
-        close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), self.reference.at(rows).cosines())
+        reference = self.reference.at(rows)
+        close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), reference.cosines(), reference.image)
         return replace(self, closed=closing.closed())
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[PairScores, None]:

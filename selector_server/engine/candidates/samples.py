@@ -91,9 +91,10 @@ class Samples:
         if task.rule.prefilter is None:
             return
         if self.brought is not None:
-            close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), self.brought.at(rows).cosines())
+            brought = self.brought.at(rows)
+            close_prefiltered(task, closing, rows, np.ones(len(rows), np.bool_), brought.cosines(), brought.image)
         elif found is not None:
-            close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text))
+            close_prefiltered(task, closing, rows, found.known, cosines(found.image, found.text), found.image)
 
     def _ids(self, rows: NDArray[np.int64]) -> list[bytes]:
         return self.ids if len(rows) == self.size else [self.ids[row] for row in rows] if self.ids else []

@@ -19,7 +19,7 @@ from selector_server.engine.ranks.base import Run, losing
 from selector_server.engine.ranks.joining import joint_plan, rank_settings, share
 from selector_server.engine.ranks.process_group import Peers, ProcessGroup
 from selector_server.engine.request import Request
-from selector_server.engine.scorer import own_losses
+from selector_server.engine.scorer import locality, own_losses
 from selector_server.engine.task import Result, ServedWeights, Task
 from selector_server.errors import InvalidRequest, NotPossible
 from selector_server.sampling import PairScores, Picks, Plan, Scores
@@ -112,8 +112,9 @@ class ManySidecars:
         )
         mine = share(result, task, rank)
         rows = torch.tensor(mine.indices, device=picks.indices.device)
-        quality = assess(scores.own(), rows, None, NATS, scores.open)  # of this sidecar's candidates
-        return replace(mine, quality=quality, losses=own_losses(task, scores, rows))
+        # These two are of this sidecar's candidates.
+        quality, alike = assess(scores.own(), rows, None, NATS, scores.open), locality(task, scores, rows)
+        return replace(mine, quality=quality, locality=alike, losses=own_losses(task, scores, rows))
 
     def _draw(self, asked: Asked, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)
