@@ -219,7 +219,7 @@ def as_files(files, **fields):
 
 
 def test_of_cached_candidates_only_the_best_are_decoded_and_compete(sidecar, bundles, tmp_path):
-    server = sidecar(bundles.flags | {"cache": tmp_path / "cache"})
+    server = sidecar(bundles.flags | {"cache": tmp_path / "cache", "access_log": "true"})
     reply = server.select(as_files(files_of(range(COUNT)), prefilter=1.5, seed=2))
     assert (reply.prefiltered.known, reply.prefiltered.unknown, reply.prefiltered.left_out) == (0, COUNT, 0)
     eventually(lambda: server.select(as_files(files_of(range(COUNT)), seed=2)).cached_references == COUNT)

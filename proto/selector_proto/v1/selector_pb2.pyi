@@ -380,8 +380,8 @@ class Selection(_message.Message):
     It may differ from criterion for the sigmoid loss; NONE: pairs do not count.
     """
     prefilter: _builtins.float
-    """p in [1, 1e6]: of the candidates whose reference loss is known, from the server's cache or from this request, only the
-    p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
+    """p in [1, 1e6]: of the candidates whose reference loss is known, from the server's cache or from this request, only
+    the p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
     decoded, tokenised and encoded by the learner. Default: all compete. The uniform policy takes no notice of this
     and of the next two.
     """
@@ -394,8 +394,8 @@ class Selection(_message.Message):
     all others. Default: none.
     """
     return_losses: _builtins.bool
-    """The reply has the picks' own losses by learner and reference, as far as those looked at them. Sigmoid loss only, and
-    not for candidates that come as losses.
+    """The reply has the picks' own losses by learner and reference, as far as those looked at them. Sigmoid loss only,
+    and not for candidates that come as losses.
     """
     @_builtins.property
     def samples(self) -> Global___RawSamples:
