@@ -87,6 +87,7 @@ class CallLog:
         """Counts the candidates that do not go on; those that do are counted when they are selected from."""
         closed: Closed = task.candidates.closed
         self._metrics.candidates.inc(len(closed))
+        self._metrics.cached.inc(closed.left_out)
         self._metrics.not_examined.inc(closed.left_out)
         self._count_excluded(closed)
         tracing.annotate({"selector.candidates": task.size, "selector.left_out": closed.left_out})

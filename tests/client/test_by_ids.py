@@ -124,7 +124,7 @@ def test_only_those_that_go_on_are_read_and_the_picks_are_those_of_one_call(warm
             assert two.indices.tolist() == one.indices.tolist()
             assert (two.prefiltered, two.not_examined) == (one.prefiltered, one.not_examined)
             assert two.prefiltered.left_out == BATCH - GOING
-            assert two.cached_references == one.cached_references == GOING
+            assert two.cached_references == one.cached_references == BATCH
             np.testing.assert_allclose(two.scores, one.scores, rtol=1e-4, atol=1e-5)
         assert selector.statistics.requests == 6
         assert selector.statistics.candidates == 6 * BATCH
@@ -464,7 +464,7 @@ def test_a_loader_asks_by_the_datasets_own_ids(warm):
     with Selector(warm.address, on_error="raise", **SETTINGS) as selector:
         loader = loader_over(selector, view, ids=lambda indices: [names[index] for index in indices])
         next(iter(loader))
-        assert loader.last.cached_references == GOING
+        assert loader.last.cached_references == BATCH
     assert view.read == GOING
 
 

@@ -87,6 +87,7 @@ def test_a_select_of_the_shortlist_by_positions_picks_what_one_call_does(warm):
             two = warm.select(request)
             assert rows[list(two.indices)].tolist() == list(one.indices)
             np.testing.assert_allclose(two.scores, one.scores, rtol=1e-4, atol=1e-5)
+            assert (one.HasField("locality"), two.HasField("locality")) == (True, False), "most are not looked at"
             assert two.objective == pytest.approx(one.objective, abs=1e-5)
             assert rows[list(renumbered.indices)].tolist() != list(one.indices), "the noise goes by positions"
 
@@ -101,6 +102,7 @@ def test_which_device_and_weights_score_does_not_matter_and_nothing_is_encoded(w
 
     assert grew("selector_requests_total", method="Shortlist", code="OK") == 1
     assert grew("selector_candidates_total") == grew("selector_not_examined_total") == KNOWN - 2 * PICKS
+    assert grew("selector_cached_references_total") == KNOWN - 2 * PICKS
     assert grew("selector_picks_total") == 0
     assert after("selector_pending_requests") == 0
     eventually(lambda: "Shortlist OK in" in warm.text and ", 18 of 40 go on" in warm.text)

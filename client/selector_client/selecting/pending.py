@@ -90,6 +90,7 @@ class PendingSelection:
             selection,
             indices=rows[selection.indices],
             excluded=excluded,
+            cached_references=selection.cached_references + first.left_out,
             not_examined=selection.not_examined + first.left_out,
             prefiltered=second,
         )
