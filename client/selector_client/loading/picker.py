@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from selector_client.loading.order import digest_of
-from selector_client.selecting.exclusions import indices_of
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.settings import TooFew
@@ -121,7 +118,7 @@ class Picker:
             return None
         if len(selection.indices) < (self.picks or 0) and not self._keep_short:
             return None
-        if _has_bad_picks(selection) and not self.joint:
+        if len(selection.unusable) and not self.joint:
             return None
         if self._selects is None or self.picks is None:
             self.picks = max(self.picks or 0, len(selection.indices))
@@ -165,10 +162,3 @@ def _size(arguments: Mapping[str, Any]) -> int:
     """Returns how many candidates these are, or 0 if that cannot be seen."""
     columns = [arguments[name] for name in ("images", "texts") if name in arguments]
     return next((len(column) for column in columns if hasattr(column, "__len__")), 0)
-
-
-def _has_bad_picks(selection: Selection) -> bool:
-    """Whether a uniform sub-batch had to be filled with candidates that cannot be used."""
-    if not selection.fallback or not selection.excluded:
-        return False
-    return bool(np.isin(selection.indices, indices_of(selection.excluded)).any())

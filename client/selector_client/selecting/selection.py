@@ -55,8 +55,9 @@ class Selection:
     `not_examined` how many nobody looked at, because all that was needed of them was in a cache.
 
     `excluded` has the candidates that were left out because they cannot be used, by reason: "missing", "unreadable",
-    "format", "too_large", "text", "value" or "repeated". `captions` is int64 [b], which of its captions was shown of
-    each pick, or None if no candidate came with a list of them.
+    "format", "too_large", "text", "value" or "repeated". A uniform pick has to take some of them where fewer than b
+    others are left; they come last, and `unusable` has them. `captions` is int64 [b], which of its captions was shown
+    of each pick, or None if no candidate came with a list of them.
 
     The first `explored` picks were drawn uniformly (setting explore). `prefiltered` says what the prefilter did, if
     there is one. With the setting return_losses, `learner_losses` and `reference_losses`, float32 [b] in nats, are the
@@ -85,6 +86,12 @@ class Selection:
     locality: Locality | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def unusable(self) -> NDArray[np.int64]:
+        """Those of `indices` that cannot be used, in their order: int64, and empty unless this is a uniform pick from
+        too few usable candidates."""
+        return self.indices[np.isin(self.indices, indices_of(self.excluded))]
+
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
@@ -94,9 +101,7 @@ class Selection:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
         excluded = read_exclusions(response.exclusions, candidates)
-        if excluded and np.isin(indices, indices_of(excluded)).any():
-            raise ValueError("the server picked candidates that it says were left out")
-        return Selection(
+        selection = Selection(
             indices=indices,
             scores=_floats("scores", response.scores, picks),
             seed=response.seed,
@@ -117,6 +122,9 @@ class Selection:
             locality=_fields(Locality, response, "locality"),
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
+        if len(selection.unusable):
+            raise ValueError("the server picked candidates that it says were left out")
+        return selection
 
 
 def _floats(name: str, values: Any, picks: int) -> NDArray[np.float32] | None:

@@ -273,7 +273,7 @@ class Session:
     def _count(self, selection: Selection, pending: PendingSelection) -> None:
         candidates = pending.candidates
         self.statistics.add(selection, candidates.size, time.perf_counter() - pending.started)
-        self.bad_samples.saw(selection.excluded, candidates.size, candidates.ids)
+        self.bad_samples.saw(selection, candidates.size, candidates.ids)
 
     def _warn(self, error: SelectorClientError) -> None:
         """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""

@@ -660,7 +660,9 @@ class RawSamples(_message.Message):
 
     @_builtins.property
     def encoded_images(self) -> Global___PackedBytes:
-        """JPEG, PNG or WebP files; decoded and resized to the input spec."""
+        """Image files, told by their first bytes: JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF. They are decoded and resized to
+        the input spec.
+        """
 
     @_builtins.property
     def tokens(self) -> Global___Tensor:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from selector_tools.bench.sidecars import Ask, TimedSidecar
 
 FILTER_RATIO = 0.9
-TRIES = 5  # to have a super-batch kept by the cache, which writes behind
 
 
 def add_parser(verbs: Any) -> None:
@@ -57,8 +56,9 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         with TimedSidecar(bundles, folder / "sidecar.log", "--cache", str(folder / "cache")) as sidecar:
             fill = sidecar.asking(filter_ratio=FILTER_RATIO, criterion="easy-reference")
             for batch in batches:
-                _keep(fill, batch)
+                fill(batch)
                 advance(1, "fill the cache")
+            sidecar.wait_until_cached(a.candidates * a.repeats)
             asks = (
                 sidecar.asking(filter_ratio=FILTER_RATIO, prefilter=a.prefilter),
                 sidecar.asking(filter_ratio=FILTER_RATIO),
@@ -115,15 +115,6 @@ def _batches(candidates: int, count: int, image: "ImageInput", text: "TextInput"
         | {"texts": sentences(candidates, rng), "ids": np.arange(candidates) + number * candidates}
         for number in range(count)
     ]
-
-
-def _keep(fill: "Ask", batch: dict[str, Any]) -> None:
-    """Returns once the cache knows all candidates. Raises RuntimeError if it does not keep them."""
-    for _ in range(TRIES):
-        known = fill(batch)[1].cached_references
-        if known == len(batch["ids"]):
-            return
-    raise RuntimeError(f"after {TRIES} requests the cache knows {known} of {len(batch['ids'])} candidates")
 
 
 @dataclass

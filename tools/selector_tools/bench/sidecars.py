@@ -61,6 +61,22 @@ class TimedSidecar:
         samples = _metric(self._metrics_port, "selector_micro_batch_samples")
         return int(sum(one.value for one in samples if one.name.endswith("_sum")))
 
+    def wait_until_cached(self, samples: int, seconds: float = 120.0) -> None:
+        """Waits until the sidecar's cache holds so many samples. Raises RuntimeError if that takes longer than
+        `seconds`."""
+        until = time.perf_counter() + seconds
+        while (held := self._metric("selector_reference_cache_entries")) < samples:
+            if time.perf_counter() > until:
+                raise RuntimeError(
+                    f"the sidecar's cache holds {held:.0f} samples after {seconds:g} s; "
+                    f"{samples} were to be written; see {self._log}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _metric(self, name: str) -> float:
+        [sample] = _metric(self._metrics_port, name)
+        return sample.value
+
 
 def median_stages(replies: Sequence[Selection]) -> dict[str, float]:
     """Returns the median seconds of each stage; a reply without the stage counts as zero."""
