@@ -78,13 +78,14 @@ proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 manifests: $(VENV)/.deploy ## regenerate the chart's schema of settings and the objects of deploy/kustomize
 	$(BIN)/python tools/generate_manifests.py
 
-bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, weights, transport, loader, load (about 35 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, prefilter, weights, transport, loader, load (about 40 minutes)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
 	$(BIN)/selector bench resolution
 	$(BIN)/selector bench serve
 	$(BIN)/selector bench cache
+	$(BIN)/selector bench prefilter
 	$(BIN)/selector bench weights --soak 1000
 	$(BIN)/selector bench transport
 	$(BIN)/selector bench loader

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling.embeddings import Embedded
-from selector_server.sampling.losses import Loss, OwnScores, RunningScores, all_pairs
+from selector_server.sampling.losses import Loss, OpenScores, OwnScores, RunningScores, all_pairs
 from selector_server.sampling.losses.base import Chunk, Weighted
 
 
@@ -115,8 +115,9 @@ class PairScores:
     for that.
 
     `tile_bytes` bounds the memory beyond embeddings and accumulators, and does not change the result; None suits the
-    device. `fused` sums strips by the GPU kernel, in bfloat16, where the loss has one; see losses.kernel.available.
-    `check` is asked before each round of a draw in one process, and ends it by raising.
+    device. Where at most half of the candidates are open, the draw copies their embeddings. `fused` sums strips by the
+    GPU kernel, in bfloat16, where the loss has one; see losses.kernel.available. `check` is asked before each round of
+    a draw in one process, and ends it by raising.
     """
 
     criterion: Criterion
@@ -178,7 +179,12 @@ class PairScores:
         """The same, round by round in any case: for candidates of which there are more elsewhere."""
         if not self.models:
             return OwnScores(self.own())
-        return self.loss.running(self.own(), self.models, self.tile_bytes, self.fused)
+        if self.open is None or 2 * int(self.open.sum()) > self.size:
+            return self.loss.running(self.own(), self.models, self.tile_bytes, self.fused)
+        # Where most candidates are closed, as behind a prefilter, it pays to copy the open ones together.
+        rows = self.open.nonzero().flatten()
+        models = [(weight, model.at(rows)) for weight, model in self.models]
+        return OpenScores(rows, self.size, self.loss.running(self._own[rows], models, self.tile_bytes, self.fused))
 
     def own(self) -> Tensor:
         return self._own

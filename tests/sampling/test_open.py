@@ -28,6 +28,8 @@ from selector_server.sampling import (
     ScalarScores,
     chunk_sizes,
 )
+from selector_server.sampling.joint import WholePool, draw_in_chunks
+from selector_server.sampling.losses import OpenScores
 from selector_server.sampling.policies import Independent, pick_open
 from selector_server.sampling.quality import assess
 
@@ -130,6 +132,30 @@ def test_all_open_is_the_same_bit_for_bit_as_nothing_said(selection):
         told = [assess(s.own(), one.indices, plan, BOUNDS, s.open) for s in (scores, said)]
         assert told[0] == told[1]
     assert scores.uniform_total(plan.picks) == said.uniform_total(plan.picks)
+
+
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("draw", Draw)
+def test_scores_of_open_candidates_alone_are_the_same_bit_for_bit_as_those_of_all(loss, draw):
+    """Where most candidates are closed, no strips are summed for them."""
+    count = 1500
+    open_ = torch.from_numpy(np.random.default_rng(1).permutation(count) < 400)
+    pair = models(count, width=24, dtype=torch.float32)
+    scores = PairScores(Criterion.LEARNABILITY, *pair, loss, open=open_)
+    everyones = loss.running(scores.own(), scores.models)
+    few = scores.streamed()
+    assert isinstance(few, OpenScores)
+    assert not isinstance(scores.with_open(open_ | (torch.arange(count) < 600)).streamed(), OpenScores)
+    assert few.own[open_].tolist() == scores.own()[open_].tolist()
+    assert few.own[~open_].count_nonzero() == 0
+    plan = Plan(chunk_sizes(160, 6), 100.0, draw, seed=9)
+    one, two = (draw_in_chunks(scores, running, plan, WholePool(scores, plan)) for running in (few, everyones))
+    assert one.indices.tolist() == two.indices.tolist()
+    assert one.scores.tolist() == two.scores.tolist()
+    assert one.total == two.total
+    rows = open_.nonzero().flatten()
+    both = [loss.running(scores.own(), scores.models), scores.streamed()]
+    assert both[0].uniform_total(160, rows) == both[1].uniform_total(160, rows)
 
 
 def test_draws_among_open_candidates_follow_the_exact_law():

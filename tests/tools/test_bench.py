@@ -10,7 +10,7 @@ from selector_tools.bench import chunks_study as study
 from selector_tools.bench.baselines import gibbs, matrix, pseudo_code
 from selector_tools.bench.synthetic import candidates
 
-from selector_server.sampling import Draw, PairScores, Plan, chunk_sizes
+from selector_server.sampling import Criterion, Draw, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
 
 SMALL = ["--super-batch", "300", "--dim", "16", "--chunks", "4", "--repeats", "2", "--literal-repeats", "1"]
@@ -21,10 +21,28 @@ def test_sampler_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> N
     result = json.loads(capsys.readouterr().out)
     assert result["same_picks"] is True
     assert result["setting"]["picks"] == 60
-    assert [len(result["runs"][name]) for name in ("sampler", "products", "pseudo-code")] == [2, 2, 1]
+    contenders = ("sampler", "other pairs", "products", "pseudo-code")
+    assert [len(result["runs"][name]) for name in contenders] == [2, 2, 2, 1]
+    ratios = [a / b for a, b in zip(result["runs"]["other pairs"], result["runs"]["sampler"], strict=True)]
+    assert result["other_pairs_ratio"] == pytest.approx(sum(ratios) / 2)
+    assert result["setting"]["pair_criterion"] == "easy-reference"
     assert result["speedup"] == pytest.approx(result["literal_seconds"] / result["seconds"])
     assert result["over_matmul"] == pytest.approx(result["seconds"] / result["matmul_seconds"])
     assert {"peak_mib", "literal_peak_mib", "peak_is", "device", "threads", "versions", "load_average"} <= set(result)
+
+
+@pytest.mark.parametrize("criterion", ["easy-reference", "hard-learner", "none", "learnability"])
+def test_sampler_compares_pairs_by_another_criterion(
+    criterion: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    pick = Joint.pick
+    monkeypatch.setattr(Joint, "pick", lambda self, scores, plan: (drawn.append(scores), pick(self, scores, plan))[1])
+    assert cli.main(["bench", "sampler", *SMALL, "--pair-criterion", criterion]) == 0
+    assert f"pairs by {criterion} take" in capsys.readouterr().out
+    other = {scores.pair_criterion for scores in drawn} - {None}
+    assert other == {Criterion[criterion.upper().replace("-", "_")]}
+    assert {scores.criterion for scores in drawn} == {Criterion.LEARNABILITY}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -98,6 +116,7 @@ def test_a_trial_measures_picks_as_the_sampler_does() -> None:
         (["sampler", "--super-batch", "20", "--chunks", "16"], "--chunks"),
         (["sampler", "--literal-repeats", "4", "--repeats", "2"], "--literal-repeats"),
         (["sampler", "--device", "abacus"], "--device"),
+        (["sampler", "--pair-criterion", "luck"], "--pair-criterion"),
         (["sampler", "--dim", "many"], "--dim"),
         (["chunks", "--super-batch", "99"], "--super-batch"),
         (["chunks", "--seeds", "1"], "--seeds"),

@@ -1,4 +1,4 @@
-"""`selector bench serve` and `cache`, with a model too small to say anything."""
+"""`selector bench serve`, `cache` and `prefilter`, with a model too small to say anything."""
 
 import json
 from pathlib import Path
@@ -54,6 +54,26 @@ def test_cache_prints_one_json_object(capsys):
     assert result["write_seconds"] > 0
 
 
+def test_prefilter_counts_what_is_left_out(capsys):
+    assert cli.main(["bench", "prefilter", *SMALL, "--repeats", "3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    some, every = result["with_prefilter"], result["without"]
+    # Four of 40 candidates are picked, and two and a half times as many go on.
+    assert (some["encoded"], every["encoded"]) == ([20] * 3, [80] * 3)
+    assert (some["decoded"], every["decoded"]) == ([10] * 3, [40] * 3)
+    assert (result["encoded_ratio"], result["decoded_ratio"]) == (0.25, 0.25)
+    ratios = [a / b for a, b in zip(some["seconds"], every["seconds"], strict=True)]
+    assert result["seconds_ratio"] == sorted(ratios)[1]
+    assert 0 < result["picks_in_common"] <= 1
+    assert "encode_reference" not in some["stage_seconds"] | every["stage_seconds"]
+
+
+def test_a_prefilter_that_leaves_nothing_out_has_every_pick_in_common(capsys):
+    assert cli.main(["bench", "prefilter", *SMALL, "--repeats", "2", "--prefilter", "10"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["encoded_ratio"], result["decoded_ratio"], result["picks_in_common"]) == (1, 1, 1)
+
+
 class LateSidecar:
     """It writes what it scored only when somebody waits for it, as one whose disk is slow."""
 
@@ -97,6 +117,8 @@ def test_a_cache_that_is_never_written_is_told(monkeypatch):
         (["serve", "--device", "tpu"], "--device is tpu; must be cpu, cuda or cuda:N"),
         (["serve", "--open-clip", "ViT-B-17"], "ViT-B-17"),
         (["cache", "--repeats", "0"], "--repeats is 0; must be at least 1"),
+        (["prefilter", "--prefilter", "0.5"], "--prefilter is 0.5; must be 1 to 10"),
+        (["prefilter", "--candidates", "9"], "--candidates is 9; must be at least 10"),
     ],
 )
 def test_mistakes_take_one_line(arguments, message, capsys):

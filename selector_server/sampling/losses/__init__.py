@@ -7,11 +7,11 @@ bundles and shards know it by the name from then on.
 
 from enum import Enum
 
-from selector_server.sampling.losses.base import LossScores, OwnScores, RunningScores
+from selector_server.sampling.losses.base import LossScores, OpenScores, OwnScores, RunningScores
 from selector_server.sampling.losses.sigmoid import SigmoidScores
 from selector_server.sampling.losses.softmax import SoftmaxScores
 
-__all__ = ["Loss", "LossScores", "OwnScores", "RunningScores"]
+__all__ = ["Loss", "LossScores", "OpenScores", "OwnScores", "RunningScores"]
 
 
 class Loss(Enum):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,35 @@ class OwnScores(RunningScores):
 
     def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
         return picks * float((self.own if among is None else self.own[among]).mean())
+
+
+class OpenScores(RunningScores):
+    """The scores of the open candidates of a super-batch, in their places among all candidates. No others are computed:
+    where a closed one stands, the score is 0.
+
+    It changes no bit, for a candidate's score does not depend on where it lies (docs/adr/0007).
+    """
+
+    def __init__(self, rows: Tensor, size: int, scores: RunningScores) -> None:
+        """`rows`, int64 [n], are the open ones of `size` candidates, and `scores` are theirs alone."""
+        super().__init__(scores.own.new_zeros(size).index_copy(0, rows, scores.own), ())
+        self._rows, self._scores = rows, scores
+        self._place = rows.new_zeros(size).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+
+    def scores(self) -> Tensor:
+        return torch.zeros_like(self.own).index_copy(0, self._rows, self._scores.scores())
+
+    def add(self, chunk: Chunk) -> None:
+        self._scores.add(self._placed(chunk))
+
+    def finish(self, chunk: Chunk) -> float:
+        return self._scores.finish(self._placed(chunk))
+
+    def uniform_total(self, picks: int, among: Tensor | None = None) -> float:
+        return self._scores.uniform_total(picks, None if among is None else self._place[among])
+
+    def _placed(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, rows=self._place[chunk.rows])
 
 
 class LossScores(RunningScores):

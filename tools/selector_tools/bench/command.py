@@ -8,6 +8,7 @@ from selector_tools.bench import (
     faults,
     load,
     loader,
+    prefilter,
     resolution,
     sampler,
     serve,
@@ -20,5 +21,18 @@ from selector_tools.bench import (
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("bench", help="measure", description="Measures on this machine.")
     leaves = parser.add_subparsers(dest="bench", required=True, metavar="VERB")
-    for verb in (sampler, chunks, resolution, sharded, serve, cache, weights, transport, loader, load, faults):
+    for verb in (
+        sampler,
+        chunks,
+        resolution,
+        sharded,
+        serve,
+        cache,
+        prefilter,
+        weights,
+        transport,
+        loader,
+        load,
+        faults,
+    ):
         verb.add_parser(leaves)

@@ -11,13 +11,16 @@ from selector_server.device_kinds import DEVICE_NAMES, is_device
 from selector_tools.bench import harness
 from selector_tools.reference.flags import device_check
 
+PAIR_CRITERIA = ("easy-reference", "hard-learner", "none", "learnability")
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "sampler",
         help="time, memory and picks of joint selection against the paper's pseudo-code",
         description="Picks from made-up candidates with the sampler, with the paper's pseudo-code and, for what could "
-        "be won at all, with the sampler's matrix products alone; in turns. Prints medians.",
+        "be won at all, with the sampler's matrix products alone; in turns. Another contender is the sampler with "
+        "pairs that count by another criterion. Prints medians.",
     )
     parser.set_defaults(handler=run, extra="server")
     parser.add_argument("--super-batch", type=int, default=16384, help="candidates (default %(default)s)")
@@ -25,6 +28,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--dim", type=int, default=256, help="width of the embeddings (default %(default)s)")
     parser.add_argument("--chunks", type=int, default=16, help="rounds of a draw (default %(default)s)")
     parser.add_argument("--gain", type=float, default=100.0, help="multiplier on scores (default %(default)s)")
+    parser.add_argument(
+        "--pair-criterion",
+        choices=PAIR_CRITERIA,
+        default=PAIR_CRITERIA[0],
+        help="by which pairs count in the draw that is compared (default %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=9, help="runs of the sampler (default %(default)s)")
     parser.add_argument("--literal-repeats", type=int, default=3, help="of the pseudo-code (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's)")
@@ -61,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         from selector_tools.bench.sampler_race import Race  # noqa: PLC0415
 
         threads = a.threads or torch.get_num_threads()
-        race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, threads)
+        race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, threads, a.pair_criterion)
         return race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
 
     return harness.run(a, mistakes, measure, _table)
@@ -80,10 +89,12 @@ def _table(result: dict[str, Any]) -> str:
         ("", "seconds", "peak MiB"),
         ("sampler", f"{r['seconds']:.3f}", f"{r['peak_mib']:.1f}"),
         ("its matrix products alone", f"{r['matmul_seconds']:.3f}", ""),
+        (f"pairs by {r['setting']['pair_criterion']}", f"{r['other_pairs_seconds']:.3f}", ""),
         ("pseudo-code", f"{r['literal_seconds']:.3f}", f"{r['literal_peak_mib']:.1f}"),
     ]
     lines = [f"{name:<27}{seconds:>10}{memory:>10}" for name, seconds, memory in rows]
     same = "the same picks" if r["same_picks"] else "OTHER PICKS"
     lines.append(f"{r['speedup']:.1f} times as fast, {r['over_matmul']:.2f} times its matrix products; {same}")
+    lines.append(f"pairs by {r['setting']['pair_criterion']} take {r['other_pairs_ratio']:.2f} of the sampler's time")
     lines.append(f"{r['device']}, {r['threads']} threads, load {r['load_average'][0]}")
     return "\n".join(lines)

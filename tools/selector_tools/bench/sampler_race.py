@@ -1,25 +1,26 @@
 """The sampler races its matrix products alone and the paper's pseudo-code, in turns and on the same candidates."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selector_server.sampling import Draw, Embedded, PairScores, Plan, chunk_sizes
+from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
 from selector_server.sampling.losses.strips import Side, tiles
 from selector_server.sampling.policies import Joint
 from selector_tools.bench import baselines
-from selector_tools.bench.measuring import describe, in_turns, medians, seconds_of
+from selector_tools.bench.measuring import describe, in_turns, medians, paired_ratio, seconds_of
 from selector_tools.bench.memory import HOW, peak_mib
 from selector_tools.bench.synthetic import candidates
 
 
 @dataclass(frozen=True)
 class Race:
-    """One setting: `dim` is the embeddings' width, and `seed` makes both candidates and noise."""
+    """One setting: `dim` is the embeddings' width, and `seed` makes both candidates and noise. By `pair_criterion`
+    pairs count in a further draw, whose candidates by themselves count by learnability, as in all others."""
 
     super_batch: int
     picks: int
@@ -29,6 +30,7 @@ class Race:
     seed: int
     device: str
     threads: int
+    pair_criterion: str
 
     def run(self, repeats: int, literal_repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
         """Returns medians, memory and whether the picks agree, with everything that a figure depends on."""
@@ -43,6 +45,7 @@ class Race:
 
         calls: dict[str, Callable[[], object]] = {
             "sampler": partial(sampled, scores, plan),
+            "other pairs": partial(sampled, replace(scores, pair_criterion=self._pairs_by), plan),
             "products": partial(products, scores, torch.split(ours, list(plan.sizes))),
             "pseudo-code": literal,
         }
@@ -58,6 +61,8 @@ class Race:
             "seconds": middle["sampler"],
             "literal_seconds": middle["pseudo-code"],
             "matmul_seconds": middle["products"],
+            "other_pairs_seconds": middle["other pairs"],
+            "other_pairs_ratio": paired_ratio(seconds["other pairs"], seconds["sampler"]),
             "speedup": middle["pseudo-code"] / middle["sampler"],
             "over_matmul": middle["sampler"] / middle["products"],
             "peak_mib": peak_mib(partial(_prepare, self, sampled), self.device, self.threads),
@@ -72,6 +77,10 @@ class Race:
     @property
     def plan(self) -> Plan:
         return Plan(chunk_sizes(self.picks, self.chunks), self.gain, Draw.SAMPLE, self.seed)
+
+    @property
+    def _pairs_by(self) -> Criterion:
+        return Criterion[self.pair_criterion.upper().replace("-", "_")]
 
     def _seconds(self, call: Callable[[], object]) -> float:
         def finished() -> None:

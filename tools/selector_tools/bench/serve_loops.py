@@ -34,16 +34,16 @@ MICRO_BATCHES = (8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Bundles:
-    """One model twice: as a learner its weights are graph inputs, as a reference they are constants."""
+    """A learner's weights are graph inputs, a reference's are constants."""
 
     learner: Bundle
     reference: Bundle
 
 
-def exported(source: TorchModel, folder: Path) -> Bundles:
-    """Exports learner and reference from the same model, for what they have learned does not matter here."""
+def exported(source: TorchModel, folder: Path, reference: TorchModel | None = None) -> Bundles:
+    """Exports learner and reference, from the same model where it does not matter what they know."""
     learner = export_learner(source, folder / "learner").bundle
-    return Bundles(learner, export_reference(source, folder / "reference").bundle)
+    return Bundles(learner, export_reference(reference or source, folder / "reference").bundle)
 
 
 class Trifle(nn.Module):

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,8 @@ from selector_tools.processes import free_port, sidecar
 
 POLL_SECONDS = 0.02  # asking more often would take a part of the core that is measured
 
+Ask = Callable[[dict[str, Any]], tuple[float, Selection]]  # it takes samples as Selector.select does
+
 
 class TimedSidecar:
     """A sidecar with these bundles, whose answers are timed as a trainer sees them."""
@@ -32,9 +34,8 @@ class TimedSidecar:
     def __enter__(self) -> Self:
         models = ("--learner", str(self._bundles.learner.path), "--reference", str(self._bundles.reference.path))
         metrics = ("--metrics-listen", f"127.0.0.1:{self._metrics_port}")
-        running = self._stack.enter_context(sidecar(self._log, *models, *metrics, *self._flags))
-        selector = Selector(running.address, filter_ratio=0.8, seed=0, timeout=600.0, on_error="raise")
-        self._selector = self._stack.enter_context(selector)
+        self._address = self._stack.enter_context(sidecar(self._log, *models, *metrics, *self._flags)).address
+        self.select = self.asking(filter_ratio=0.8)
         return self
 
     def __exit__(
@@ -42,11 +43,23 @@ class TimedSidecar:
     ) -> None:
         self._stack.close()
 
-    def select(self, samples: dict[str, Any]) -> tuple[float, Selection]:
-        """Returns the seconds that one selection takes, and the selection."""
-        started = time.perf_counter()
-        selection = self._selector.select(**samples)
-        return time.perf_counter() - started, selection
+    def asking(self, **settings: Any) -> Ask:
+        """Returns a function that selects with these settings, and returns the seconds that it takes and the selection.
+        The noise of its n-th selection does not depend on the settings."""
+        selector = Selector(self._address, seed=0, timeout=600.0, on_error="raise", **settings)
+        select = self._stack.enter_context(selector).select
+
+        def ask(samples: dict[str, Any]) -> tuple[float, Selection]:
+            started = time.perf_counter()
+            selection = select(**samples)
+            return time.perf_counter() - started, selection
+
+        return ask
+
+    def encoded(self) -> int:
+        """Returns how many images and texts it has encoded since its start, by its own metrics."""
+        samples = _metric(self._metrics_port, "selector_micro_batch_samples")
+        return int(sum(one.value for one in samples if one.name.endswith("_sum")))
 
     def wait_until_cached(self, samples: int, seconds: float = 120.0) -> None:
         """Waits until the sidecar's cache holds so many samples. Raises RuntimeError if that takes longer than

@@ -16,6 +16,7 @@ from selector_server.sampling.scores import Criterion
 # Logit scale and bias of learner and reference.
 LEARNER, REFERENCE = (10.0, -6.0), (20.0, -8.0)
 FILE_SIDE = 224  # pixels
+WORDS = ["a", "the", "red", "old", "small", "dog", "tree", "house", "river", "on", "under", "near", "by", "with", "two"]
 
 
 def candidates(size: int, dim: int, seed: int, device: str = "cpu") -> PairScores:
@@ -66,6 +67,11 @@ class Samples:
     def files(self) -> dict[str, Any]:
         """The samples as `Selector.select` takes encoded images."""
         return {"images": self.jpegs, "texts": self.tokens}
+
+
+def sentences(count: int, rng: np.random.Generator) -> list[str]:
+    """Returns so many captions of a dozen words each."""
+    return [" ".join(words) for words in rng.choice(WORDS, (count, 12))]
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
