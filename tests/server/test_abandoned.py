@@ -108,6 +108,7 @@ class Policy:
     picks: list
     name: str = "told"
     needs: Needs = Needs.NOTHING
+    knows_open: bool = False
 
     def pick(self, scores, plan):
         return Picks(torch.tensor(self.picks), torch.zeros(len(self.picks)), 0.0)

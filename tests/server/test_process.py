@@ -95,7 +95,12 @@ def test_reflection_lists_and_describes_the_services(plain_server):
         "grpc.reflection.v1alpha.ServerReflection",
     }
     described = database.FindFileContainingSymbol(READY)
-    assert [method.name for method in described.service[0].method] == ["Select", "GetServerInfo", "GetWeightsStatus"]
+    assert [method.name for method in described.service[0].method] == [
+        "Select",
+        "Shortlist",
+        "GetServerInfo",
+        "GetWeightsStatus",
+    ]
 
 
 def test_metrics_count_what_happened(server):

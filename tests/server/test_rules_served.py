@@ -235,7 +235,7 @@ def test_of_cached_candidates_only_the_best_are_decoded_and_compete(sidecar, bun
         assert reply.prefiltered.left_out == COUNT - 12
         assert not reply.exclusions
         assert (reply.cached_references, reply.not_examined) == (COUNT, COUNT - 12)
-        assert "8 of 40 picked by joint, 28 left out by the prefilter" in server.text
+        eventually(lambda: "8 of 40 picked by joint, 28 left out by the prefilter" in server.text)
         assert reply.objective_uniform == pytest.approx(scores.uniform_total(PICKS) / PICKS, rel=1e-4)
     decoded = as_files(files_of(survivors), seed=2)
     assert server.refuse(decoded).code().name == "INVALID_ARGUMENT", "without a prefilter all are looked at"
