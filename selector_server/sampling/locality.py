@@ -56,8 +56,8 @@ def neighbours(image: Tensor, rows: Tensor, share: int) -> Neighbours | None:
 
 def near_duplicates(image: Tensor, picks: Tensor, open_: Tensor | None = None) -> float:
     """The share of the picks, int64 [b], that have a near-duplicate among the other open candidates, bool [B]; all are
-    open without it. `image` is that of all candidates, float [B, D]. It is told of COMPARED_PICKS of them at most, evenly
-    spaced in the order of candidates."""
+    open without it. `image` is that of all candidates, float [B, D]. At most COMPARED_PICKS of them are looked
+    at, evenly spaced in the super-batch."""
     compared = image[picks.sort().values[:: -(-len(picks) // COMPARED_PICKS)]]
     # Each is compared with itself, too, and does not count for that.
     alike = -((compared * compared).sum(dim=1) > NEAR_DUPLICATE).long()
