@@ -72,8 +72,13 @@ def pixels(images: Any, mean: Any = 0.5, std: Any = 0.5) -> Tensor:
     return scaled.permute(0, 3, 1, 2)
 
 
-def sigmoid_loss(image: Tensor, text: Tensor, model: Any) -> Tensor:
-    """Returns SigLIP's loss of embeddings [b, D]."""
+def pair_losses(image: Tensor, text: Tensor, model: Any) -> Tensor:
+    """Returns each image's part of SigLIP's loss of embeddings [b, D], float [b]."""
     logits = model.logit_scale.exp() * normalize(image, dim=1) @ normalize(text, dim=1).T + model.logit_bias
     signs = 1 - 2 * torch.eye(len(logits))
-    return softplus(signs * logits).sum(dim=1).mean()
+    return softplus(signs * logits).sum(dim=1)
+
+
+def sigmoid_loss(image: Tensor, text: Tensor, model: Any) -> Tensor:
+    """Returns SigLIP's loss of embeddings [b, D]."""
+    return pair_losses(image, text, model).mean()

@@ -105,6 +105,7 @@ class Copy:
             "timeout_constant": 5,  # a mutant's tests may take (their time + 5 s) * 3
             "timeout_multiplier": 3,
             "use_git_change_detection": False,
+            "debug": True,  # or a test that fails at first would not be told
         }
         with (self._tree / "pyproject.toml").open("a") as file:
             file.write("\n[tool.mutmut]\n" + "".join(f"{one} = {json.dumps(it)}\n" for one, it in settings.items()))

@@ -26,8 +26,13 @@ from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
-# The least cosine that is accepted, by the towers' precision. Rounding to bfloat16 on the way, and in the trainer's
-# own arithmetic, leaves more than 0.9998; GELU for QuickGELU, in weights that are trained, often less than 0.998.
+# The least cosine that is accepted between the trainer's embedding of each canary sample and ours, by the towers'
+# precision. It catches what makes another model: other weights, another architecture, other pixels or tokens, and
+# mostly GELU for QuickGELU in weights that are trained, which often leaves less than 0.998. It does not catch what
+# moves embeddings less than that: rounding to bfloat16, on the way and in the trainer's own arithmetic, which leaves
+# more than 0.9998 and must pass; another activation in weights that are random still; or weights of a few steps
+# before. Nor does it see the logit's scale and bias, as embeddings are compared alone, or tokens that no canary
+# sample has.
 CANARY_COSINE = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
 # Encoding must take so long for its time to say what larger batches take.
 TIMED_SECONDS = 0.05

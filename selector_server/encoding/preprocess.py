@@ -74,10 +74,10 @@ class Preprocessor:
         bad: Bad | None = None,
         rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, JPEG, PNG or WebP files
-        decoded and resized. Only these `rows` are decoded, if they are given; other files, and those that `bad` is told
-        of, are zeros. `check` is called before each file. Raises what `check` raises, and InvalidRequest or
-        LimitExceeded; without `bad`, for one sample too."""
+        """Returns uint8 [B, H, W, C] of the model's size: arrays of that size as they are, and files of the formats
+        that `image_files` serves decoded and resized. Only these `rows` are decoded, if they are given; other files,
+        and those that `bad` is told of, are zeros. `check` is called before each file. Raises what `check` raises, and
+        InvalidRequest or LimitExceeded; without `bad`, for one sample too."""
         shape = (self.image.height, self.image.width, self.image.channels)
         if isinstance(images, np.ndarray):
             if images.shape[1:] != shape:

@@ -51,12 +51,12 @@ def tag(fingerprint: str, decoder: int = DECODER) -> bytes:
 
 
 def integer_key(number: int) -> bytes:
-    """The key of a sample that is named by a 64-bit integer; it never equals that of a string."""
+    """Returns the key of a sample that is named by a 64-bit integer; it never equals that of a string."""
     return b"i" + number.to_bytes(8, "little", signed=True)
 
 
 def string_key(text: str | bytes) -> bytes:
-    """The key of a sample that is named by a string, or by its UTF-8 bytes, of at most MAX_ID_BYTES."""
+    """Returns the key of a sample that is named by a string, or by its UTF-8 bytes, of at most MAX_ID_BYTES."""
     return b"s" + (text.encode() if isinstance(text, str) else text)
 
 
@@ -76,7 +76,7 @@ class Found:
     text: NDArray[np.float16]
 
     def at(self, kept: NDArray[np.bool_]) -> "Found":
-        """The same of those samples that `kept`, bool [B], names."""
+        """Returns the same of those samples that `kept`, bool [B], names."""
         if kept.all():
             return self
         rows = kept[self.known]
@@ -135,11 +135,16 @@ class ReferenceCache:
         except StoreFailed as error:
             raise SetupError("cache", folder, str(error)) from error
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of what is known of one sample: two vectors of float16."""
+        return 4 * self._width
+
     def find(self, ids: Sequence[bytes], alike: Callable[[int], bool] | None = None, *, wait: bool = False) -> Found:
         """Looks up B ids. An entry that cannot be read counts as unknown. `alike` tells of an index whether the first
         decoder made the same of that candidate's file as this one does; then an entry that it left is taken over,
         written by `put` if `wait` is set, else by `put_soon`. Without `alike` none is."""
-        size = 4 * self._width  # two vectors of float16
+        size = self.sample_bytes
         rows, known = np.empty((len(ids), size), np.uint8), np.zeros(len(ids), np.bool_)
 
         def read(transaction: Transaction, index: int, prefix: bytes) -> bool:
@@ -241,7 +246,8 @@ class ReferenceCache:
         return True
 
     def held(self, most: int) -> tuple[int, str]:
-        """How many entries of this reference the store holds, counted up to `most`, and the id of one as a text."""
+        """Returns how many entries of this reference the store holds, counted up to `most`, and the id of one as a
+        text."""
         try:
             keys = self._store.run(lambda transaction: list(islice(_keys(transaction, self._prefix), most)))
         except StoreFailed:
@@ -249,9 +255,11 @@ class ReferenceCache:
         return len(keys), key_text(keys[0]) if keys else ""
 
     def usage(self) -> tuple[int, int]:
-        """The store's entries, of every reference, and its bytes; zeros if it cannot be read."""
+        """Returns how many samples the store holds, of every reference, and its bytes, and zeros if it cannot be
+        read."""
         try:
-            return self._store.usage()
+            entries, size = self._store.usage()
+            return entries - self._store.run(lambda transaction: len(list(_keys(transaction, _HEADER)))), size
         except StoreFailed:
             return 0, 0
 

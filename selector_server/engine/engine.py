@@ -1,7 +1,10 @@
-"""The engine's front door: one selection from its admission to its result."""
+"""The engine's front door: one selection, or one shortlist, from its admission to its result."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from selector_server.engine.admission import Admission
-from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.models import Models
 from selector_server.engine.ranks import Ranks
@@ -29,18 +32,30 @@ class Engine:
 
     async def select(self, request: Request) -> Result:
         """Picks. The request's content is received once it was admitted. Raises SelectorError."""
-        with self._ranks.entered(request) as run:
+        with self._ranks.entered(request) as run, self._counted():
             request.hold(self._admission.admit(request.payload_bytes))
-            try:
-                result = await run(await self._prepared(request), request)
-            except StaleWeights:
-                self._metrics.stale.labels("refuse").inc()
-                raise
+            result = await run(await self._prepared(request), request)
         request.result = result
         return result
 
-    async def _prepared(self, request: Request) -> Task[Scorable]:
-        """The request's task with candidates that are ready to be scored. What was received is let go."""
+    async def shortlist(self, request: Request) -> Task[Any]:
+        """The request's task, whose candidates that do not go on are closed. What is received, and what is refused, is
+        as in `select`; the device and its queue have no part in it. Raises SelectorError."""
+        with self._counted():
+            request.hold(self._admission.admit(request.payload_bytes))
+            return await self._prepared(request)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts a request that is refused because the weights are old."""
+        try:
+            yield
+        except StaleWeights:
+            self._metrics.stale.labels("refuse").inc()
+            raise
+
+    async def _prepared(self, request: Request) -> Task[Any]:
+        """The request's task once its candidates are prepared. What was received is let go."""
         task = await request.received()
         self._models.check(task)
         request.least = self._scorer.least_seconds(task, found=False)

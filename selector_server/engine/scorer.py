@@ -84,9 +84,10 @@ class Scorer:
 
     def _work(self, task: Task[Any], found: bool) -> tuple[Hashable, int]:
         """Which tasks are alike, and how much there is to do. Before the cache was asked, that is not known."""
-        cached = self._models.cache is not None and task.candidates.keyed
-        size = task.size + task.candidates.uncached if found else 0 if cached else task.size
-        return (task.candidates.form, task.policy.name, cached), size
+        candidates = task.candidates
+        cached = self._models.cache is not None and candidates.keyed
+        size = task.size + candidates.uncached if found else 0 if cached else task.size
+        return (candidates.form, task.policy.name, task.rule, cached, candidates.reference_brought), size
 
 
 class Pace:
@@ -120,7 +121,7 @@ class Pace:
 
 def own_losses(task: Task[Any], scores: Scores, rows: Tensor) -> OwnLosses | None:
     """The own losses of these candidates, int64 [n], if the task asks for them."""
-    if not task.returns_losses or not isinstance(scores, PairScores):
+    if not task.return_losses or not isinstance(scores, PairScores):
         return None
     learner, reference = (None if one is None else one.cpu().numpy() for one in scores.at(rows).own_losses())
     return OwnLosses(learner, reference)

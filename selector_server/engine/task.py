@@ -78,7 +78,7 @@ class Rule:
 @dataclass(frozen=True)
 class Task(Generic[C_co]):
     """One super-batch and how to pick from it. The task is refused if a larger share of the candidates than
-    `max_excluded_share` is left out. `recent` are picks of earlier steps as the reference sees them. `returns_losses`:
+    `max_excluded_share` is left out. `recent` are picks of earlier steps as the reference sees them. `return_losses`:
     the result has the picks' own losses."""
 
     candidates: C_co
@@ -89,7 +89,7 @@ class Task(Generic[C_co]):
     bad_samples: BadSamples = BadSamples.REFUSE
     max_excluded_share: float = 0.5
     recent: ModelEmbeddings | None = None
-    returns_losses: bool = False
+    return_losses: bool = False
 
     @property
     def excludes(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is told of each selection: an id in the log, a trace, and the counts of what came of it."""
+"""What is told of each selection and shortlist: an id in the log, a trace, and the counts of what came of it."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ EXCLUDED_SECONDS = 60.0
 
 
 class CallLog:
-    """With `access_log`, each selection is one line of the log."""
+    """With `access_log`, each call is one line of the log."""
 
     def __init__(self, metrics: Metrics, traces: Tracing | None, access_log: bool) -> None:
         self._metrics, self._tracing = metrics, traces
@@ -37,14 +37,14 @@ class CallLog:
         self._said: dict[Exclusion, float] = {}
 
     @contextmanager
-    def request(self, context: Context) -> Iterator[Request]:
-        """Gives the request of this call, for the time of the call. Errors pass through."""
+    def request(self, context: Context, method: str) -> Iterator[Request]:
+        """Gives the request of this call of a method, for the time of the call. Errors pass through."""
         code, message = "OK", ""
         with ExitStack() as stack:
             trace = None
             if self._tracing is not None:
                 metadata = tuple(context.invocation_metadata() or ())
-                trace = stack.enter_context(self._tracing.request(f"{SERVICE}/Select", metadata))
+                trace = stack.enter_context(self._tracing.request(f"{SERVICE}/{method}", metadata))
             request = Request(context.time_remaining())
             try:
                 with request:
@@ -64,8 +64,8 @@ class CallLog:
                 if trace is not None:
                     trace.end(code, message if code != "INTERNAL" else "")
                 seconds = time.perf_counter() - request.started
-                where = f" at {request.stage}" if code != "OK" else ""
-                log.log(self._level, "Select %s%s in %.3f s%s", code, where, seconds, _summary(request))
+                where, summary = (f" at {request.stage}", "") if code != "OK" else ("", _summary(request))
+                log.log(self._level, "%s %s%s in %.3f s%s", method, code, where, seconds, summary)
 
     def named(self, request: Request, selection: pb.Selection) -> None:
         """The header came: log lines and the trace carry the request's id from now on."""
@@ -82,6 +82,14 @@ class CallLog:
         request.spent("receive", seconds)
         tracing.past("receive", seconds)
         self._metrics.shm_payloads.inc(selection.HasField("shared_memory"))
+
+    def shortlisted(self, task: Task[Any]) -> None:
+        """Counts the candidates that do not go on; those that do are counted when they are selected from."""
+        closed: Closed = task.candidates.closed
+        self._metrics.candidates.inc(len(closed))
+        self._metrics.not_examined.inc(closed.left_out)
+        self._count_excluded(closed)
+        tracing.annotate({"selector.candidates": task.size, "selector.left_out": closed.left_out})
 
     def _count(self, request: Request, task: Task[Any], result: Result) -> None:
         metrics = self._metrics
@@ -112,8 +120,10 @@ class CallLog:
             "selector.picks": len(result.indices),
             "selector.policy": result.policy,
         }
-        if result.closed:
-            attributes["selector.excluded"] = len(result.closed)
+        if result.closed.reasons:
+            attributes["selector.excluded"] = len(result.closed.reasons)
+        if result.closed.left_out:
+            attributes["selector.left_out"] = result.closed.left_out
         if result.weights is not None:
             attributes["selector.weights_version"] = result.weights.version
         tracing.annotate(attributes)
@@ -131,7 +141,11 @@ class CallLog:
 
 def _summary(request: Request) -> str:
     task, result = request.task, request.result
-    if task is None or result is None:
+    if task is None:
         return ""
-    excluded = f", {len(result.closed)} excluded" if result.closed else ""
-    return f", {len(result.indices)} of {task.size} picked by {result.policy}{excluded}"
+    if result is None:
+        return f", {task.size - len(task.candidates.closed)} of {task.size} go on"
+    closed = result.closed
+    excluded = f", {len(closed.reasons)} excluded" if closed.reasons else ""
+    left_out = f", {closed.left_out} left out by the prefilter" if closed.left_out else ""
+    return f", {len(result.indices)} of {task.size} picked by {result.policy}{excluded}{left_out}"

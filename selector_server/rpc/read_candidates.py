@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from selector_proto.contract import MAX_ID_BYTES
 from selector_proto.tensors import BYTES, FLOATS, INTEGERS, read, read_bytes
 from selector_proto.v1 import selector_pb2 as pb
+from torch import Tensor
 
 from selector_server.config import Config
 from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.engine.arrays import Floats, ModelEmbeddings
 from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.candidates.embeddings import Embeddings
+from selector_server.engine.candidates.named import Named
 from selector_server.engine.candidates.samples import Samples
 from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.closed import Closing
@@ -24,6 +27,7 @@ from selector_server.sampling import MAX_LOGIT, Loss, Needs, Policy
 
 T = TypeVar("T")
 MAX_FINGERPRINT = 128
+MAX_POSITION = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,30 @@ def read_candidates(
     return candidates
 
 
+def read_named(
+    selection: pb.Selection,
+    payload: memoryview,
+    config: Config,
+    rule: Rule,
+    policy: Policy,
+    excludes: bool,
+    reference: KnownReference | None,
+) -> Named:
+    """Candidates that have ids only. Arguments and errors are those of `read_candidates`."""
+    closing, ids = read_exclusions(selection), selection.sample_ids
+    request = _Request(selection, payload, config, rule, policy, excludes, reference, closing)
+    match ids.WhichOneof("ids"):
+        case "integers":
+            size = _size(ids.integers, "sample_ids.integers", config)
+        case "strings":
+            size = _size(ids.strings.lengths, "sample_ids.strings.lengths", config)
+        case _:
+            raise InvalidRequest("sample_ids", "empty", "set integers or strings")
+    keys = _sample_ids(request, size)
+    check_exclusions(selection, size)
+    return Named(keys, closing.closed())
+
+
 def _samples(request: _Request) -> Samples:
     samples, payload, config = request.selection.samples, request.payload, request.config
     images: Any
@@ -115,21 +143,25 @@ def _samples(request: _Request) -> Samples:
             texts = request.read_bytes(samples.strings, "samples.strings", size, config.max_text_bytes)
         case _:
             raise InvalidRequest("samples.texts", "missing", "set tokens or strings")
-    ids, brought = _sample_ids(request, size), None
-    if samples.HasField("reference"):
-        _check_fingerprint(samples.reference.fingerprint, request.reference)
-        brought, _ = _model_embeddings(request, samples.reference.embeddings, "samples.reference.embeddings", size)
+    ids = _sample_ids(request, size)
+    brought = _brought(request, size) if samples.HasField("reference") else None
     return Samples(images, texts, ids, request.closing.closed(), brought, samples.reference.fingerprint)
 
 
-def _check_fingerprint(fingerprint: str, own: KnownReference | None) -> None:
-    """What one reference makes of candidates says nothing of another. Raises InvalidRequest and NotPossible."""
+def _brought(request: _Request, size: int) -> ModelEmbeddings:
+    """What the reference makes of the samples. What one reference makes of them says nothing of another."""
+    own, message, field = request.reference, request.selection.samples.reference, "samples.reference"
+    fingerprint = message.fingerprint
     if not 1 <= len(fingerprint) <= MAX_FINGERPRINT or not fingerprint.isprintable():
         limit = f"1 to {MAX_FINGERPRINT} printable characters"
-        raise InvalidRequest("samples.reference.fingerprint", repr(fingerprint[:MAX_FINGERPRINT]), limit)
+        raise InvalidRequest(f"{field}.fingerprint", repr(fingerprint[:MAX_FINGERPRINT]), limit)
     if own is not None and own.fingerprint != fingerprint:
-        limit = f"this server's reference is {own.fingerprint}"
-        raise NotPossible("samples.reference.fingerprint", fingerprint, limit)
+        raise NotPossible(f"{field}.fingerprint", fingerprint, f"this server's reference is {own.fingerprint}")
+    brought, _ = _model_embeddings(request, message.embeddings, f"{field}.embeddings", size)
+    if own is not None and own.width != (shape := brought.image.shape)[1]:
+        limit = f"the width of this server's reference is {own.width}"
+        raise InvalidRequest(f"{field}.embeddings.image.shape", list(shape), limit)
+    return brought
 
 
 def _sample_ids(request: _Request, size: int) -> list[bytes]:
@@ -221,11 +253,27 @@ def read_recent(
     )
     width = brought.image.shape[1] if brought.HasField("image") else known and known.width
     for side, array in (("image", image), ("text", text)):
-        if not np.isfinite(array).all():
-            raise InvalidRequest(f"recent.{side}", "not finite", "every value must be finite")
-    if image.shape[1] != width:
+        for where in np.argwhere(~np.isfinite(array))[:1].tolist():
+            raise InvalidRequest(f"recent.{side}", f"{array[tuple(where)]} at {where}", "every value must be finite")
+    if width is not None and image.shape[1] != width:  # Without a reference, samples are refused for that.
         raise InvalidRequest("recent.image.shape", list(image.shape), f"the reference's width is {width}")
     return ModelEmbeddings(image, text, 1.0, 0.0)
+
+
+def read_positions(selection: pb.Selection, payload: memoryview, size: int) -> Tensor | None:
+    """Where the candidates stand in a larger super-batch, int64 [B], ascending. Raises WireError or InvalidRequest."""
+    if not selection.HasField("positions"):
+        return None
+    if selection.world_size > 1:
+        raise InvalidRequest("positions", "set", f"{selection.world_size} ranks that select as one have none")
+    positions = read(selection.positions, payload, "positions", [pb.DATA_TYPE_I64], [size])
+    if (unordered := np.flatnonzero(np.diff(positions) <= 0)).size:
+        before, after = positions[unordered[0] : unordered[0] + 2].tolist()
+        raise InvalidRequest("positions", f"{after} after {before}", "must be ascending")
+    for position in (int(positions[0]), int(positions[-1])):
+        if not 0 <= position < MAX_POSITION:
+            raise InvalidRequest("positions", position, f"must be 0 to {MAX_POSITION - 1}")
+    return torch.from_numpy(positions.copy())
 
 
 def _losses(request: _Request) -> ScalarLosses:

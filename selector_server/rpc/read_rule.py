@@ -1,4 +1,4 @@
-"""How candidates are compared, from a Selection: criteria, loss, and what keeps candidates out."""
+"""How candidates are compared, from a Selection: criteria, loss, and what keeps candidates out (docs/adr/0021)."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,8 @@ def read_rule(selection: pb.Selection, policy: Policy, models_loss: Loss) -> Rul
     if selection.pair_criterion == pb.CRITERION_UNSPECIFIED:
         pairs = criterion
     loss = enum_of("loss", selection.loss, LOSSES, pb.Loss)
-    if selection.WhichOneof("candidates") == "samples" and selection.loss == pb.LOSS_UNSPECIFIED:
+    # Candidates that have names only are raw samples, too, which the client has not sent yet.
+    if selection.WhichOneof("candidates") in ("samples", None) and selection.loss == pb.LOSS_UNSPECIFIED:
         loss = models_loss
     try:
         check_criteria(criterion, pairs, loss)

@@ -16,7 +16,7 @@ from selector_server.encoding.model import Model
 from selector_server.encoding.reference_cache import ReferenceCache
 from selector_server.engine.closed import Prefiltered
 from selector_server.engine.request import Request
-from selector_server.engine.task import OwnLosses, Result
+from selector_server.engine.task import OwnLosses, Result, Task
 from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.read_rule import CRITERIA, LOSSES, PAIR_CRITERIA
 from selector_server.rpc.shared_memory import SharedFolder
@@ -76,6 +76,17 @@ def selected(request: Request, result: Result, unserved: pb.UnservedWeights | No
         learner_losses=_listed(losses.learner),
         reference_losses=_listed(losses.reference),
         locality=_locality(result.locality),
+    )
+
+
+def shortlisted(request: Request, task: Task[Any]) -> pb.ShortlistResponse:
+    """The reply to a request for a shortlist, whose task's candidates are prepared."""
+    closed = task.candidates.closed
+    return pb.ShortlistResponse(
+        indices=closed.open_rows(task.size).tolist(),
+        prefiltered=_prefiltered(closed.prefiltered),
+        request_id=request.id,
+        exclusions=write_exclusions(closed),
     )
 
 

@@ -1,18 +1,18 @@
 """The service: each method receives, calls the engine, and answers. Errors become status in `status.py`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 
-from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.engine import Engine
 from selector_server.engine.request import Request, in_thread
 from selector_server.engine.task import Task
 from selector_server.rpc.call_log import CallLog
 from selector_server.rpc.idempotency import Idempotency
 from selector_server.rpc.receive import Receiver, Reception
-from selector_server.rpc.responses import About, selected
+from selector_server.rpc.responses import About, selected, shortlisted
 from selector_server.rpc.status import Context
 from selector_server.rpc.wire import Contract
 
@@ -35,25 +35,50 @@ class SelectorService(rpc.SelectorServiceServicer):
     async def Select(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
     ) -> pb.SelectResponse:
-        with self._call_log.request(context) as request:
-            receiver = self._reception.receiver(request_iterator)
-            most = self._reception.max_payload_bytes
-            header = await receiver.header(most, lambda header: self._call_log.named(request, header))
+        with self._call_log.request(context, "Select") as request:
+            receiver, header = await self._header(request, request_iterator)
             return await self._idempotency.once(
                 header, receiver.held_bytes, lambda: self._select(request, receiver, header)
             )
 
     async def _select(self, request: Request, receiver: Receiver, header: pb.Selection) -> pb.SelectResponse:
-        async def content() -> Task[Candidates]:
+        request.member = self._contract.member(header)
+        self._give_content(request, receiver, header, self._contract.task)
+        result = await self._engine.select(request)
+        return selected(request, result, self._about.unserved_weights())
+
+    async def Shortlist(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SelectRequest], context: Context
+    ) -> pb.ShortlistResponse:
+        with self._call_log.request(context, "Shortlist") as request:
+            receiver, header = await self._header(request, request_iterator)
+            self._give_content(request, receiver, header, self._contract.shortlist)
+            task = await self._engine.shortlist(request)
+            self._call_log.shortlisted(task)
+            return shortlisted(request, task)
+
+    async def _header(self, request: Request, stream: AsyncIterator[pb.SelectRequest]) -> tuple[Receiver, pb.Selection]:
+        """What reads the stream, and its header."""
+        receiver = self._reception.receiver(stream)
+        most = self._reception.max_payload_bytes
+        return receiver, await receiver.header(most, lambda header: self._call_log.named(request, header))
+
+    def _give_content(
+        self,
+        request: Request,
+        receiver: Receiver,
+        header: pb.Selection,
+        read: Callable[[pb.Selection, memoryview], Task[Any]],
+    ) -> None:
+        """Gives the request its content, which `read` makes of header and payload once it was admitted."""
+
+        async def content() -> Task[Any]:
             payload = await receiver.payload()
             self._call_log.received(request, header)
             # This runs off the event loop: taking apart 100,000 texts takes a while, and health must answer meanwhile.
-            return await in_thread(lambda: self._contract.task(header, payload))
+            return await in_thread(lambda: read(header, payload))
 
-        request.member, request.payload_bytes = self._contract.member(header), header.payload_bytes
-        request.content = content
-        result = await self._engine.select(request)
-        return selected(request, result, self._about.unserved_weights())
+        request.payload_bytes, request.content = header.payload_bytes, content
 
     async def GetServerInfo(  # noqa: N802
         self,

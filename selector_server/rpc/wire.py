@@ -1,20 +1,30 @@
 """Turns a Selection and its payload into a Task by the contract's rules; a broken one is named with field and value."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from selector_proto.contract import DEFAULT_FILTER_RATIO, sub_batch_size
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_server.config import Config
 from selector_server.engine.candidates.base import Candidates
-from selector_server.engine.task import BadSamples, Member, Task
+from selector_server.engine.candidates.named import Named
+from selector_server.engine.task import BadSamples, Member, SuperBatch, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
-from selector_server.rpc.read_candidates import KnownReference, read_candidates, read_recent
+from selector_server.rpc.read_candidates import (
+    KnownReference,
+    read_candidates,
+    read_named,
+    read_positions,
+    read_recent,
+)
 from selector_server.rpc.read_rule import enum_of, explored, read_rule
 from selector_server.sampling import Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
 
+C = TypeVar("C", bound=SuperBatch)
 MAX_REQUEST_ID = 128
 MAX_GROUP = 128
 
@@ -43,6 +53,8 @@ BAD_SAMPLES: Mapping[int, BadSamples] = {
     pb.BAD_SAMPLES_EXCLUDE: BadSamples.EXCLUDE,
 }
 _LATER = ("tags",)
+# What says something of candidates that a shortlist does not look at, or of how those are picked that go on.
+_NOT_OF_NAMES = ("samples", "embeddings", "losses", "recent", "positions")
 
 
 class Contract:
@@ -83,6 +95,25 @@ class Contract:
     def task(self, selection: pb.Selection, payload: memoryview) -> Task[Candidates]:
         """The task of a selection whose payload was received. Raises WireError, InvalidRequest, LimitExceeded or
         NotPossible."""
+        if selection.HasField("sample_ids") and selection.WhichOneof("candidates") != "samples":
+            raise InvalidRequest("sample_ids", "set", "only raw samples are looked up by id; leave it unset")
+        return self._task(selection, payload, read_candidates)
+
+    def shortlist(self, selection: pb.Selection, payload: memoryview) -> Task[Named]:
+        """The task of a selection that asks for a shortlist, from the ids of its candidates. Raises as `task` does."""
+        present = {descriptor.name for descriptor, _ in selection.ListFields()}
+        for name in _NOT_OF_NAMES:
+            if name in present:
+                raise InvalidRequest(name, "set", "a shortlist is made of sample_ids alone; leave it unset")
+        if self.member(selection) is not None:
+            limit = "ranks that select as one send all candidates, of which each rank's are prefiltered"
+            raise InvalidRequest("world_size", selection.world_size, limit)
+        for name in ("sample_ids", "prefilter"):
+            if name not in present:
+                raise InvalidRequest(name, "missing", "a shortlist is what the prefilter leaves of sample_ids")
+        return self._task(selection, payload, read_named)
+
+    def _task(self, selection: pb.Selection, payload: memoryview, read: Callable[..., C]) -> Task[C]:
         config = self._config
         _check_supported(selection, config)
         policy = self._policies.get(selection.policy or "joint")
@@ -92,12 +123,13 @@ class Contract:
         rule = read_rule(selection, policy, self._models_loss)
         bad_samples, share = _bad_samples(selection)
         excludes = bad_samples is BadSamples.EXCLUDE
-        candidates = read_candidates(selection, payload, config, rule, policy, excludes, self._reference)
+        candidates = read(selection, payload, config, rule, policy, excludes, self._reference)
         size, world_size = candidates.size, selection.world_size
         if world_size > 1 and not config.peers and world_size * size > config.max_super_batch:
             value, limit = f"{world_size} x {size}", f"at most {config.max_super_batch} together"
             raise LimitExceeded("candidates of all ranks", value, limit)
         plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
+        plan = replace(plan, positions=read_positions(selection, payload, size))
         recent = read_recent(selection, payload, config, rule, self._reference)
         losses = selection.return_losses
         return Task(candidates, policy, rule, plan, freshness, bad_samples, share, recent, losses)
@@ -108,8 +140,6 @@ def _check_supported(selection: pb.Selection, config: Config) -> None:
     for name in _LATER:
         if name in present:
             raise InvalidRequest(name, "set", "this server does not serve it yet; leave it unset")
-    if selection.HasField("sample_ids") and selection.WhichOneof("candidates") != "samples":
-        raise InvalidRequest("sample_ids", "set", "only raw samples are looked up by id; leave it unset")
     if len(selection.request_id) > MAX_REQUEST_ID or not selection.request_id.isprintable():
         raise InvalidRequest("request_id", repr(selection.request_id), f"at most {MAX_REQUEST_ID} printable characters")
     if selection.trainer_step > MAX_STEP:

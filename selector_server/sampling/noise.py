@@ -11,7 +11,7 @@ from selector_server.sampling.plan import Draw, Plan
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-# The noise of uniform picks is of no round: no plan has so many.
+# The noise of uniform picks is of no round: no plan has so many (docs/adr/0021).
 EXPLORE_STREAM = 1 << 32
 # So much noise is made at once: more would not be faster, and would be most of a large super-batch's memory.
 NOISE_AHEAD = 1 << 16
@@ -31,7 +31,8 @@ class Keys:
 
     def __init__(self, plan: Plan, count: int, device: torch.device, first: int = 0) -> None:
         """`first` is the index in the whole super-batch of the first of these `count` candidates."""
-        self._plan, self._candidates = plan, torch.arange(first, first + count, device=device)
+        self._plan, places = plan, plan.positions
+        self._candidates = torch.arange(first, first + count, device=device) if places is None else places.to(device)
         self._made = range(0)
         self._noise: Tensor
 

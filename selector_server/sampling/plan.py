@@ -18,7 +18,8 @@ class Plan:
     """A draw of b picks: `explore` of them uniformly, and then the others in chunks, by their scores.
 
     `sizes` are the picks of each chunk; with `explore` their sum is b. `gain` multiplies scores before the exponential
-    (JEST Algorithm 2, `softmax_score_gain`). `seed` has 64 bits; noise is a function of (seed, round, candidate). With
+    (JEST Algorithm 2, `softmax_score_gain`). `seed` has 64 bits; noise is a function of (seed, round, candidate), where
+    a candidate is its index, or else its number in `positions`, int64 [B], on the CPU. With
     `ranks`, the candidates are that many equal, contiguous shares, and every chunk takes equally many of each, so that
     data-parallel ranks get equal local batches. Raises ValueError for sizes, or uniform picks, that are not multiples
     of it.
@@ -30,6 +31,7 @@ class Plan:
     seed: int
     ranks: int = 1
     explore: int = 0
+    positions: Tensor | None = None
 
     def __post_init__(self) -> None:
         if any(size % self.ranks for size in (*self.sizes, self.explore)):

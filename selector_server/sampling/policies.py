@@ -110,7 +110,10 @@ def pick_open(policy: Policy, scores: Scores, plan: Plan) -> Picks:
     With plan.ranks above 1, a policy that does not must find equally many open candidates in every rank's share.
     Raises ValueError if too few are open, and RuntimeError for picks that are no candidates.
     """
-    if scores.open is None or policy.knows_open:
+    if policy.knows_open:
+        return policy.pick(scores, plan)
+    plan = replace(plan, positions=None)  # To it, open candidates stand next to each other.
+    if scores.open is None:
         return policy.pick(scores, plan)
     check_open(scores.open, plan)
     rows = scores.open.nonzero().flatten()

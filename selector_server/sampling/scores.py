@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from typing import ClassVar, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -74,7 +74,6 @@ class ScalarScores:
 
     values: Tensor
     open: Tensor | None = None
-    max_similarity: ClassVar[None] = None
 
     @property
     def size(self) -> int:

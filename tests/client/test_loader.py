@@ -138,7 +138,7 @@ def test_leaving_early_leaves_no_thread():
 def test_forms_of_batches():
     images, texts = samples(10)
     want = [9, 8]
-    pair = next(iter(SelectingLoader([(images, torch.from_numpy(texts), "abcdefghij")], Recorder())))
+    pair = next(iter(SelectingLoader([(images, torch.from_numpy(texts), list("abcdefghij"))], Recorder())))
     assert isinstance(pair, tuple)
     np.testing.assert_array_equal(pair[0], images[want])
     assert torch.equal(pair[1], torch.from_numpy(texts[want]))

@@ -187,12 +187,15 @@ def test_ranks_that_select_as_one_ask_again_from_where_their_trainers_are():
     assert chooser.steps == [2, 3, 4, 5, 6]
 
 
-def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(plain_server):
+def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(sidecar):
     """One rank's threads are further ahead than the other's; none falls back alone, or waits for the other."""
+    patience = 60  # seconds, far more than all these steps take on a busy machine
+    server = sidecar({"group_seconds": patience})
 
     def selecting(rank):
         return Selector(
-            plain_server.address,
+            server.address,
+            timeout=patience,
             policy="uniform",
             filter_ratio=0.75,
             seed=rank,
@@ -210,7 +213,7 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(plain_
         return found
 
     # A job starts again after its last process has died, and the sidecar knows it.
-    dead = threading.Barrier(2, lambda: eventually(lambda: plain_server.pending() == 0))
+    dead = threading.Barrier(2, lambda: eventually(lambda: server.pending() == 0))
 
     def train(rank):
         with selecting(rank) as selector:
@@ -218,7 +221,7 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(plain_
             found = steps(loader, 2) + steps(loader, 2)
             state = saved(loader)
             loader.close()
-        dead.wait(10)
+        dead.wait(patience)
         with selecting(rank) as selector:
             loader = over(selector, prefetch=1 + 3 * rank, view=pictures)
             loader.load_state_dict(state)
@@ -234,7 +237,7 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(plain_
     assert sum(fallback != "" for fallback, _ in first) <= 1, "a step that was under way at the end"
     assert first[:4] == second[:4], "rank 0's seeds for both"
     assert len(first) == len(second) == 8
-    assert time.monotonic() - started < 9, "less than the sidecar waits for a rank that does not come"
+    assert time.monotonic() - started < patience, "less than the sidecar waits for a rank that does not come"
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"], 40)
 
 

@@ -106,7 +106,7 @@ def test_when_a_rank_dies_the_others_fall_back_together_and_finish(patient, tmp_
         assert [fallback for fallback, *_ in seen[rank]] == [""] * DIES_AT + ["failed_precondition"] * 2
         for step in range(STEPS):
             _, everyones, _, seconds = seen[rank][step]
-            assert seconds < 8
+            assert seconds < 18, "the sidecar ends the wait after 3 s; the client's own timeout is 20"
             assert {len(set(indices)) for indices in everyones} == {SIZE // 5}, "equal local batches"
             if step < DIES_AT:
                 assert everyones == as_one_process(4, step)[0]

@@ -182,6 +182,6 @@ def test_threads_that_find_a_sidecar_hung_wait_no_longer_than_their_timeouts(sid
         server.signal(signal.SIGSTOP)
         started = time.monotonic()
         fallbacks = list(pool.map(lambda _: selector.select_losses(LEARNER, REFERENCE).fallback, range(8)))
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4, "one after another they would wait 8 s"
         server.signal(signal.SIGCONT)
     assert set(fallbacks) <= {"deadline_exceeded", "unavailable"}

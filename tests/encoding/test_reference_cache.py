@@ -68,6 +68,17 @@ def test_how_many_it_holds_and_one_of_them(tmp_path, opened):
     assert other.held(10) == (1, "00007/000000001")
 
 
+def test_samples_of_all_references_are_counted_and_nothing_else(tmp_path, opened):
+    store, _ = opened(tmp_path / "cache")
+    assert store.usage()[0] == 0
+    store.put(keys(5), *vectors(5))
+    assert store.usage()[0] == 5
+    store.close()
+    other, _ = opened(tmp_path / "cache", OTHER)
+    other.put(keys(2), *vectors(2))
+    assert other.usage()[0] == 7
+
+
 def test_another_reference_never_hits(tmp_path, opened):
     store, _ = opened(tmp_path / "cache")
     store.put(keys(3), *vectors(3))

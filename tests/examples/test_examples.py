@@ -13,6 +13,8 @@ def test_an_example_trains_on_what_the_sidecar_picks(program, shared_folder, sid
     said = trained(program, shared_folder, sidecar, redis_url, run_name, tmp_path)
     if program == "flexi.py":
         assert re.search(r"FLOPs: .* of training without selection", said)
+    if program == "weighted.py":
+        assert float(re.search(r"weight: ([\d.]+) of a mislabelled pick", said)[1]) < 0.9
     if program == "numpy_jax.py":
         assert "torch was never imported" in said
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from selector_tools.export.checkpoint import load, read
+from selector_tools.export.checkpoint import Checkpoint, load, read
 from support.checkpoints import assert_same, module
 from torch import nn
 
@@ -34,7 +34,7 @@ def test_wrappers_and_prefixes_come_off(wrapper, prefix, tmp_path):
     state = {prefix + name: value for name, value in wanted.items()}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "c.pt")
     target = module(2)
-    assert load(target, tmp_path / "c.pt") == ""
+    assert load(target, Checkpoint(tmp_path / "c.pt")) == ""
     assert_same(target.state_dict(), wanted)
 
 
@@ -63,7 +63,7 @@ class Nested(nn.Module):
 def test_a_model_that_was_wrapped_as_a_whole_or_in_parts(wrap, inner, tmp_path):
     torch.save(wrap(Nested(1, inner)).state_dict(), tmp_path / "c.pt")
     target = Nested(2)
-    load(target, tmp_path / "c.pt")
+    load(target, Checkpoint(tmp_path / "c.pt"))
     assert_same(target.state_dict(), Nested(1).state_dict())
 
 
@@ -71,16 +71,66 @@ def test_a_model_that_is_a_part_of_what_was_trained(tmp_path):
     state = {f"clip.{name}": value for name, value in module(1).state_dict().items()}
     torch.save({"state_dict": state | {"loss.scale": torch.ones(1)}}, tmp_path / "c.ckpt")
     target = module(2)
-    assert load(target, tmp_path / "c.ckpt") == "taking what is called clip.*, and none of 1 other entries"
+    assert load(target, Checkpoint(tmp_path / "c.ckpt")) == "taking what is called clip.*, and none of 1 other entries"
     assert_same(target.state_dict(), module(1).state_dict())
     twice = state | {f"ema.{name}": value for name, value in module(1).state_dict().items()}
     torch.save({"state_dict": twice}, tmp_path / "c.ckpt")
-    with pytest.raises(SetupError, match=r"holds the model more than once, as clip\., ema\.; save the one"):
-        load(module(2), tmp_path / "c.ckpt")
+    with pytest.raises(
+        SetupError, match=r"holds the model more than once, as clip\., ema\.; --strip-prefix says which"
+    ):
+        load(module(2), Checkpoint(tmp_path / "c.ckpt"))
     del state["clip.0.weight"]
     torch.save({"state_dict": state}, tmp_path / "c.ckpt")
     with pytest.raises(SetupError, match=r"does not fit the model: missing 0\.weight$"):
-        load(module(2), tmp_path / "c.ckpt")
+        load(module(2), Checkpoint(tmp_path / "c.ckpt"))
+
+
+@pytest.mark.parametrize("prefix", ["model.clip", "model.clip.", "module.model.clip"])
+def test_what_a_prefix_names_is_taken_and_the_rest_is_left(prefix, tmp_path):
+    """As a LightningModule has it: its model, and an average of it beside."""
+    wanted = module(1).state_dict()
+    state = {f"model.clip.{name}": value for name, value in wanted.items()}
+    state |= {f"model.ema.{name}": value for name, value in module(3).state_dict().items()}
+    state |= {"model.clipping": torch.ones(1)}
+    for wrapper in ("", "module.", "_orig_mod."):
+        torch.save({"state_dict": {wrapper + name: value for name, value in state.items()}}, tmp_path / "c.ckpt")
+        target = module(2)
+        note = load(target, Checkpoint(tmp_path / "c.ckpt", strip_prefix=prefix))
+        assert note == f"taking what is called {prefix}, and none of {len(wanted) + 1} other entries"
+        assert_same(target.state_dict(), wanted)
+
+
+def test_a_prefix_is_put_before_all_names_or_in_the_place_of_another(tmp_path):
+    class Trained(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.clip, self.more = module(seed), nn.Module()
+
+    wanted = Trained(1).state_dict()
+    for before, prefixes in (("", {}), ("old.name.", {"strip_prefix": "old.name"})):
+        torch.save({before + name.removeprefix("clip."): value for name, value in wanted.items()}, tmp_path / "c.pt")
+        target = Trained(2)
+        assert load(target, Checkpoint(tmp_path / "c.pt", add_prefix="clip", **prefixes)) == ""
+        assert_same(target.state_dict(), wanted)
+        with pytest.raises(SetupError, match=r"does not fit the model: missing clip\.0\.bias"):
+            load(Trained(2), Checkpoint(tmp_path / "c.pt"))
+
+
+def test_a_prefix_that_no_name_has_is_refused_with_names_that_are_there(tmp_path):
+    torch.save(module(1).state_dict(), tmp_path / "c.pt")
+    with pytest.raises(SetupError) as error:
+        load(module(2), Checkpoint(tmp_path / "c.pt", strip_prefix="clip", add_prefix="x"))
+    assert str(error.value) == (
+        "--strip-prefix is clip; no name begins with 'clip.'; they are 0.weight, 0.bias, 1.weight and so on"
+    )
+    with pytest.raises(SetupError, match=r"no name begins with '0\.w\.'"):
+        load(module(2), Checkpoint(tmp_path / "c.pt", strip_prefix="0.w"))
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    torch.save({"clip.a": torch.ones(1), "module.clip.a": torch.ones(1)}, tmp_path / "c.pt")
+    with pytest.raises(SetupError, match=r"more than one tensor that would be called a, the last of them as module\."):
+        load(module(2), Checkpoint(tmp_path / "c.pt", strip_prefix="clip"))
 
 
 def test_a_training_checkpoint_with_numpy_scalars(tmp_path):
@@ -91,11 +141,11 @@ def test_a_training_checkpoint_with_numpy_scalars(tmp_path):
     content["optimizer"] = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": groups}
     torch.save(content, tmp_path / "epoch_3.pt")
     target = module(2)
-    load(target, tmp_path / "epoch_3.pt")
+    load(target, Checkpoint(tmp_path / "epoch_3.pt"))
     assert_same(target.state_dict(), module(1).state_dict())
     renamed(tmp_path / "epoch_3.pt", b"numpy._core.multiarray", b"numpy.core.multiarray")  # as numpy 1 is called
     target = module(2)
-    load(target, tmp_path / "epoch_3.pt")
+    load(target, Checkpoint(tmp_path / "epoch_3.pt"))
     assert_same(target.state_dict(), module(1).state_dict())
 
 
@@ -117,11 +167,11 @@ def test_old_tables_of_positions_and_logit_scales_of_another_shape(tmp_path):
     state = {"logit_scale": torch.full((1,), 3.0), "text_model.embeddings.position_ids": torch.arange(7)[None]}
     torch.save(state, tmp_path / "c.pt")
     target = Scaled(())
-    load(target, tmp_path / "c.pt")
+    load(target, Checkpoint(tmp_path / "c.pt"))
     assert target.logit_scale.item() == 3
     torch.save(state | {"text_model.embeddings.position_ids": torch.zeros(7)}, tmp_path / "c.pt")
     with pytest.raises(SetupError, match=r"unexpected text_model\.embeddings\.position_ids"):
-        load(target, tmp_path / "c.pt")
+        load(target, Checkpoint(tmp_path / "c.pt"))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -137,7 +187,7 @@ def test_folders_and_shards(kind, tmp_path):
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": shards}))
     for place in (index, tmp_path):
         target = module(2)
-        load(target, place)
+        load(target, Checkpoint(place))
         assert_same(target.state_dict(), state)
     index.write_text(json.dumps({"weight_map": {"a": "../secret.bin"}}))
     with pytest.raises(SetupError, match="its shards must be files beside it"):
@@ -152,11 +202,11 @@ def test_deepspeeds_folder(tmp_path):
     file = tmp_path / "global_step7" / "mp_rank_00_model_states.pt"
     torch.save(content, file)
     target = module(2)
-    load(target, tmp_path)
+    load(target, Checkpoint(tmp_path))
     assert_same(target.state_dict(), module(1).state_dict())
     torch.save(content | {"module": {name: torch.empty(0) for name in module(1).state_dict()}}, file)
     with pytest.raises(SetupError, match="ZeRO 3: gather them first"):
-        load(target, tmp_path)
+        load(target, Checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -168,7 +218,7 @@ def test_safetensors_in_every_precision(dtype, tmp_path):
     save_file(state, tmp_path / "c.safetensors")
     assert_same(read(tmp_path / "c.safetensors"), state)
     target = module(2)
-    load(target, tmp_path / "c.safetensors")
+    load(target, Checkpoint(tmp_path / "c.safetensors"))
     assert torch.equal(target[0].weight, state["0.weight"].float())
 
 
@@ -180,7 +230,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     target = module(2)
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(SetupError) as error:
-        load(target, tmp_path / "c.pt")
+        load(target, Checkpoint(tmp_path / "c.pt"))
     text = str(error.value)
     assert "missing 0.bias, 1.bias" in text
     assert "unexpected extra0, extra1, extra2, extra3, extra4 and 2 more" in text

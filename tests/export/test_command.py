@@ -41,6 +41,8 @@ OWN = ("--module", "a:b", "--max-tokens", 5, "--vocabulary", 9)
         ((*OPEN_CLIP, "--end-token", -1), "--end-token is -1; must be 0 to"),
         ((*OPEN_CLIP, "--checkpoint", "/no/file.pt"), "--checkpoint is /no/file.pt; must be a file or a folder"),
         ((*OPEN_CLIP, "--tokenizer", "/no/file.json"), "--tokenizer is /no/file.json; must be a file"),
+        ((*OPEN_CLIP, "--strip-prefix", "clip"), "--strip-prefix is clip; there is no --checkpoint"),
+        ((*OPEN_CLIP, "--add-prefix", "clip"), "--add-prefix is clip; there is no --checkpoint"),
         (
             (*OPEN_CLIP, "--pretrained", "openai", "--checkpoint", "/"),
             "--pretrained is openai; there is a --checkpoint",

@@ -131,6 +131,18 @@ def test_tied_unused_and_unsaved_tensors_and_weights_bound_later(tmp_path, capsy
         assert_close(served(path, other.state_dict(), pixels, tokens), encoded(other, images, tokens))
 
 
+def test_a_checkpoint_of_a_larger_model_by_its_prefix(tmp_path, capsys):
+    trained, averaged = small(seed=5), small(seed=6)
+    parts = {"clip": trained.state_dict(), "ema": averaged.state_dict()}
+    state = {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
+    torch.save(state, tmp_path / "c.pt")
+    weights = ("--checkpoint", tmp_path / "c.pt", "--strip-prefix", "clip")
+    assert export("--module", "own_models:small", *TEXT, *LOGIT, *weights, "--out", tmp_path / "B") == 0
+    assert f"taking what is called clip, and none of {len(parts['ema'])} other entries" in capsys.readouterr().err
+    bundled = safetensors.decode(memoryview((tmp_path / "B" / "weights.safetensors").read_bytes()))
+    assert bytes(bundled["positions"].data) == trained.positions.detach().numpy().tobytes()
+
+
 def test_a_compiled_module_is_known_by_its_own_names(tmp_path):
     assert export("--module", "own_models:compiled", "--image-size", 16, *TEXT, *LOGIT, "--out", tmp_path / "B") == 0
     other = small(seed=6)

@@ -7,6 +7,7 @@ from fuzz.targets import (
     select,
     settings,
     shared_memory,
+    shortlist,
     tensors,
     texts,
     weights,
@@ -16,6 +17,7 @@ from fuzz.targets import (
 TARGETS = (
     *tensors.TARGETS,
     *select.TARGETS,
+    *shortlist.TARGETS,
     *shared_memory.TARGETS,
     *images.TARGETS,
     *texts.TARGETS,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from selector_tools.export.checkpoint import load
+from selector_tools.export.checkpoint import Checkpoint, load
 from selector_tools.export.torchvision import make_importable
 from support.checkpoints import assert_same, module
 
@@ -30,7 +30,7 @@ def test_lightnings_own_checkpoint(tmp_path):
     trainer.fit(training, torch.utils.data.DataLoader(torch.ones(4, 3), batch_size=4))
     trainer.save_checkpoint(tmp_path / "c.ckpt")
     target = module(2)
-    load(target, tmp_path / "c.ckpt")
+    load(target, Checkpoint(tmp_path / "c.ckpt"))
     assert_same(target.state_dict(), training.clip.state_dict())
 
 
@@ -41,5 +41,5 @@ def test_accelerates_own_folder(tmp_path):
     accelerator.prepare(module(1))
     accelerator.save_state(str(tmp_path / "state"))
     target = module(2)
-    load(target, tmp_path / "state")
+    load(target, Checkpoint(tmp_path / "state"))
     assert_same(target.state_dict(), module(1).state_dict())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampling import OWN, POLICIES, as_numpy, both_ways, models, oracle_matrix, oracle_noise
+from test_sampling import OWN, POLICIES, as_numpy, both_ways, models, oracle_matrix, oracle_noise, softmax_terms
 
 from selector_server.sampling import Criterion, Draw, Loss, PairScores, Plan, ScalarScores, chunk_sizes
 from selector_server.sampling.noise import EXPLORE_STREAM, gumbel
@@ -97,15 +97,17 @@ def test_losses_do_not_stand_for_pairs_of_the_learner():
             wrong()
 
 
-def sequential(matrix, sizes, gain, noise, explore, noise_of_explore, near, closed):
+def sequential(worth, plan, near, closed=()):
     """Rounds in which picks are taken one after the other; whatever is `near` one is passed over, bool [B, B], unless
-    nothing else is left."""
-    chosen: list[int] = []
-    for round_, left in enumerate([explore, *sizes], start=-1):
-        plain = np.array([matrix[i, i] + matrix[chosen, i].sum() + matrix[i, chosen].sum() for i in range(len(matrix))])
-        keys = noise_of_explore if round_ < 0 else gain * plain + noise[round_]
+    nothing else is left. `worth(i, chosen)` is a candidate's score."""
+    count, chosen = len(near), []
+    noise = oracle_noise(plan, count)
+    uniform = gumbel(plan.seed, EXPLORE_STREAM, torch.arange(count)).numpy()
+    for round_, left in enumerate([plan.explore, *plan.sizes], start=-1):
+        plain = np.array([worth(i, chosen) for i in range(count)])
+        keys = uniform if round_ < 0 else plan.gain * plain + noise[round_]
         taken: list[int] = []
-        order = sorted((i for i in range(len(matrix)) if i not in closed), key=lambda i: (-keys[i], i))
+        order = sorted((i for i in range(count) if i not in closed), key=lambda i: (-keys[i], i))
         for wanted in (lambda i: not near[i, chosen].any(), lambda _: True):
             for i in order:
                 if left > len(taken) and i not in chosen and wanted(i):
@@ -142,16 +144,43 @@ def test_uniform_picks_and_picks_apart_equal_the_literal_rounds(rule, seed):
     image, text = as_numpy(reference)[:2]
     near = np.zeros((count, count), bool) if limit is None else (image @ image.T > limit) | (text @ text.T > limit)
     matrix = mixed_matrix(criterion, pair_criterion, learner, reference)
-    uniform = gumbel(plan.seed, EXPLORE_STREAM, torch.arange(count)).numpy()
-    noise = oracle_noise(plan, count)
-    want = sequential(matrix, plan.sizes, plan.gain, noise, plan.explore, uniform, near, closed)
-    if limit is None:
-        assert got.indices.tolist() == want
-    else:  # Those of a round may come in another order: the fill-up of one that has too few comes in parts.
-        ends = np.cumsum([plan.explore, *plan.sizes])[:-1]
-        for mine, theirs in zip(np.split(got.indices.numpy(), ends), np.split(np.array(want), ends), strict=True):
-            assert sorted(mine.tolist()) == sorted(theirs.tolist())
+
+    def worth(i, chosen):
+        return matrix[i, i] + matrix[chosen, i].sum() + matrix[i, chosen].sum()
+
+    want = sequential(worth, plan, near, closed)
+    assert_same_rounds(got.indices, want, plan, in_order=limit is None)
     assert got.total == pytest.approx(oracle.total(matrix, want), rel=1e-7, abs=1e-7)
+
+
+def assert_same_rounds(got, want, plan, in_order):
+    """Those of a round may come in another order: the fill-up of one that has too few comes in parts."""
+    ends = np.cumsum([plan.explore, *plan.sizes])[:-1]
+    for mine, theirs in zip(np.split(got.numpy(), ends), np.split(np.array(want), ends), strict=True):
+        assert (mine.tolist() == theirs.tolist()) if in_order else (sorted(mine) == sorted(theirs))
+
+
+@pytest.mark.parametrize("criterion", OWN)
+@pytest.mark.parametrize("draw", Draw)
+@pytest.mark.parametrize("limit", [None, 0.3, 0.7])
+@both_ways
+def test_by_the_softmax_loss_too(criterion, draw, limit, tile_bytes):
+    learner, reference = models(48, width=8)
+    if criterion is Criterion.HARD_LEARNER and limit is not None:
+        reference = learner
+    plan = Plan(chunk_sizes(13, 4), 5.0, draw, seed=3, explore=4)
+    seen = {"learner": learner, "reference": reference}
+    scores = PairScores(criterion, **seen, loss=Loss.SOFTMAX, tile_bytes=tile_bytes, max_similarity=limit)
+    terms = softmax_terms(criterion, (learner, reference))
+    image, text = as_numpy(reference)[:2]
+    near = np.zeros((48, 48), bool) if limit is None else (image @ image.T > limit) | (text @ text.T > limit)
+
+    def worth(i, chosen):
+        return sum(weight * oracle.softmax_score(model, i, chosen) for weight, model in terms)
+
+    got = POLICIES["joint"].pick(scores, plan)
+    assert_same_rounds(got.indices, sequential(worth, plan, near), plan, in_order=limit is None)
+    assert got.total == pytest.approx(oracle.softmax_total(terms, got.indices.tolist()), rel=1e-9)
 
 
 @pytest.mark.parametrize("policy", ["joint", "independent"])

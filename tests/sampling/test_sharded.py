@@ -18,7 +18,7 @@ from selector_server.sampling.policies import Joint
 from selector_server.sampling.sharded import ShardError, pick_sharded
 
 PLAN = Plan(chunk_sizes(101, 5), 5.0, Draw.SAMPLE, seed=2**64 - 3)
-COUNT, TIMEOUT = 1200, 1.0
+COUNT, TIMEOUT = 1200, 2.0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -304,4 +304,4 @@ def test_a_lost_shard_is_an_error_in_time_on_all_others(in_shards, job):
     for rank, ((error, message), seconds) in zip((0, 2, 3), (first, *others), strict=True):
         assert error == "ShardLost", message
         assert message.startswith(f"shard {rank} of 4 is missing another's "), message
-        assert seconds < 2 * TIMEOUT + 1  # one exchange that went well, one that did not
+        assert seconds < 3.5 * TIMEOUT  # one exchange that went well, one that did not

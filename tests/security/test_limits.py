@@ -59,7 +59,7 @@ def test_who_connects_and_says_nothing_is_cut(secured):
         with stream:
             while stream.recv(65536):  # the server's own settings
                 pass
-    assert time.monotonic() - began < HANDSHAKE_SECONDS + 3
+    assert time.monotonic() - began < HANDSHAKE_SECONDS + 15
 
 
 def test_connections_are_bounded_and_given_back(loopback):

@@ -85,7 +85,7 @@ WRONG = {
 @pytest.mark.parametrize(("changes", "error", "text"), WRONG.values(), ids=WRONG)
 def test_others_are_told_why_and_the_trainer_goes_on(secured, losses, changes, error, text):
     changes = {k: secured.files.get(v, v) for k, v in changes.items()}
-    began = time.monotonic()
+    began, changes = time.monotonic(), changes | {"timeout": 60}
     with selector(secured, **changes) as chosen, pytest.raises(error, match=text):
         chosen.select_losses(*losses)
     with selector(secured, on_error="fallback", **changes) as chosen:
@@ -95,7 +95,7 @@ def test_others_are_told_why_and_the_trainer_goes_on(secured, losses, changes, e
         for _ in range(3):  # the breaker opens
             chosen.select_losses(*losses)
         assert chosen.breaker.open
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 40, "not even one timeout"
 
 
 def test_connect_tells_at_once_and_asyncio_too(secured):

@@ -62,6 +62,12 @@ def test_which_token_opens_which_calls(channel, admin):
         assert code_of(call, DATA_TOKEN, DATA_TOKEN) == "UNAUTHENTICATED"
         assert code_of(call, DATA_TOKEN, scheme="bearer") == "OK"
         assert code_of(call, ADMIN_TOKEN) == "OK"
+
+    def shortlist(**how):
+        return rpc.SelectorServiceStub(channel).Shortlist(iter([pb.SelectRequest(selection=pb.Selection())]), **how)
+
+    assert code_of(shortlist) == "UNAUTHENTICATED"
+    assert code_of(shortlist, DATA_TOKEN) == "INVALID_ARGUMENT"  # let in: it names no candidates
     assert admin("") == "UNAUTHENTICATED"
     assert admin("x" * 40) == "UNAUTHENTICATED"
     assert admin(DATA_TOKEN) == "PERMISSION_DENIED"

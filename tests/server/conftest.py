@@ -35,6 +35,14 @@ def quick(start_sidecars):
         yield start({"group_seconds": 1.5, "max_super_batch": 400, "max_pending_requests": 40})
 
 
+@pytest.fixture(scope="module")
+def patient(start_sidecars):
+    """A sidecar without models whose ranks wait for each other longer than any client waits for it: what ends a wait
+    here did not come from its length."""
+    with start_sidecars() as start:
+        yield start({"group_seconds": 600})
+
+
 @pytest.fixture
 def serve(capsys, monkeypatch):
     """Runs `selector serve` in this process, where only mistakes end it: exit status and its one line."""

@@ -108,6 +108,7 @@ class Policy:
     picks: list
     name: str = "told"
     needs: Needs = Needs.NOTHING
+    knows_open: bool = False
 
     def pick(self, scores, plan):
         return Picks(torch.tensor(self.picks), torch.zeros(len(self.picks)), 0.0)
@@ -136,13 +137,15 @@ def test_references_that_the_cache_knows_are_not_computed_again(models, tmp_path
     (pixels, tokens), ids = samples(20), [b"s%d" % i for i in range(20)]
     whole = ModelInput(pixels, tokens.astype(np.int64))
 
-    def ask(rows):
+    def prepared(rows):
         """Of these candidates, all that the cache lacks are brought to the reference."""
         found = cache.find([ids[row] for row in rows])
         lacking = rows[~found.known]
         given = whole.at(lacking) if len(lacking) else None
-        one = task(PreparedSamples(len(rows), [ids[row] for row in rows], whole.at(rows), given, found), 2)
-        return select.select(one, Request())
+        return task(PreparedSamples(len(rows), [ids[row] for row in rows], whole.at(rows), given, found), 2)
+
+    def ask(rows):
+        return select.select(prepared(rows), Request())
 
     half, everything = np.arange(10), np.arange(20)
     first = ask(half)
@@ -150,7 +153,10 @@ def test_references_that_the_cache_knows_are_not_computed_again(models, tmp_path
     second = ask(everything)
     eventually(lambda: cache.find(ids).known.all())
     third = ask(everything)
+    known = prepared(everything)
     cache.close()
+    assert select.least_seconds(known, found=True)("preprocess") > 0
+    assert select.least_seconds(known, found=False)("preprocess") == 0, "what the cache lacks is not known before"
     assert [(one.cached, one.uncached) for one in (first, second, third)] == [(0, 10), (10, 10), (20, 0)]
     assert second.indices.tolist() == third.indices.tolist()
     assert second.scores.tolist() == third.scores.tolist()
@@ -182,6 +188,8 @@ def test_what_cannot_be_in_time_is_not_begun(models):
         begin(encoded(), least * 0.9)
     begin(encoded(), least + 60)
     begin(encoded(10), 0.001)  # nothing is known of a smaller one
+    other = encoded()
+    begin(replace(other, rule=replace(other.rule, prefilter=2.0)), 0.001)  # nor of one by another rule
     assert begin(encoded(), 60, "sample").stage == "sample"
 
 

@@ -100,7 +100,7 @@ def test_overload_is_refused_at_once_and_ends_with_its_cause(sidecar):
     server.wait_pending(2)
     started = time.monotonic()
     error = server.refuse(some_losses())
-    assert time.monotonic() - started < 2, "refused, not queued"
+    assert time.monotonic() - started < 15, "refused, not queued: its deadline is 30 s away"
     assert (error.code().name, error.details()) == (EXHAUSTED, "pending requests is 2; at most 2")
     assert error_info(error)["reason"] == "OVERLOADED"
     assert server.health() == "SERVING"

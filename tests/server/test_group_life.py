@@ -13,7 +13,7 @@ from selector_server.engine.ranks import one_sidecar as module
 from selector_server.engine.ranks.one_sidecar import OneSidecar
 from selector_server.engine.request import Request
 from selector_server.engine.task import Member, Result, Rule, Task
-from selector_server.errors import GroupFailed, InvalidRequest, NotPossible, Overloaded
+from selector_server.errors import Draining, GroupFailed, InvalidRequest, NotPossible, Overloaded
 from selector_server.sampling import Criterion, Loss
 from selector_server.telemetry.metrics import Metrics
 
@@ -198,13 +198,28 @@ def test_the_only_rank_that_is_ready_is_replaced_and_its_successor_takes_its_tim
     life(body)
 
 
+def test_a_drain_ends_the_wait_for_ranks(life):
+    async def body(at):
+        waiting = asyncio.create_task(ask(at.ranks, 0))
+        await asyncio.sleep(0.05)
+        at.admission.close()
+        [answer] = await outcomes([waiting])
+        assert isinstance(answer, Draining)
+        assert str(answer) == "server is draining; it waits for no ranks any more; try another one"
+        assert forgotten(at)
+
+    life(body)
+
+
 def test_refusals_are_forgotten_in_time_and_in_number(life, monkeypatch):
     async def body(at):
         at.draw.go.set()
         monkeypatch.setattr(module, "REMEMBERED", 2)
         for step in range(3):
             asking = [asyncio.create_task(ask(at.ranks, rank, step=step, gain=1.0 + rank)) for rank in (0, 1)]
-            assert [type(answer) for answer in await outcomes(asking)] == [InvalidRequest] * 2
+            answers = await outcomes(asking)
+            assert [type(answer) for answer in answers] == [InvalidRequest] * 2
+            assert "gain is 1.0 on rank 0 and 2.0 on rank 1" in str(answers[0])
         assert [step for _, step in at.ranks._refused] == [1, 2]
         [answer] = await outcomes([asyncio.create_task(ask(at.ranks, 0, step=2))])
         assert isinstance(answer, InvalidRequest)

@@ -15,28 +15,26 @@ from support.ranks import Asking, as_ranks, ask, assert_refused_alike, some_rank
 from support.wire import embeddings, error_info, losses, raw, some_embeddings, some_losses
 
 REFUSED, INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
+AT_ONCE = 20  # seconds: less than the 30 after which a client that is not answered gives up
 
 
 def test_a_missing_rank_refuses_all_in_time_and_a_late_one_at_once(quick):
     requests, started = some_ranks(4, step=2000), time.monotonic()
     answers = Asking(quick, [requests[0], requests[1], requests[3]]).answers()
-    assert 1.4 < time.monotonic() - started < 4
+    assert 1.4 < time.monotonic() - started < 15
     assert_refused_alike(answers, REFUSED, "step 2000 of its 4 ranks", "rank 2 did not come within 1.5 s")
     assert {error_info(answer)["reason"] for answer in answers} == {"GROUP_FAILED"}
-    started = time.monotonic()
     late = ask(quick, requests[2])
-    assert time.monotonic() - started < 1
-    assert late.details() == answers[0].details()
+    assert late.details() == answers[0].details(), "it waits for nobody: rank 0 would be missing then"
     together(quick, some_ranks(4, step=2001))
 
 
-def test_the_earliest_deadline_ends_the_wait_of_all(sidecar):
-    server = sidecar({"group_seconds": 60})
+def test_the_earliest_deadline_ends_the_wait_of_all(patient):
     requests, started = some_ranks(3), time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        patient, hasty = pool.submit(ask, server, requests[0], 50), pool.submit(ask, server, requests[1], 2)
-        answers = [patient.result(60), hasty.result(60)]
-    assert time.monotonic() - started < 2.2
+        calm, hasty = pool.submit(ask, patient, requests[0], 50), pool.submit(ask, patient, requests[1], 2)
+        answers = [calm.result(60), hasty.result(60)]
+    assert time.monotonic() - started < 25, "the other deadline is 50 s away"
     assert_refused_alike(answers, REFUSED, "rank 2 did not come in time", reason="GROUP_FAILED")
 
 
@@ -85,13 +83,13 @@ def scaled(scale):
     ],
 )
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_ranks_that_disagree_are_refused_alike(quick, first, second, field, values, order):
+def test_ranks_that_disagree_are_refused_alike(patient, first, second, field, values, order):
     requests = as_ranks([first(), second()])
     for request in requests:
         request.set(world_size=3)
     started = time.monotonic()
-    answers = Asking(quick, requests, order, pause=0.3).answers()
-    assert time.monotonic() - started < 1.4, "at once, though rank 2 never comes"
+    answers = Asking(patient, requests, order, pause=0.3).answers()
+    assert time.monotonic() - started < AT_ONCE, "though rank 2 never comes"
     wanted = f"{field} is " + " and ".join(f"{values[rank]} on rank {rank}" for rank in order)
     assert_refused_alike(answers, INVALID, wanted, "the same for all ranks", reason="INVALID_REQUEST")
 
@@ -110,26 +108,26 @@ def test_names_of_samples_on_one_rank_only(server):
     assert_refused_alike(answers, INVALID, "sample_ids is set on rank 0 and unset on rank 1")
 
 
-def test_a_rank_that_is_refused_refuses_the_others_at_once(quick):
+def test_a_rank_that_is_refused_refuses_the_others_at_once(patient):
     requests, started = some_ranks(3), time.monotonic()
     requests[1].set(gain=-1)
-    first, bad = Asking(quick, requests[:2], pause=0.3).answers()
-    assert time.monotonic() - started < 1.3
+    first, bad = Asking(patient, requests[:2], pause=0.3).answers()
+    assert time.monotonic() - started < AT_ONCE
     assert_refused_alike([bad], INVALID, "gain is -1.0")
     assert_refused_alike([first], REFUSED, "rank 1 was refused: gain is -1.0", reason="GROUP_FAILED")
-    assert_refused_alike([ask(quick, requests[2])], REFUSED, "rank 1 was refused: gain is -1.0")
+    assert_refused_alike([ask(patient, requests[2])], REFUSED, "rank 1 was refused: gain is -1.0")
 
 
-def test_a_rank_that_goes_away_refuses_the_others_at_once(quick):
+def test_a_rank_that_goes_away_refuses_the_others_at_once(patient):
     requests = some_ranks(3)
-    leaving = quick.stub.Select.future(iter(requests[1].messages()), timeout=30)
+    leaving = patient.stub.Select.future(iter(requests[1].messages()), timeout=30)
     with ThreadPoolExecutor(1) as pool:
-        waiting, started = pool.submit(ask, quick, requests[0]), time.monotonic()
-        eventually(lambda: quick.pending() == 2)
+        waiting, started = pool.submit(ask, patient, requests[0]), time.monotonic()
+        eventually(lambda: patient.pending() == 2)
         time.sleep(0.2)
         leaving.cancel()
         assert_refused_alike([waiting.result(20)], REFUSED, "rank 1 went away", reason="GROUP_FAILED")
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_rank_that_goes_away_while_it_sends(quick):
@@ -173,7 +171,7 @@ def test_a_request_that_was_replaced_while_it_was_sent(quick):
 
 
 def test_more_ranks_than_the_server_admits_are_refused_by_their_header(sidecar):
-    server = sidecar({"max_pending_requests": 2, "group_seconds": 3})
+    server = sidecar({"max_pending_requests": 2, "group_seconds": 8})
     assert server.info().limits.max_world_size == 2
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
     assert_refused_alike([ask(server, some_ranks(3)[0])], exhausted, "world_size is 3", "max_pending_requests", "2")
@@ -184,7 +182,7 @@ def test_more_ranks_than_the_server_admits_are_refused_by_their_header(sidecar):
     answers = Asking(server, [first[0], other[0], first[1]], pause=0.3).answers()
     assert_refused_alike(answers[2:], exhausted, "pending requests")
     assert_refused_alike(answers[:1], REFUSED, "rank 1 was refused: pending requests is 2")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_super_batch_of_all_ranks_must_fit(quick):

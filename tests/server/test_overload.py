@@ -96,7 +96,7 @@ def test_the_time_that_a_refusal_takes_is_measured_from_the_first_message(full):
     for messages in (late(), late(), some_losses(policy="nonsense").messages()):
         full.refuse(messages)
     eventually(lambda: measured("count") == 3)  # counted once the status is on its way
-    assert 0 < measured("sum") < 1.0, "what clients wait before they begin is not the server's"
+    assert 0 < measured("sum") < 2.0, "what clients wait before they begin is not the server's"
 
 
 def test_only_refusals_by_the_first_message_for_what_is_under_way_are_measured(sidecar, bundles):

@@ -27,7 +27,7 @@ def test_the_contract_breaks_nothing_that_was_released():
     ("file", "old", "new", "said"),
     [
         ("selector.proto", "  uint32 rank = ", "  sint64 rank = ", '"rank" on message "Selection" changed type'),
-        ("selector.proto", "  repeated uint32 indices = 1;\n", "", '"indices" on message "SelectResponse" was deleted'),
+        ("selector.proto", "  repeated float scores = 2;\n", "", '"scores" on message "SelectResponse" was deleted'),
         ("weights.proto", "message WeightsManifest {", "message Manifest {", '"WeightsManifest" was deleted'),
     ],
 )

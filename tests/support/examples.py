@@ -10,6 +10,7 @@ STEPS = 60
 # The model of make_bundles.py that a program's sidecar serves. Those of heavy libraries are for tests/integration.
 PROGRAMS = {
     "plain_torch.py": "two-tower",
+    "weighted.py": "two-tower",
     "flexi.py": "two-tower-low",
     "numpy_jax.py": "linear",
     "open_clip_training.py": "open-clip",

@@ -1,9 +1,13 @@
 """`selector bench serve` and `cache`, with a model too small to say anything."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from selector_tools import cli
+from selector_tools.bench import sidecars
+from selector_tools.bench.cache import two_epochs
 from selector_tools.export.torchvision import make_importable
 
 make_importable()
@@ -48,6 +52,41 @@ def test_cache_prints_one_json_object(capsys):
     assert result["second_epoch"]["stage_seconds"].get("encode_reference", 0.0) == 0.0
     assert result["second_epoch_ratio"] > 0
     assert result["write_seconds"] > 0
+
+
+class LateSidecar:
+    """It writes what it scored only when somebody waits for it, as one whose disk is slow."""
+
+    def __init__(self):
+        self.order, self._scored, self._written = [], [], set()
+
+    def select(self, batch):
+        ids = batch["ids"]
+        self.order.append(ids[0])
+        self._scored += ids
+        return 1.0, SimpleNamespace(cached_references=len(self._written & set(ids)), stage_seconds={})
+
+    def wait_until_cached(self, samples):
+        self._written |= set(self._scored[:samples])
+
+
+def test_the_second_epoch_waits_until_its_samples_are_in_the_cache():
+    late, steps = LateSidecar(), []
+    first, second = two_epochs(late, [{"ids": [1, 2]}, {"ids": [3, 4, 5]}], lambda: steps.append(1))
+    assert late.order == [1, 3, 1, 3]
+    assert (first.summary()["cached"], second.summary()["cached"]) == (0, 5)
+    assert second.seconds == [1.0, 1.0], "the wait is not measured"
+    assert len(steps) == 3
+
+
+def test_a_cache_that_is_never_written_is_told(monkeypatch):
+    held = iter([0.0, 40.0, 40.0, 80.0])
+    monkeypatch.setattr(sidecars, "_metric", lambda port, name: [SimpleNamespace(value=next(held, 80.0))])
+    sidecar = sidecars.TimedSidecar(SimpleNamespace(), Path("sidecar.log"))
+    sidecar.wait_until_cached(80)
+    assert next(held, None) is None
+    with pytest.raises(RuntimeError, match=r"holds 80 samples after 0\.1 s; 120 were to be written; see sidecar\.log"):
+        sidecar.wait_until_cached(120, seconds=0.1)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_what_cannot_keep_up_is_superseded_by_the_newest(run_name):
     started = time.monotonic()
     for step in range(50):
         assert publisher.publish(step, {"w": np.float32(step)})
-    assert time.monotonic() - started < 2, "the trainer does not wait for Redis"
+    assert time.monotonic() - started < 10, "the trainer does not wait for Redis"
     assert publisher.superseded >= 48
     assert publisher.published == 0
     eventually(lambda: publisher.failures >= 1)

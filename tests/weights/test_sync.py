@@ -169,7 +169,7 @@ def test_redis_that_is_absent_appears_and_is_killed_and_comes_back_empty(sidecar
     publisher = WeightPublisher(url, run_name)
     started = time.monotonic()
     assert publisher.publish(1, first)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10, "the trainer does not wait for a Redis that stays away"
     eventually(lambda: publisher.failures)
     assert "refused" in publisher.last_error
     assert not publisher.flush(0.1)

@@ -28,7 +28,7 @@ def add_parser(verbs: Any) -> None:
     fill.set_defaults(handler=run_fill, extra="server,reference")
     fill.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the cache's folder")
     shared.add_encoding(fill)
-    shared.add_ids(fill)
+    shared.add_samples(fill)
     shared.add_cache_bytes(fill)
     stat = leaves.add_parser("stat", help="references, entries and bytes of a cache")
     stat.set_defaults(handler=run_stat, extra="server")
@@ -48,7 +48,7 @@ def _fill(flags: argparse.Namespace) -> None:
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import pace  # noqa: PLC0415
 
-    pool, began, excluded = open_pool(flags.pool, flags.ids), perf_counter(), shared.exclusions(flags)
+    pool, began, excluded = open_pool(flags.pool, flags.ids, flags.captions), perf_counter(), shared.exclusions(flags)
     fresh = known = 0
     called: Any = None
     folder, size = flags.cache, flags.cache_bytes

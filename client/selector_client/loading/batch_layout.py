@@ -3,10 +3,13 @@ how samples are put together."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+from selector_client.selecting.candidates import ModelEmbeddings
 
 # Where samples have their images and their texts: names of columns, and the endings that name a sample's files in
 # WebDataset, which may follow other words ("image.jpg"). The first that there is counts.
@@ -16,7 +19,9 @@ _TEXTS = ("texts", "text", "captions", "caption", "txt", "input_ids")
 
 def default_view(super_batch: Any) -> Mapping[str, Any]:
     """Returns images, texts and, if there are any, ids: of a mapping of columns, of a tuple or list whose first two
-    entries are columns, or of a list of samples, which are mappings or tuples. Raises TypeError for anything else."""
+    entries are columns, or of a list of samples, which are mappings or tuples. A mapping of columns may also have what
+    the reference makes of them: "reference", a mapping of what ModelEmbeddings has. Raises TypeError for anything
+    else."""
     if _are_samples(super_batch):
         found = {"images": _entries(super_batch, 0, _IMAGES), "texts": _entries(super_batch, 1, _TEXTS)}
         if all(isinstance(sample, Mapping) and "ids" in sample for sample in super_batch):
@@ -27,7 +32,8 @@ def default_view(super_batch: Any) -> Mapping[str, Any]:
         images, texts = _name(super_batch, _IMAGES), _name(super_batch, _TEXTS)
         if images is not None and texts is not None:
             found = {"images": super_batch[images], "texts": super_batch[texts]}
-            return found | ({"ids": super_batch["ids"]} if "ids" in super_batch else {})
+            found |= {"ids": super_batch["ids"]} if "ids" in super_batch else {}
+            return found | ({"reference": _reference(super_batch)} if "reference" in super_batch else {})
     elif isinstance(super_batch, tuple | list) and len(super_batch) > 1:
         return {"images": super_batch[0], "texts": super_batch[1]}
     keys = f", which has {', '.join(map(str, super_batch))}" if isinstance(super_batch, Mapping) else ""
@@ -70,6 +76,15 @@ def with_caption(sample: Any, number: int | None) -> Any:
         parts = [*sample[:1], _caption(sample[1], number), *sample[2:]]
         return parts if isinstance(sample, list) else _as_tuple(sample, parts)
     return sample
+
+
+def _reference(super_batch: Mapping[str, Any]) -> Any:
+    given = super_batch["reference"]
+    try:
+        return ModelEmbeddings(**given) if isinstance(given, Mapping) else given
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(ModelEmbeddings))
+        raise TypeError(f"reference of a super-batch has {', '.join(map(str, given))}; it may have {names}") from error
 
 
 def _are_samples(super_batch: Any) -> bool:
@@ -115,6 +130,8 @@ def _rows(part: Any, indices: Any, size: int) -> Any:
 
 def _counts(part: Any) -> int | None:
     """Returns how many entries a column has, or None if this is no column."""
+    if isinstance(part, str | bytes):
+        return None
     if hasattr(part, "shape"):
         return part.shape[0] if part.shape else None
     return len(part) if isinstance(part, Sequence) or hasattr(part, "to_pylist") else None

@@ -86,9 +86,25 @@ class SampleReader:
         return self._threads[1].map
 
 
-def with_ids(view: Callable[[Any], Mapping[str, Any]], indices: NDArray[np.int64]) -> dict[str, Any]:
-    """Returns what the view shows, with the indices as ids unless the view has ids."""
-    return {"ids": indices} | dict(view(indices))
+class IndexView:
+    """Shows a selector samples of a map-style dataset by their indices, int64 [n]: what `view` makes of them, with
+    `names(indices)` as ids unless the view has ids. Without `names` the indices are the ids."""
+
+    def __init__(
+        self, view: Callable[[Any], Mapping[str, Any]], names: Callable[[NDArray[np.int64]], Any] | None = None
+    ) -> None:
+        self._view, self._names = view, names
+
+    def __call__(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        return {"ids": self.ids(indices)} | dict(self._view(indices))
+
+    def ids(self, indices: NDArray[np.int64]) -> Any:
+        """Returns the samples' ids. Nothing of the samples is read."""
+        return indices if self._names is None else self._names(indices)
+
+    def rows(self, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        """Returns what the view shows of some rows of these indices."""
+        return self._view(indices[rows])
 
 
 def batch_size(super_batches: Any) -> int | None:

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from selector_client.loading.batch_layout import collate, default_take, default_view, with_captions
-from selector_client.loading.dataset import SampleReader, SuperBatches, batch_size, size_of_last, with_ids
+from selector_client.loading.dataset import IndexView, SampleReader, SuperBatches, batch_size, size_of_last
 from selector_client.loading.iteration import Item, Iteration
 from selector_client.loading.loader_progress import Progress
 from selector_client.loading.loader_state import LoaderState, Picked, process_name
@@ -105,6 +105,7 @@ class SelectingLoader:
         *,
         super_batch_size: int,
         view: Callable[[Any], Mapping[str, Any]],
+        ids: Callable[[Any], Any] | None = None,
         collate: Callable[[Sequence[Any]], Any] = collate,
         workers: int = 4,
         seed: int = 0,
@@ -113,12 +114,14 @@ class SelectingLoader:
     ) -> "SelectingLoader":
         """Makes a loader over a map-style dataset (`len(dataset)`, `dataset[i]`). It draws B indices, shows the sidecar
         `view(indices)`, which is low-resolution images and texts in the form of `Selector.select`'s arguments, and
-        calls `dataset[i]`, in `workers` threads, for the picks only. Indices are the samples' ids unless the view has
-        ids."""
+        calls `dataset[i]`, in `workers` threads, for the picks only. Samples are named by `ids(indices)`, or else by
+        the view's "ids", or else by their indices. With the selector's setting prefilter, the sidecar is first asked by
+        those of `ids`, or by indices, which candidates go on, and the view is called for these only; then its own ids,
+        if it has any, must be the same."""
         super_batches = SuperBatches(len(dataset), super_batch_size, seed=seed, shuffle=shuffle)
         take = SampleReader(dataset, collate, workers)
         options["super_batch_size"] = super_batch_size
-        return cls(super_batches, selector, view=partial(with_ids, view), take=take, **options)
+        return cls(super_batches, selector, view=IndexView(view, ids), take=take, **options)
 
     @property
     def wait_seconds(self) -> float:

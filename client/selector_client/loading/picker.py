@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
-import numpy as np
-
+from selector_client.loading.dataset import IndexView
 from selector_client.loading.order import digest_of
-from selector_client.selecting.exclusions import indices_of
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.settings import TooFew
@@ -30,8 +29,8 @@ ENOUGH_STEPS = 10
 
 @dataclass(frozen=True)
 class Shown:
-    """What a selector is shown of a super-batch: the `arguments` of its `select`, how many candidates these are, and a
-    word that tells them from others."""
+    """What a selector is shown of a super-batch: the `arguments` of its `select`, or of its `select_by_ids`, how many
+    candidates these are, and a word that tells them from others."""
 
     arguments: Mapping[str, Any]
     size: int
@@ -65,6 +64,9 @@ class Picker:
         self._step_seconds: deque[float] = deque(maxlen=OBSERVED_STEPS)
         # A selector of another kind picks as many as it likes.
         self._selects: SelectorBase | None = selector if isinstance(selector, SelectorBase) else None
+        # With a prefilter, samples of a dataset are looked at once it is known which of them go on.
+        shortlists = self._selects is not None and self._selects.settings.shortlists
+        self._by_ids = view if shortlists and isinstance(view, IndexView) else None
         self._warned = nominal is not None
         # How many are picked of a super-batch; of a selector of another kind, the most that it has picked so far.
         self.picks: int | None = None
@@ -102,6 +104,10 @@ class Picker:
 
     def look(self, super_batch: Any) -> Shown:
         """Returns what a selector is shown of a super-batch. Raises what the view raises."""
+        if self._by_ids is not None:
+            ids = self._by_ids.ids(super_batch)
+            arguments = {"ids": ids, "view": partial(self._by_ids.rows, super_batch)}
+            return Shown(arguments, len(super_batch), digest_of({"ids": ids}))
         arguments = dict(self._view(super_batch))
         return Shown(arguments, _size(arguments), digest_of(arguments))
 
@@ -114,14 +120,15 @@ class Picker:
         try:
             if (picks := self._fixed(shown.size)) is not None:
                 arguments["sub_batch_size"] = picks
-            selection: Selection = self._selector.select(**arguments, step=step)
+            select = self._selector.select if self._by_ids is None else self._selector.select_by_ids
+            selection: Selection = select(**arguments, step=step)
         except TooFew:
             if self.picks is None:
                 raise
             return None
         if len(selection.indices) < (self.picks or 0) and not self._keep_short:
             return None
-        if _has_bad_picks(selection) and not self.joint:
+        if len(selection.unusable) and not self.joint:
             return None
         if self._selects is None or self.picks is None:
             self.picks = max(self.picks or 0, len(selection.indices))
@@ -165,10 +172,3 @@ def _size(arguments: Mapping[str, Any]) -> int:
     """Returns how many candidates these are, or 0 if that cannot be seen."""
     columns = [arguments[name] for name in ("images", "texts") if name in arguments]
     return next((len(column) for column in columns if hasattr(column, "__len__")), 0)
-
-
-def _has_bad_picks(selection: Selection) -> bool:
-    """Whether a uniform sub-batch had to be filled with candidates that cannot be used."""
-    if not selection.fallback or not selection.excluded:
-        return False
-    return bool(np.isin(selection.indices, indices_of(selection.excluded)).any())

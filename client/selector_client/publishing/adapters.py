@@ -14,7 +14,7 @@ from typing import Any
 
 from selector_proto.weights.names import adapted
 
-# Of peft's tuners, these add to the weight, and say what by `get_delta_weight`.
+# These tuners of peft add something to the weight, and their `get_delta_weight` returns what they add.
 _ADDITIVE = ("lora", "loha", "lokr")
 _ROOT = ("base_model", "model")  # the names under which a PeftModel has its model
 

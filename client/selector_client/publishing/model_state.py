@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selector_proto.weights.names import match, misfit, stripped
+from selector_proto.weights.names import match, misfit
+from selector_proto.weights.renaming import Renaming
 
 from selector_client.publishing.adapters import Merged, Unmerged, merged_state
 
@@ -23,12 +24,12 @@ class ModelState:
 
     @property
     def sharded(self) -> bool:
-        """Whether all ranks must take part in gathering it."""
+        """Says whether all ranks must take part in gathering it."""
         return any(map(is_sharded, self.tensors.values()))
 
     @property
     def gathered(self) -> bool:
-        """Whether some of its tensors exist only when it is their turn."""
+        """Says whether some of its tensors exist only when it is their turn."""
         return self.sharded or any(isinstance(value, Merged) for value in self.tensors.values())
 
     def check(self, learners: Sequence[Mapping[str, tuple[int, ...]]]) -> "ModelState":
@@ -64,10 +65,7 @@ class Naming:
             raise ValueError("weights already says how names begin; leave strip_prefix and add_prefix out")
         if strip_prefix or add_prefix:
             beginnings = {strip_prefix: add_prefix}
-        # The longest beginning decides.
-        self._beginnings = sorted(
-            ((stripped(_whole(old)), _whole(new)) for old, new in beginnings.items()), key=lambda b: -len(b[0])
-        )
+        self._renaming = Renaming(beginnings)
 
     def state(self, model: Any) -> ModelState:
         """Names what is published of `model`, on every rank alike. Raises ValueError for two tensors of one name, Unfit
@@ -76,28 +74,16 @@ class Naming:
         tensors: dict[str, Any] = {}
         merged = merged_state(model)
         for name, value in merged.items():
-            if (published := self._name(name)) is None:
+            if (published := self._renaming.name(name)) is None:
                 continue
             if published in tensors:
                 raise ValueError(f"{name} is a second tensor named {published}; wrappers' prefixes do not count")
             tensors[published] = value
         if merged and not tensors:
-            wanted = " or ".join(repr(old) for old, _ in self._beginnings)
-            raise Unfit(f"no name begins with {wanted}; they are {', '.join(list(merged)[:3])} and so on")
+            raise Unfit(self._renaming.nothing_of(list(merged)))
         parameters = model.named_parameters(remove_duplicate=False) if hasattr(model, "named_parameters") else ()
-        frozen = (self._name(name) for name, parameter in parameters if not parameter.requires_grad)
+        frozen = (self._renaming.name(name) for name, parameter in parameters if not parameter.requires_grad)
         return ModelState(tensors, frozenset(name for name in frozen if name is not None and name in tensors))
-
-    def _name(self, name: str) -> str | None:
-        name = stripped(name)
-        if not self._beginnings:
-            return name
-        for old, new in self._beginnings:
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-            if name == old.removesuffix("."):  # a whole name
-                return new.removesuffix(".")
-        return None
 
 
 def _unfit(
@@ -105,7 +91,7 @@ def _unfit(
     given: Mapping[str, tuple[int, ...] | None],
     unmerged: Mapping[str, Unmerged],
 ) -> str:
-    """Why the learner cannot be served these; empty if it can."""
+    """Says why the learner cannot be served these, and nothing if it can."""
     everything = {**given, **dict.fromkeys(unmerged)}
     if wrong := misfit(learner, everything):
         return wrong
@@ -113,7 +99,7 @@ def _unfit(
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether all ranks must take part in gathering the value."""
+    """Says whether all ranks must take part in gathering the value."""
     return value.sharded if isinstance(value, Merged) else hasattr(value, "full_tensor")
 
 
@@ -122,11 +108,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, Merged):
         return value.whole()
     return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def _whole(beginning: str) -> str:
-    """A beginning ends where a name's part ends."""
-    return beginning if not beginning or beginning.endswith(".") else beginning + "."
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -15,9 +15,10 @@ from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import error_of, open_aio_channel, service, status_lost
 from selector_client.selecting.expectation import ASK_SHARE
+from selector_client.selecting.pending import PendingSelection, View
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
-from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
+from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, Session
 from selector_client.selecting.transport import Metadata
 
 
@@ -79,6 +80,19 @@ class AsyncSelector(SelectorBase):
             self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
         )
 
+    async def select_by_ids(
+        self,
+        ids: Ids,
+        view: View,
+        *,
+        step: int | None = None,
+        timeout: float | None = None,
+        sub_batch_size: int | None = None,
+    ) -> Selection:
+        """Picks and reads only candidates that go on, as Selector.select_by_ids does. The view is called on a thread
+        beside the loop."""
+        return await self._answered(self._session.begin_by_ids(ids, view, step, timeout, sub_batch_size))
+
     async def select_embeddings(
         self,
         learner: ModelEmbeddings | None,
@@ -125,7 +139,9 @@ class AsyncSelector(SelectorBase):
     async def _select(
         self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
     ) -> Selection:
-        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
+        return await self._answered(self._session.begin(candidates, step, timeout, sub_batch_size))
+
+    async def _answered(self, pending: PendingSelection) -> Selection:
         with tracing.span("selector.select") as span:
             selection = await self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
@@ -143,21 +159,40 @@ class AsyncSelector(SelectorBase):
             self._session.allow(pending)
 
     async def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
-        candidates, header = pending.candidates, pending.header
+        try:
+            if pending.show is not None:
+                await self._read(pending, metadata)
+            return self._session.answered(pending, await self._ask("Select", pending, metadata))
+        except SelectorClientError as error:
+            if pending.show is None:
+                return self._session.failed(pending, error)
+            return await asyncio.to_thread(self._session.failed, pending, error)
+
+    async def _read(self, pending: PendingSelection, metadata: Metadata) -> None:
+        """Reads those of the candidates that go on, if the sidecar says which."""
+        if self._session.shortlists():
+            try:
+                await asyncio.to_thread(pending.narrow, await self._ask("Shortlist", pending, metadata))
+                return
+            except SelectorClientError as error:
+                self._session.no_shortlist(error)
+        await asyncio.to_thread(pending.read_all)
+
+    async def _ask(self, method: str, pending: PendingSelection, metadata: Metadata) -> Any:
+        """Returns the answer to what is sent next, after as many attempts as may be. Raises SelectorClientError."""
         while True:
             try:
                 self._session.check(pending)
-                if self._session.expectation.asks(candidates.header):
+                if self._session.expectation.asks(pending.candidates.header):
                     await self._meet(pending)
-                response = await self._call(
-                    lambda stub: stub.Select(
-                        candidates.messages(header), timeout=max(pending.left, 1e-3), metadata=metadata
+                return await self._call(
+                    lambda stub: getattr(stub, method)(
+                        pending.sent.messages(pending.header), timeout=max(pending.left, 1e-3), metadata=metadata
                     )
                 )
-                return self._session.answered(pending, response)
             except SelectorClientError as error:
                 if (pause := self._session.retry(pending, error)) is None:
-                    return self._session.failed(pending, error)
+                    raise
             await asyncio.sleep(pause)
 
     async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:

@@ -3,9 +3,9 @@ remembers the ids of those that were left out."""
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from selector_client.selecting.exclusions import Excluded
+from selector_client.selecting.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +26,31 @@ class BadSamples:
         self._last: deque[tuple[int, int]] = deque(maxlen=LAST)
         self._reasons: OrderedDict[Id, str] = OrderedDict()
         self._said: set[str] = set()
-        self._warned = False
+        self._warned = self._warned_of_picks = False
 
-    def saw(self, excluded: Mapping[str, Excluded], candidates: int, ids: Sequence[Id | None]) -> None:
+    def saw(self, selection: Selection, candidates: int, ids: Sequence[Id | None]) -> None:
         """Takes note of one selection. `ids` are those of all candidates, or empty."""
-        self._last.append((sum(len(one.indices) for one in excluded.values()), candidates))
-        for reason, one in excluded.items():
+        bad, taken = sum(len(one.indices) for one in selection.excluded.values()), selection.unusable
+        self._last.append((bad, candidates))
+        if len(taken) and not self._warned_of_picks:
+            self._warned_of_picks = True
+            log.warning(
+                "%d of the %d picks of a uniform sub-batch cannot be used: only %d of %d candidates can; "
+                "`Selection.unusable` has them, and this is said once",
+                len(taken),
+                len(selection.indices),
+                candidates - bad,
+                candidates,
+            )
+        for reason, one in selection.excluded.items():
             if not len(one.indices):
                 continue
             if reason not in self._said:
                 self._said.add(reason)
                 index = int(one.indices[0])
                 name = f"id {ids[index]!r}" if ids and ids[index] is not None else f"candidate {index}"
-                log.warning("%s was left out (%s): %s; more of these are only counted", name, reason, one.first)
+                fate = "was taken for want of others" if index in taken else "was left out"
+                log.warning("%s %s (%s): %s; more of these are only counted", name, fate, reason, one.first)
             if ids and reason != REPEATED:
                 self._remember([ids[index] for index in one.indices.tolist()], reason)
         self._judge()

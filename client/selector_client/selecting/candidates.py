@@ -105,6 +105,17 @@ class Candidates:
         return Candidates(size, header, payload, exclusions, names, read.drawn, floats)
 
     @staticmethod
+    def named(ids: Ids, strict: bool = False) -> "Candidates":
+        """Makes candidates that have ids only. If it is `strict`, all of them must be usable. Raises ValueError or
+        TypeError."""
+        exclusions, payload = Exclusions(strict), Payload()
+        names = read_ids(ids, exclusions, {})
+        if strict:
+            check_different(names, exclusions)
+        header = pb.Selection(sample_ids=_packed(names, payload))
+        return Candidates(len(names), header, payload, exclusions, names)
+
+    @staticmethod
     def embeddings(
         learner: ModelEmbeddings | None, reference: ModelEmbeddings | None, learner_losses: ArrayLike | None = None
     ) -> "Candidates":
@@ -139,8 +150,9 @@ class Candidates:
         return Candidates(sizes[0], pb.Selection(losses=losses), payload, floats=floats)
 
     def with_recent(self, recent: ModelEmbeddings | None) -> "Candidates":
-        """Adds picks of earlier steps, as the reference sees them, that new picks must not be like."""
-        if recent is not None:
+        """Adds picks of earlier steps, as the reference sees them, that new picks must not be like; there may be none
+        yet. Raises ValueError."""
+        if recent is not None and np.shape(recent.image)[:1] != (0,):
             message = pb.RecentPicks(image=self.payload.add(recent.image), text=self.payload.add(recent.text))
             _same_size("recent.text", _rows(message.text), _rows(message.image), "recent.image")
             self.header.recent.CopyFrom(message)

@@ -79,6 +79,15 @@ def read_exclusions(exclusions: Sequence[pb.Exclusion], candidates: int) -> dict
     return {reason: Excluded(np.array(sorted(indices), np.int64), first[reason]) for reason, indices in found.items()}
 
 
+def merged(one: Mapping[str, Excluded], other: Mapping[str, Excluded]) -> dict[str, Excluded]:
+    """Returns those of both, which have no candidate in common."""
+    found = {**one, **other}
+    for why in one.keys() & other.keys():
+        parts = sorted((one[why], other[why]), key=lambda part: int(part.indices[0]))
+        found[why] = Excluded(np.sort(np.concatenate([part.indices for part in parts])), parts[0].first)
+    return found
+
+
 def indices_of(excluded: Mapping[str, Excluded]) -> NDArray[np.int64]:
     """Returns the candidates of all reasons, ascending."""
     return np.unique(np.concatenate([np.empty(0, np.int64), *(one.indices for one in excluded.values())]))

@@ -115,7 +115,8 @@ class Expectation:
 
     def _scores(self, candidates: pb.Selection) -> bool:
         """Whether the sidecar's models look at these candidates."""
-        return candidates.HasField("samples") and self.settings.policy != "uniform"
+        raw = candidates.HasField("samples") or candidates.HasField("sample_ids")
+        return raw and self.settings.policy != "uniform"
 
     def _told(self) -> dict[str, float]:
         """The seconds that each model that is needed takes for one candidate, as far as the sidecar says it."""

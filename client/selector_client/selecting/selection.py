@@ -55,8 +55,9 @@ class Selection:
     `not_examined` how many nobody looked at, because all that was needed of them was in a cache.
 
     `excluded` has the candidates that were left out because they cannot be used, by reason: "missing", "unreadable",
-    "format", "too_large", "text", "value" or "repeated". `captions` is int64 [b], which of its captions was shown of
-    each pick, or None if no candidate came with a list of them.
+    "format", "too_large", "text", "value" or "repeated". A uniform pick has to take some of them where fewer than b
+    others are left; they come last, and `unusable` has them. `captions` is int64 [b], which of its captions was shown
+    of each pick, or None if no candidate came with a list of them.
 
     The first `explored` picks were drawn uniformly (setting explore). `prefiltered` says what the prefilter did, if
     there is one. With the setting return_losses, `learner_losses` and `reference_losses`, float32 [b] in nats, are the
@@ -85,18 +86,26 @@ class Selection:
     locality: Locality | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def unusable(self) -> NDArray[np.int64]:
+        """Those of `indices` that cannot be used, in their order: int64, and empty unless this is a uniform pick from
+        too few usable candidates."""
+        return self.indices[np.isin(self.indices, indices_of(self.excluded))]
+
     @staticmethod
     def from_response(response: pb.SelectResponse, candidates: int, picks: int) -> "Selection":
         """Reads an answer. Raises ValueError if it is not exactly `picks` different indices below `candidates`, with
-        one score each or none at all, or if what it says was left out are no candidates, or picked ones."""
+        one score and one loss each or none at all, or if what it says was left out are no candidates, or picked ones,
+        or if it counts more of them than there are."""
         indices = np.fromiter(response.indices, np.int64, len(response.indices))
         if len(indices) != picks or len(np.unique(indices)) != picks or indices.max(initial=-1) >= candidates:
             raise ValueError(f"the server returned {len(indices)} indices that are not {picks} of {candidates}")
         weights: Any = response.weights if response.HasField("weights") else None
         excluded = read_exclusions(response.exclusions, candidates)
-        if excluded and np.isin(indices, indices_of(excluded)).any():
-            raise ValueError("the server picked candidates that it says were left out")
-        return Selection(
+        if response.explored > picks:
+            raise ValueError(f"the server returned {response.explored} uniform picks of {picks}")
+        _check_prefiltered(response.prefiltered, candidates, picks)
+        selection = Selection(
             indices=indices,
             scores=_floats("scores", response.scores, picks),
             seed=response.seed,
@@ -117,13 +126,27 @@ class Selection:
             locality=_fields(Locality, response, "locality"),
             stage_seconds={stage.name: value for stage, value in response.stages.ListFields()},
         )
+        if len(selection.unusable):
+            raise ValueError("the server picked candidates that it says were left out")
+        return selection
+
+
+def _check_prefiltered(told: pb.Prefiltered, candidates: int, picks: int) -> None:
+    """Raises ValueError for counts that cannot be those of so many candidates, of which so many were picked."""
+    most = min(told.known, candidates - picks)
+    if told.known + told.unknown > candidates or told.left_out > most:
+        counts = f"{told.known} known, {told.unknown} unknown and {told.left_out} left out"
+        raise ValueError(f"the server counts {counts} of {candidates} candidates, {picks} of them picked")
 
 
 def _floats(name: str, values: Any, picks: int) -> NDArray[np.float32] | None:
-    """One number for each pick; None if there are none at all. Raises ValueError if there are others."""
+    """One finite number for each pick; None if there are none at all. Raises ValueError if there are others."""
     if len(values) not in (0, picks):
         raise ValueError(f"the server returned {len(values)} {name} of {picks} picks")
-    return np.fromiter(values, np.float32, len(values)) if values else None
+    array = np.fromiter(values, np.float32, len(values))
+    if not np.isfinite(array).all():
+        raise ValueError(f"the server returned {name} that are not finite")
+    return array if values else None
 
 
 def _fields(kind: type[T], response: pb.SelectResponse, name: str) -> T | None:

@@ -16,9 +16,10 @@ from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import error_of, open_channel, service
 from selector_client.selecting.expectation import ASK_SHARE
+from selector_client.selecting.pending import PendingSelection, View
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
-from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, PendingSelection, Session
+from selector_client.selecting.session import CONNECT_PAUSE_SECONDS, Session
 from selector_client.selecting.transport import Metadata, Transport
 
 
@@ -122,6 +123,23 @@ class Selector(SelectorBase):
             self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
         )
 
+    def select_by_ids(
+        self,
+        ids: Ids,
+        view: View,
+        *,
+        step: int | None = None,
+        timeout: float | None = None,
+        sub_batch_size: int | None = None,
+    ) -> Selection:
+        """Picks as `select` does, but reads with the setting prefilter only candidates that go on: it asks the sidecar,
+        whose cache knows the reference's losses by `ids`, and then sends it what `view(rows)` gives for those rows,
+        int64 [n] and ascending: the arguments of `select`, without ids. The picks are indices into `ids`, and the same
+        as those of `select`. The `timeout` bounds both calls together, without the view's time. All candidates are read
+        if the sidecar makes no shortlists, and if the selection fails: its uniform picks are of all that can be
+        used."""
+        return self._answered(self._session.begin_by_ids(ids, view, step, timeout, sub_batch_size))
+
     def select_embeddings(
         self,
         learner: ModelEmbeddings | None,
@@ -171,7 +189,9 @@ class Selector(SelectorBase):
     def _select(
         self, candidates: Candidates, step: int | None, timeout: float | None, sub_batch_size: int | None
     ) -> Selection:
-        pending = self._session.begin(candidates, step, timeout, sub_batch_size)
+        return self._answered(self._session.begin(candidates, step, timeout, sub_batch_size))
+
+    def _answered(self, pending: PendingSelection) -> Selection:
         with tracing.span("selector.select") as span:
             selection = self._answer(pending, span.metadata())
             span.done(selection.fallback, pending.retries)
@@ -189,19 +209,38 @@ class Selector(SelectorBase):
             self._session.allow(pending)
 
     def _answer(self, pending: PendingSelection, metadata: Metadata) -> Selection:
-        candidates, header = pending.candidates, pending.header
+        try:
+            if pending.show is not None:
+                self._read(pending, metadata)
+            return self._session.answered(pending, self._ask("Select", pending, metadata))
+        except SelectorClientError as error:
+            return self._session.failed(pending, error)
+
+    def _read(self, pending: PendingSelection, metadata: Metadata) -> None:
+        """Reads those of the candidates that go on, if the sidecar says which."""
+        if self._session.shortlists():
+            try:
+                pending.narrow(self._ask("Shortlist", pending, metadata))
+                return
+            except SelectorClientError as error:
+                self._session.no_shortlist(error)
+        pending.read_all()
+
+    def _ask(self, method: str, pending: PendingSelection, metadata: Metadata) -> Any:
+        """Returns the answer to what is sent next, after as many attempts as may be. Raises SelectorClientError."""
         while True:
             try:
                 self._session.check(pending)
-                if self._session.expectation.asks(candidates.header):
+                if self._session.expectation.asks(pending.candidates.header):
                     self._meet(pending)
-                response = self._call(
-                    lambda stub: self._transport.select(stub, candidates, header, max(pending.left, 1e-3), metadata)
+                return self._call(
+                    lambda stub: self._transport.send(
+                        stub, method, pending.sent, pending.header, max(pending.left, 1e-3), metadata
+                    )
                 )
-                return self._session.answered(pending, response)
             except SelectorClientError as error:
                 if (pause := self._session.retry(pending, error)) is None:
-                    return self._session.failed(pending, error)
+                    raise
             time.sleep(pause)
 
     def _call(self, call: Callable[[Any], Any]) -> Any:

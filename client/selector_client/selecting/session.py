@@ -7,20 +7,24 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
-from selector_client.selecting.bad_samples import BadSamples
+from selector_client.selecting.bad_samples import BadSamples, Id
 from selector_client.selecting.breaker import Breaker
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
 from selector_client.selecting.channel import healthy
 from selector_client.selecting.columns import Advertised, Terms
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
-from selector_client.selecting.exclusions import uniform
+from selector_client.selecting.exclusions import Exclusions, uniform
 from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
+from selector_client.selecting.ids import read_ids
+from selector_client.selecting.pending import PendingSelection, Rows, View
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
 from selector_client.selecting.shuffling import Shuffling
@@ -42,29 +46,10 @@ _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
+# These say that it makes no shortlists: sidecars of version 0.1 do not, nor does one without a cache.
+_NO_SHORTLISTS = re.compile(r"UNIMPLEMENTED: |FAILED_PRECONDITION: prefilter is ")
 # And these say that none can be used of what it was sent.
 _NONE_LEFT = re.compile(r"FAILED_PRECONDITION: candidates left is 0 of ")
-
-
-@dataclass
-class PendingSelection:
-    """One selection that is under way, which may be the `first` of a run. `timeout` is how many seconds it was given
-    for itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic()."""
-
-    candidates: Candidates
-    picks: int
-    header: pb.Selection
-    timeout: float | None
-    first: bool = False
-    allowed: float = 0.0
-    begun: float = field(default_factory=time.monotonic)
-    started: float = field(default_factory=time.perf_counter)
-    retries: int = 0
-
-    @property
-    def left(self) -> float:
-        """How many seconds are left until the deadline."""
-        return self.begun + self.allowed - time.monotonic()
 
 
 class Session:
@@ -101,6 +86,7 @@ class Session:
         self.count = 0  # selections that were begun; seed and count together decide the noise of the next one
         self._budget = float(RETRIES_AT_ONCE)
         self._selected = False
+        self._no_shortlists = False
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -125,13 +111,47 @@ class Session:
                 self.seed = seed
 
     def samples(
-        self, images: Images, texts: Texts, ids: Ids | None, reference: ModelEmbeddings | None = None
+        self,
+        images: Images,
+        texts: Texts,
+        ids: Ids | None,
+        reference: ModelEmbeddings | None = None,
+        seed: int | None = None,
     ) -> Candidates:
-        """Makes candidates of raw samples, of which several captions are drawn by the seed of the selection. Raises
-        ValueError or TypeError."""
+        """Makes candidates of raw samples, of which several captions are drawn by the seed of the selection: the next
+        one, if none is given. Raises ValueError or TypeError."""
         with self._lock:
-            seed = self._next_seed
+            seed = self._next_seed if seed is None else seed
         return Candidates.samples(images, texts, ids, Terms(self.settings.strict, seed, self.sidecar), reference)
+
+    def begin_by_ids(
+        self, ids: Ids, view: View, step: int | None, timeout: float | None, sub_batch_size: int | None
+    ) -> PendingSelection:
+        """Makes the request of a selection from candidates that have ids only, as `begin` does."""
+        pending = self.begin(Candidates.named(ids, self.settings.strict), step, timeout, sub_batch_size)
+        pending.show = partial(self._shown, view, pending.candidates.ids, pending.header.seed)
+        return pending
+
+    def _shown(self, view: View, ids: Sequence[Id | None], seed: int, rows: Rows) -> Candidates:
+        """Makes candidates of what the view shows of these rows. Raises what the view raises, and ValueError if that
+        has other ids."""
+        shown, names = dict(view(rows)), [ids[row] for row in rows.tolist()]
+        own = shown.pop("ids", None)
+        if own is not None and read_ids(own, Exclusions(), {}) != names:
+            raise ValueError("ids: the view gives others than the candidates are asked for by; it need not give any")
+        recent = shown.pop("recent", None)
+        return self.samples(**shown, ids=names, seed=seed).with_recent(recent)
+
+    def shortlists(self) -> bool:
+        """Whether the sidecar is asked for a shortlist of candidates that have ids only."""
+        return self.settings.shortlists and not self._no_shortlists
+
+    def no_shortlist(self, error: SelectorClientError) -> None:
+        """Says in the log, once, that the sidecar makes no shortlists. Raises any other error again."""
+        if not _NO_SHORTLISTS.search(str(error)):
+            raise error
+        self._no_shortlists = True
+        log.warning("the sidecar makes no shortlists by ids, so that all candidates are read and sent: %s", error)
 
     def learn(self, info: pb.GetServerInfoResponse) -> None:
         """Takes note of what the sidecar says that it takes."""
@@ -149,8 +169,7 @@ class Session:
         mistakes of the caller, one of which it is if none of the very first candidates can be used."""
         picks = self.settings.picks(candidates.size, sub_batch_size)
         first = not self.count
-        if first and len(candidates.exclusions) == candidates.size:
-            raise ValueError(f"no candidate can be used: {next(iter(candidates.exclusions.found().values())).first}")
+        _check_usable(candidates, first)
         if step is None and self.settings.max_lag_steps is not None:
             raise ValueError(f"max_lag_steps is {self.settings.max_lag_steps}; it needs the step of each selection")
         if step is None and self.settings.world_size > 1:
@@ -199,12 +218,11 @@ class Session:
             raise Unreachable("off", f"{OFF} is set")
         if not self.breaker.allows():
             raise Unreachable("breaker_open", f"{self.address}: no answer lately; a probe finds out when it is back")
-        left = pending.candidates.size - len(pending.candidates.exclusions)
+        sent = pending.sent
+        left = sent.size - len(sent.exclusions)
         if left < pending.picks and self.settings.world_size == 1:
-            first = next(iter(pending.candidates.exclusions.found().values())).first
-            words = (
-                f"{left} of {pending.candidates.size} candidates can be used; {pending.picks} must be picked: {first}"
-            )
+            first = next(iter(sent.exclusions.found().values())).first
+            words = f"{left} of {sent.size} candidates can be used; {pending.picks} must be picked: {first}"
             raise RemoteError("too_few_usable", words)
 
     def retry(self, pending: PendingSelection, error: SelectorClientError) -> float | None:
@@ -225,7 +243,7 @@ class Session:
 
     def answered(self, pending: PendingSelection, response: pb.SelectResponse) -> Selection:
         """Returns the selection that an answer holds. Raises RemoteError if it is not a possible answer."""
-        candidates = pending.candidates
+        candidates = pending.sent
         try:
             selection = Selection.from_response(response, candidates.size, pending.picks)
         except ValueError as error:
@@ -235,7 +253,8 @@ class Session:
                 words = "picked candidates that cannot be used; it is of version 0.1, which leaves none out"
                 raise RemoteError("wrong_answer", f"{self.address}: {words}")
             selection = replace(selection, excluded=candidates.exclusions.found())
-        selection = replace(selection, captions=candidates.captions(selection.indices))
+        selection = pending.of_all(replace(selection, captions=candidates.captions(selection.indices)))
+        candidates = pending.candidates
         self.breaker.succeeded()
         seconds = time.perf_counter() - pending.started
         with self._lock:
@@ -261,6 +280,8 @@ class Session:
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)
+        pending.read_all()
+        _check_usable(pending.candidates, pending.first)
         candidates, seed = pending.candidates, pending.header.seed
         with self._lock:
             closed = self.bad_samples.known(candidates.ids) | candidates.closed()
@@ -275,13 +296,19 @@ class Session:
     def _count(self, selection: Selection, pending: PendingSelection) -> None:
         candidates = pending.candidates
         self.statistics.add(selection, candidates.size, time.perf_counter() - pending.started)
-        self.bad_samples.saw(selection.excluded, candidates.size, candidates.ids)
+        self.bad_samples.saw(selection, candidates.size, candidates.ids)
 
     def _warn(self, error: SelectorClientError) -> None:
         """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""
         if error.reason not in self._warned and error.reason != "breaker_open":
             self._warned.add(error.reason)
             log.warning("selection failed, uniform sub-batches instead until it works again: %s", error)
+
+
+def _check_usable(candidates: Candidates, first: bool) -> None:
+    """Raises ValueError if none of the candidates of a run's first selection can be used."""
+    if first and len(candidates.exclusions) == candidates.size:
+        raise ValueError(f"no candidate can be used: {next(iter(candidates.exclusions.found().values())).first}")
 
 
 def is_off() -> bool:

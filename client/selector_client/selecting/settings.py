@@ -87,9 +87,20 @@ class Settings:
         for name in ("max_similarity", "explore"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1:
                 raise ValueError(f"{name} is {value}; must lie between 0 and 1, both excluded")
-        if (self.prefilter or self.max_similarity) is not None and not self.needs("reference"):
-            name = "max_similarity" if self.prefilter is None else "prefilter"
-            raise ValueError(f"{name} is {getattr(self, name)}; the criteria must look at the reference")
+        for name in ("prefilter", "max_similarity"):
+            if (value := getattr(self, name)) is not None and not self.needs("reference"):
+                raise ValueError(f"{name} is {value}; the criteria must look at the reference")
+        if self.loss == "softmax" and self.pair_criterion not in {None, self.criterion}:
+            values = f"pair_criterion is {self.pair_criterion!r} beside criterion {self.criterion!r}"
+            raise ValueError(f"{values}; they may differ for the sigmoid loss only")
+        if self.loss == "softmax" and self.return_losses:
+            raise ValueError("return_losses is set; a candidate by itself has no loss of its own by softmax")
+
+    @property
+    def shortlists(self) -> bool:
+        """Whether candidates that have ids only are read after the sidecar has said which of them go on. Ranks that
+        select as one must send equally many, and so they send all."""
+        return self.prefilter is not None and self.policy != "uniform" and self.world_size == 1
 
     def needs(self, model: str) -> bool:
         """Whether the "learner", or the "reference", looks at candidates."""

@@ -34,8 +34,9 @@ _UNANSWERED = (
 
 
 class Transport:
-    """Sends the Select requests of one `Selector`. `shared_memory` means what it means there. `learn` is told what the
-    sidecar is, once it is asked. Raises ValueError if shared memory is demanded of a sidecar on another host."""
+    """Sends the Select and Shortlist requests of one `Selector`. `shared_memory` means what it means there. `learn` is
+    told what the sidecar is, once it is asked. Raises ValueError if shared memory is demanded of a sidecar on another
+    host."""
 
     def __init__(
         self, address: str, shared_memory: bool | None, learn: Callable[[pb.GetServerInfoResponse], None]
@@ -49,21 +50,26 @@ class Transport:
         self._ring: Ring | None = None
         self._learn = learn
 
-    def select(
-        self, stub: Any, candidates: Candidates, header: pb.Selection, timeout: float, metadata: Metadata = None
-    ) -> pb.SelectResponse:
-        """Returns the sidecar's answer within `timeout` seconds. `metadata` go with the call. Raises grpc.RpcError, and
+    def send(
+        self,
+        stub: Any,
+        method: str,
+        candidates: Candidates,
+        header: pb.Selection,
+        timeout: float,
+        metadata: Metadata = None,
+    ) -> Any:
+        """Returns the method's answer within `timeout` seconds. `metadata` go with the call. Raises grpc.RpcError, and
         RemoteError if shared memory is demanded and the sidecar has none for this process."""
         deadline, payload = time.monotonic() + timeout, candidates.payload
         if self._wanted and payload.nbytes >= MIN_BYTES and (ring := self._ready(stub, timeout)) is not None:
             slot = _written(ring, candidates)
             if slot is not None:
-                answer = self._shared(stub, candidates, header, deadline, metadata, ring, slot)
+                answer = self._shared(stub, method, candidates, header, deadline, metadata, ring, slot)
                 if answer is not None:
                     return answer
         left = max(0.0, deadline - time.monotonic())
-        response: pb.SelectResponse = stub.Select(candidates.messages(header), timeout=left, metadata=metadata)
-        return response
+        return getattr(stub, method)(candidates.messages(header), timeout=left, metadata=metadata)
 
     def close(self) -> None:
         """Removes the files of this process."""
@@ -75,13 +81,14 @@ class Transport:
     def _shared(
         self,
         stub: Any,
+        method: str,
         candidates: Candidates,
         header: pb.Selection,
         deadline: float,
         metadata: Metadata,
         ring: Ring,
         slot: Slot,
-    ) -> pb.SelectResponse | None:
+    ) -> Any:
         """Returns the answer, or None if the sidecar could not read the file, as a sidecar that was started since may
         not be able to."""
         selection = candidates.selection(header)
@@ -89,7 +96,7 @@ class Transport:
         try:
             left = max(0.0, deadline - time.monotonic())
             messages = iter([pb.SelectRequest(selection=selection)])
-            response: pb.SelectResponse = stub.Select(messages, timeout=left, metadata=metadata)
+            return getattr(stub, method)(messages, timeout=left, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code is grpc.StatusCode.UNAVAILABLE:
@@ -101,7 +108,6 @@ class Transport:
             return None
         finally:
             ring.give(slot)
-        return response
 
     def _ready(self, stub: Any, timeout: float) -> Ring | None:
         """Returns the ring in the sidecar's folder, if there is one. The sidecar is asked for its folder once, and

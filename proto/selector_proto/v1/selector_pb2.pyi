@@ -244,7 +244,7 @@ Global___SyncState: _TypeAlias = SyncState  # noqa: Y015
 
 @_typing.final
 class SelectRequest(_message.Message):
-    """One message of a Select stream. The first carries `selection`; every message may carry payload bytes."""
+    """One message of a Select or Shortlist stream. The first carries `selection`; every message may carry payload bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -312,6 +312,7 @@ class Selection(_message.Message):
     EXPLORE_FIELD_NUMBER: _builtins.int
     RETURN_LOSSES_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
@@ -379,8 +380,8 @@ class Selection(_message.Message):
     It may differ from criterion for the sigmoid loss; NONE: pairs do not count.
     """
     prefilter: _builtins.float
-    """p >= 1: of the candidates whose reference loss is known, from the server's cache or from this request, only the
-    p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
+    """p in [1, 1e6]: of the candidates whose reference loss is known, from the server's cache or from this request, only
+    the p * b of lowest loss compete (ties go to the lower index), beside all whose loss is not known. Only those are
     decoded, tokenised and encoded by the learner. Default: all compete. The uniform policy takes no notice of this
     and of the next two.
     """
@@ -393,7 +394,9 @@ class Selection(_message.Message):
     all others. Default: none.
     """
     return_losses: _builtins.bool
-    """The reply has the picks' own losses by learner and reference, as far as they are known (sigmoid loss only)."""
+    """The reply has the picks' own losses by learner and reference, as far as those looked at them. Sigmoid loss only,
+    and not for candidates that come as losses.
+    """
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -427,7 +430,14 @@ class Selection(_message.Message):
     @_builtins.property
     def recent(self) -> Global___RecentPicks:
         """Picks of earlier steps as the reference sees them, which max_similarity needs: candidates too much like one of
-        them are not picked, either. At most max_super_batch of them.
+        them are not picked, either. At most max_super_batch of them; not with world_size > 1.
+        """
+
+    @_builtins.property
+    def positions(self) -> Global___Tensor:
+        """I64 [B], ascending, 0 <= position < 2^32: where each candidate stands in a larger super-batch, of which the others
+        were left out by Shortlist. The draw's noise goes by these, so that the picks are those of the larger one; indices
+        do not. For requests that select alone.
         """
 
     def __init__(
@@ -469,10 +479,11 @@ class Selection(_message.Message):
         explore: _builtins.float | None = ...,
         return_losses: _builtins.bool = ...,
         recent: Global___RecentPicks | None = ...,
+        positions: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "positions", b"positions", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__explore: _TypeAlias = _typing.Literal["explore"]  # noqa: Y015
     _WhichOneofArgType__explore: _TypeAlias = _typing.Literal["_explore", b"_explore"]  # noqa: Y015
@@ -527,7 +538,9 @@ Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 @_typing.final
 class RecentPicks(_message.Message):
-    """Image and text embeddings of picks of earlier steps, FP32, FP16 or BF16 [R, D]; finite."""
+    """Image and text embeddings of R >= 1 picks of earlier steps, FP32, FP16 or BF16 [R, D]; finite, of the reference's
+    width.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -660,7 +673,9 @@ class RawSamples(_message.Message):
 
     @_builtins.property
     def encoded_images(self) -> Global___PackedBytes:
-        """JPEG, PNG or WebP files; decoded and resized to the input spec."""
+        """Image files, told by their first bytes: JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF. They are decoded and resized to
+        the input spec.
+        """
 
     @_builtins.property
     def tokens(self) -> Global___Tensor:
@@ -885,6 +900,43 @@ class SharedMemory(_message.Message):
 Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
+class ShortlistResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDICES_FIELD_NUMBER: _builtins.int
+    PREFILTERED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The candidates that go on, 0 <= index < B, ascending."""
+
+    @_builtins.property
+    def prefiltered(self) -> Global___Prefiltered:
+        """What the prefilter did."""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """As in SelectResponse: by what the request says of candidates, and by their ids."""
+
+    def __init__(
+        self,
+        *,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        prefiltered: Global___Prefiltered | None = ...,
+        request_id: _builtins.str = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefiltered", b"prefiltered"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclusions", b"exclusions", "indices", b"indices", "prefiltered", b"prefiltered", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShortlistResponse: _TypeAlias = ShortlistResponse  # noqa: Y015
+
+@_typing.final
 class SelectResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -923,8 +975,8 @@ class SelectResponse(_message.Message):
     the picks taken as one batch. Unset for the uniform policy.
     """
     objective_uniform: _builtins.float
-    """The same, expected of a uniform sub-batch of the same size from this super-batch (estimated from a sample
-    of pairs). Unset for the uniform policy.
+    """The same, expected of a uniform sub-batch of the same size from the candidates that compete (estimated from a
+    sample of pairs). Unset for the uniform policy.
     """
     request_id: _builtins.str
     cached_references: _builtins.int
@@ -934,7 +986,9 @@ class SelectResponse(_message.Message):
     repeated: _builtins.bool
     """This reply was made for an earlier request with the same request_id."""
     not_examined: _builtins.int
-    """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache."""
+    """Candidates whose image and text nobody looked at, because all that was needed of them was in a cache or came with
+    the request, or because a prefilter left them out.
+    """
     criterion: Global___Criterion.ValueType
     """As used; unset for the uniform policy."""
     pair_criterion: Global___Criterion.ValueType

@@ -39,6 +39,11 @@ class SelectorServiceStub(object):
                 request_serializer=selector__proto_dot_v1_dot_selector__pb2.SelectRequest.SerializeToString,
                 response_deserializer=selector__proto_dot_v1_dot_selector__pb2.SelectResponse.FromString,
                 _registered_method=True)
+        self.Shortlist = channel.stream_unary(
+                '/selector.v1.SelectorService/Shortlist',
+                request_serializer=selector__proto_dot_v1_dot_selector__pb2.SelectRequest.SerializeToString,
+                response_deserializer=selector__proto_dot_v1_dot_selector__pb2.ShortlistResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/selector.v1.SelectorService/GetServerInfo',
                 request_serializer=selector__proto_dot_v1_dot_selector__pb2.GetServerInfoRequest.SerializeToString,
@@ -57,6 +62,19 @@ class SelectorServiceServicer(object):
     def Select(self, request_iterator, context):
         """Picks, out of one super-batch of B candidates, the b that are jointly most worth training on.
         The request is a stream so that it can have any size; a small request is a stream of one message.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Shortlist(self, request_iterator, context):
+        """Says, of candidates that have names only, which a Select with the same settings would let compete: for clients that
+        would rather not read the others. The Selection has sample_ids and a prefilter, and no candidates. A client then
+        sends those that go on with Select, in that order, with sub_batch_size set and their positions. Both streams are
+        framed alike, so that their messages are of one type.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +101,11 @@ def add_SelectorServiceServicer_to_server(servicer, server):
                     servicer.Select,
                     request_deserializer=selector__proto_dot_v1_dot_selector__pb2.SelectRequest.FromString,
                     response_serializer=selector__proto_dot_v1_dot_selector__pb2.SelectResponse.SerializeToString,
+            ),
+            'Shortlist': grpc.stream_unary_rpc_method_handler(
+                    servicer.Shortlist,
+                    request_deserializer=selector__proto_dot_v1_dot_selector__pb2.SelectRequest.FromString,
+                    response_serializer=selector__proto_dot_v1_dot_selector__pb2.ShortlistResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -122,6 +145,33 @@ class SelectorService(object):
             '/selector.v1.SelectorService/Select',
             selector__proto_dot_v1_dot_selector__pb2.SelectRequest.SerializeToString,
             selector__proto_dot_v1_dot_selector__pb2.SelectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shortlist(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/selector.v1.SelectorService/Shortlist',
+            selector__proto_dot_v1_dot_selector__pb2.SelectRequest.SerializeToString,
+            selector__proto_dot_v1_dot_selector__pb2.ShortlistResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,8 +21,8 @@ _COMPARED = 2000
 
 
 def stripped(name: str) -> str:
-    """The name without what wrappers put in front of it, and without torch's own wrappers anywhere. A `module.` in the
-    middle may be the model's own, and stays."""
+    """Returns the name without what wrappers put in front of it, and without torch's own wrappers anywhere. A `module.`
+    in the middle may be the model's own, and stays."""
     for wrapper in _TORCH_WRAPPERS:
         if wrapper in name:
             name = re.sub(rf"(^|(?<=\.)){re.escape(wrapper)}", "", name)
@@ -32,12 +32,13 @@ def stripped(name: str) -> str:
 
 
 def plain(name: str) -> str:
-    """The name without any wrapper's part, wherever it stands."""
+    """Returns the name without any wrapper's part, wherever it stands."""
     return _ANY_WRAPPER.sub("", name)
 
 
 def adapted(name: str) -> str | None:
-    """The name of the parameter that an adapter's tensor of this name changes; None if it is not an adapter's."""
+    """Returns the name of the parameter that an adapter's tensor of this name changes, and None if it is not an
+    adapter's."""
     if (found := _ADAPTER.search(name)) is None:
         return None
     before, after = name[: found.start(1)], name[found.end() :].removeprefix(".")
@@ -45,8 +46,8 @@ def adapted(name: str) -> str | None:
 
 
 def match(needed: Iterable[str], given: Iterable[str]) -> dict[str, str]:
-    """For each needed name the given one that stands for it: the same, or else the only one that differs by wrappers'
-    parts alone. Needed names for which there is none, or more than one, are left out."""
+    """Returns for each needed name the given one that stands for it: the same, or else the only one that differs by
+    wrappers' parts alone. Needed names for which there is none, or more than one, are left out."""
     given = set(given)
     found = {name: name for name in needed if name in given}
     if len(found) == len(needed := list(needed)):
@@ -61,7 +62,8 @@ def match(needed: Iterable[str], given: Iterable[str]) -> dict[str, str]:
 
 
 def misfit(needed: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...] | None]) -> str:
-    """Why tensors of the given names and shapes (None: unknown) are not what is needed; empty if they are."""
+    """Says why tensors of the given names and shapes (None: unknown) are not what is needed, and nothing if they
+    are."""
     found = match(needed, given)
     if len(found) < len(needed):
         return difference(needed, given)
@@ -73,8 +75,8 @@ def misfit(needed: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int,
 
 
 def difference(needed: Iterable[str], given: Iterable[str]) -> str:
-    """In words, which needed names are missing and what came instead, cut to a few that tell, and what to do if that
-    can be seen. At least one must be missing."""
+    """Says which needed names are missing and what came instead, cut to a few that tell, and what to do if that can be
+    seen. At least one must be missing."""
     needed, given = list(needed), set(given)
     found = match(needed, given)
     missing = sorted(set(needed) - found.keys())
@@ -105,14 +107,14 @@ def _advice(missing: list[str], unknown: list[str]) -> str:
 
 
 def _common(names: list[str]) -> str:
-    """The parts with which all of the sorted names begin."""
+    """Returns the parts with which all of the sorted names begin."""
     first, last = names[0], names[-1]
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[: first.rfind(".", 0, same) + 1]
 
 
 def _likest(missing: list[str], unknown: list[str]) -> list[str]:
-    """The unknown names, those first that look most like one that is missing."""
+    """Returns the unknown names, those first that look most like one that is missing."""
     compared = {name[:_SHOWN_CHARACTERS]: name for name in islice(unknown, _COMPARED)}
     first: dict[str, None] = {}
     for name in missing[:_SHOWN]:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
+from torch import Tensor
+
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.closed import Closed
 from selector_server.engine.models import Models
@@ -42,6 +45,10 @@ class Scorable(SuperBatch, Protocol):
         """Whether they were looked up in the reference cache."""
 
     @property
+    def reference_brought(self) -> bool:
+        """Whether what the reference makes of them came with them."""
+
+    @property
     def cached(self) -> int:
         """How many of them the reference cache knew."""
 
@@ -79,6 +86,11 @@ class Given:
     cached: ClassVar[int] = 0
     uncached: ClassVar[int] = 0
     not_examined: ClassVar[int] = 0
+    closed: Closed
+
+    def unusable(self, device: torch.device) -> Tensor:
+        """The indices of candidates in whose place anything may stand, int64 [n]."""
+        return torch.tensor(list(self.closed.reasons), dtype=torch.int64, device=device)
 
     def extra_bytes(self, preparation: Preparation) -> int:  # noqa: ARG002 - the protocol's arguments
         return 0

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from selector_server.engine.arrays import Floats, ModelEmbeddings
 from selector_server.engine.candidates.base import Given
@@ -62,16 +60,13 @@ class Embeddings(Given):
             reference = self._on_device(self.reference, models) if task.rule.needs_reference else None
             losses = None if self.learner_losses is None else models.on_device(self.learner_losses)
             if losses is not None:
-                losses[self._unusable(losses.device)] = 0.0
+                losses[self.unusable(losses.device)] = 0.0
         return models.pairs(task, learner, reference, request, losses), None
 
     def _on_device(self, model: ModelEmbeddings | None, models: Models) -> Embedded | None:
         if model is None:
             return None
         embedded = models.embedded(model)
-        rows = self._unusable(embedded.image.device)  # Nothing that is not finite may come into a product.
+        rows = self.unusable(embedded.image.device)  # Nothing that is not finite may come into a product.
         embedded.image[rows], embedded.text[rows] = 0.0, 0.0
         return embedded
-
-    def _unusable(self, device: torch.device) -> Tensor:
-        return torch.tensor(list(self.closed.reasons), dtype=torch.int64, device=device)

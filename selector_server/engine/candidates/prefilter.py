@@ -1,4 +1,5 @@
-"""Leaves out candidates whose reference loss is known to be high, before anybody decodes or encodes them."""
+"""Leaves out candidates whose reference loss is known to be high, before anybody decodes or encodes them
+(docs/adr/0021)."""
 
 import math
 from typing import Any

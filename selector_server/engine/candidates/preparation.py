@@ -66,7 +66,14 @@ class Preparation:
         """Bytes of one sample as both models take it."""
         return sum(p.sample_bytes for p in (self.learner, self.reference) if p is not None)
 
-    def find(self, ids: Sequence[bytes], images: Images, rows: NDArray[np.int64], request: Request) -> Found | None:
+    @property
+    def found_bytes(self) -> int:
+        """Bytes of what the cache knows of one sample."""
+        return 0 if self.cache is None else self.cache.sample_bytes
+
+    def find(
+        self, ids: Sequence[bytes], images: Images | None, rows: NDArray[np.int64], request: Request
+    ) -> Found | None:
         """What the cache knows of the candidates of these ids, which are these `rows` of the images; None without a
         cache or ids. Of files it may take over what an earlier version knew of them."""
         if self.cache is None or not ids:

@@ -122,17 +122,26 @@ class PreparedSamples:
         return bool(self.ids)
 
     @property
+    def reference_brought(self) -> bool:
+        return self.brought is not None
+
+    @property
     def not_examined(self) -> int:
-        seen_by_nobody = self.cached + (0 if self.brought is None else len(self.brought)) if self.learner is None else 0
-        return seen_by_nobody + self.closed.left_out
+        brought = 0 if self.brought is None else len(self.brought)
+        return (self._known + brought if self.learner is None else 0) + self.closed.left_out
 
     @property
     def cached(self) -> int:
-        return 0 if self.found is None else int(self.found.known.sum())
+        return 0 if self.found is None else self._known + self.closed.left_out  # A prefilter closes known ones only.
 
     @property
     def uncached(self) -> int:
-        return 0 if self.found is None else len(self.found.known) - self.cached
+        return 0 if self.found is None else len(self.found.known) - self._known
+
+    @property
+    def _known(self) -> int:
+        """How many open candidates' embeddings came from the cache."""
+        return 0 if self.found is None else int(self.found.known.sum())
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

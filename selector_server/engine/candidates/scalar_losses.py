@@ -52,8 +52,7 @@ class ScalarLosses(Given):
         weighted = zip(task.rule.criterion.value, (self.learner, self.reference), strict=True)
         parts = [weight * models.on_device(loss).double() for weight, loss in weighted if weight and loss is not None]
         values = torch.stack(parts).sum(dim=0)
-        if self.closed:
-            values[torch.tensor(list(self.closed.reasons), device=values.device)] = 0.0
+        values[self.unusable(values.device)] = 0.0
         return ScalarScores(values), None
 
     def _arrays(self) -> list[Floats]:

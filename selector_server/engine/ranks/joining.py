@@ -27,10 +27,13 @@ OWN: Mapping[type, Collection[str]] = {
 }
 # Fields that users know by another name.
 _KNOWN_AS: Mapping[tuple[type, str], str] = {
+    (Plan, "explore"): "uniform picks (explore)",
     (Freshness, "min_version"): "min_weights_version",
     (Freshness, "below_minimum"): "when_stale below min_weights_version",
     (ModelEmbeddings, "scale"): "logit_scale",
     (ModelEmbeddings, "bias"): "logit_bias",
+    (PreparedSamples, "brought"): "reference.embeddings",
+    (PreparedSamples, "fingerprint"): "reference.fingerprint",
 }
 
 
@@ -69,7 +72,8 @@ def _settings(value: Any, name: str, prefix: str) -> Iterator[tuple[str, Any]]:
         case tuple() if name == "sizes":
             yield from (("sub_batch_size", sum(value)), ("chunks", len(value)))
         case _ if is_dataclass(value):
-            for field in fields(value):
+            # With another number of uniform picks, the chunks of a plan are others, too.
+            for field in reversed(fields(value)) if isinstance(value, Plan) else fields(value):
                 if field.name not in OWN.get(type(value), ()):
                     known_as = prefix + _KNOWN_AS.get((type(value), field.name), field.name)
                     yield from _settings(getattr(value, field.name), known_as, f"{known_as}.")

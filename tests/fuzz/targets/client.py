@@ -53,6 +53,12 @@ def answers(_: Path) -> Iterator[Decode]:
         assert all(0 <= index < _CANDIDATES for index in indices)
         assert sum(len(one.indices) for one in selection.excluded.values()) <= _CANDIDATES - _PICKS
         assert selection.scores is None or selection.scores.shape == (_PICKS,), "scores that are not the picks'"
+        for values in (selection.learner_losses, selection.reference_losses):
+            assert values is None or (values.shape == (_PICKS,) and np.isfinite(values).all())
+        assert 0 <= selection.explored <= _PICKS
+        if (counts := selection.prefiltered) is not None:
+            assert 0 <= counts.left_out <= min(counts.known, _CANDIDATES - _PICKS)
+            assert counts.known + counts.unknown <= _CANDIDATES
         assert np.arange(_CANDIDATES)[selection.indices].shape == (_PICKS,)
         return ""
 
@@ -86,6 +92,12 @@ def answer_seeds() -> list[bytes]:
         stages=pb.StageSeconds(receive=0.1),
         request_id="r",
         stale=True,
+        criterion=pb.CRITERION_LEARNABILITY,
+        pair_criterion=pb.CRITERION_NONE,
+        prefiltered=pb.Prefiltered(known=12, unknown=4, left_out=6),
+        explored=1,
+        learner_losses=[1.0, 2.0, 3.0, 4.0],
+        reference_losses=[0.5, 0.5, 0.5, 0.5],
     )
     return [full.SerializeToString(), pb.SelectResponse(indices=[0, 1, 2, 3]).SerializeToString()]
 

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from selector_proto import shared_memory as layout
 from selector_proto.tensors import WireError
 from selector_proto.v1 import selector_pb2 as pb
-from support import wire
+from support import rules, wire
 
 from fuzz.frames import each, joined, split
 from fuzz.models import learner, reference
@@ -22,11 +23,13 @@ from fuzz.target import Decode, Target
 from selector_server.buffers import Pool
 from selector_server.config import Config
 from selector_server.encoding.decoder import Decoder
+from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.candidates.samples import PreparedSamples, Samples
 from selector_server.engine.closed import MAX_WORDS
 from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
+from selector_server.engine.task import Task
 from selector_server.errors import SelectorError
 from selector_server.rpc.exclusions import write_exclusions
 from selector_server.rpc.read_candidates import KnownReference
@@ -34,11 +37,14 @@ from selector_server.rpc.receive import Patience, Receiver
 from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.status import to_status
 from selector_server.rpc.wire import Contract
-from selector_server.sampling import Loss, load_policies
+from selector_server.sampling import Loss, Needs, load_policies
+from selector_server.sampling.policies import pick_open
 
 MOST = 1 << 20  # bytes of a payload
 # gRPC refuses trailers above 8 KiB; then the client would not learn what was wrong.
 MOST_STATUS = 4096
+# Candidates of which picks are drawn, too.
+MOST_DRAWN = 64
 EXCLUDE = {"bad_samples": pb.BAD_SAMPLES_EXCLUDE, "max_excluded_share": 1.0, "sub_batch_size": 1}
 NAME = f"selector-{'0' * 32}.payload"
 
@@ -73,14 +79,14 @@ def streams(folder: Path) -> Iterator[Decode]:
             try:
                 header, payload = loop.run_until_complete(receive(split(data)))
                 task = contract.task(header, payload)
-                assert sum(task.plan.sizes) <= task.size
+                assert 1 <= task.plan.picks <= task.size
                 prepared = task.candidates.prepare(task, preparation, Request())
                 closed = prepared.closed
-                assert task.excludes or not closed
+                assert task.excludes or not closed.reasons
                 closed.check(task.size, task.plan.picks, task.max_excluded_share)
                 assert all(0 <= index < task.size for index in closed.reasons)
                 told = pb.SelectResponse(exclusions=write_exclusions(closed))
-                assert sum(len(one.indices) for one in told.exclusions) == len(closed)
+                assert sum(len(one.indices) for one in told.exclusions) == len(closed.reasons)
                 assert all(len(one.first) <= MAX_WORDS and one.first.isprintable() for one in told.exclusions)
             except (WireError, SelectorError) as error:
                 status = to_status(error)
@@ -98,10 +104,15 @@ def streams(folder: Path) -> Iterator[Decode]:
                     assert len(part) == task.size - len(closed)
                     tokens = part.tokens if part.rows is None else part.tokens[part.rows]
                     assert 0 <= tokens.min() <= tokens.max() < text.vocabulary
-            else:
+            if _needs_no_model(prepared, task):
                 with torch.inference_mode():
                     scores, _ = prepared.scores(task, models, Request())
-                assert bool(torch.isfinite(scores.own()).all())
+                    assert bool(torch.isfinite(scores.own()).all())
+                    if task.size <= MOST_DRAWN:
+                        open_ = closed.open(task.size)
+                        picks = pick_open(task.policy, scores.with_open(torch.from_numpy(open_)), task.plan).indices
+                        assert len(set(picks.tolist())) == task.plan.picks
+                        assert open_[picks.numpy()].all()
             kind = type(task.candidates).__name__
             images = isinstance(task.candidates, Samples) and type(task.candidates.images).__name__
             return f"{kind} {images} {sorted(reason.name for reason in closed.first)}"
@@ -109,6 +120,14 @@ def streams(folder: Path) -> Iterator[Decode]:
         yield decode
     shared.close()
     loop.close()
+
+
+def _needs_no_model(prepared: Scorable, task: Task[Any]) -> bool:
+    """Whether a policy can score these candidates by what the request brought."""
+    if not isinstance(prepared, PreparedSamples):
+        return True
+    brought = prepared.brought is not None and not task.rule.needs_learner
+    return brought and task.policy.needs is not Needs.NOTHING
 
 
 def stream_seeds() -> list[bytes]:
@@ -151,6 +170,21 @@ def stream_seeds() -> list[bytes]:
         wire.embeddings(*odd, **EXCLUDE),
         twice.set(exclusions=[missing]),
         wire.some_losses(**EXCLUDE, policy="uniform", exclusions=[missing]),
+    ]
+    mixed = {"pair_criterion": pb.CRITERION_EASY_REFERENCE, "prefilter": 2.0, "explore": 0.4}
+    fingerprint, seen = "f" * 64, rng.standard_normal((2, 6, 16)).astype(np.float32)
+    beside = rules.bring(wire.raw(pixels, tokens), (*seen, 10.0, -5.0), fingerprint)
+    apart = wire.embeddings(one, two, max_similarity=0.3, sub_batch_size=6, explore=0.2, return_losses=True)
+    requests += [
+        rules.bring(wire.raw(pixels, tokens, **mixed), (*seen, 10.0, -5.0), fingerprint),
+        beside.set(criterion=pb.CRITERION_EASY_REFERENCE, prefilter=1.5, filter_ratio=0.5, max_similarity=0.5),
+        rules.avoiding(apart, two[0][:2], two[1][:2]),
+        rules.with_losses(rng.random(12, np.float32), two, **mixed),
+        rules.with_losses(rng.random(12, np.float32), None, criterion=pb.CRITERION_HARD_LEARNER).set(
+            pair_criterion=pb.CRITERION_NONE, policy="independent"
+        ),
+        rules.name(wire.raw(pixels, tokens, prefilter=1.0, return_losses=True), range(6)),
+        wire.some_losses(prefilter=3.0, explore=0.5),
     ]
     seeds = [joined(one.SerializeToString() for one in request.messages()) for request in requests]
     return [*seeds, joined([pb.SelectRequest(selection=shared.selection).SerializeToString()])]

@@ -27,11 +27,12 @@ class TimedSidecar:
 
     def __init__(self, bundles: Bundles, log: Path, *flags: str) -> None:
         self._bundles, self._log, self._flags = bundles, log, flags
-        self._stack = ExitStack()
+        self._metrics_port, self._stack = free_port(), ExitStack()
 
     def __enter__(self) -> Self:
         models = ("--learner", str(self._bundles.learner.path), "--reference", str(self._bundles.reference.path))
-        running = self._stack.enter_context(sidecar(self._log, *models, "--metrics-listen", "", *self._flags))
+        metrics = ("--metrics-listen", f"127.0.0.1:{self._metrics_port}")
+        running = self._stack.enter_context(sidecar(self._log, *models, *metrics, *self._flags))
         selector = Selector(running.address, filter_ratio=0.8, seed=0, timeout=600.0, on_error="raise")
         self._selector = self._stack.enter_context(selector)
         return self
@@ -46,6 +47,22 @@ class TimedSidecar:
         started = time.perf_counter()
         selection = self._selector.select(**samples)
         return time.perf_counter() - started, selection
+
+    def wait_until_cached(self, samples: int, seconds: float = 120.0) -> None:
+        """Waits until the sidecar's cache holds so many samples. Raises RuntimeError if that takes longer than
+        `seconds`."""
+        until = time.perf_counter() + seconds
+        while (held := self._metric("selector_reference_cache_entries")) < samples:
+            if time.perf_counter() > until:
+                raise RuntimeError(
+                    f"the sidecar's cache holds {held:.0f} samples after {seconds:g} s; "
+                    f"{samples} were to be written; see {self._log}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _metric(self, name: str) -> float:
+        [sample] = _metric(self._metrics_port, name)
+        return sample.value
 
 
 def median_stages(replies: Sequence[Selection]) -> dict[str, float]:

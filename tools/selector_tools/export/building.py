@@ -3,14 +3,13 @@ for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from selector_server.encoding.bundle import Interpolation
 from selector_server.errors import SetupError
-from selector_tools.export import checkpoint
+from selector_tools.export.checkpoint import Checkpoint, load
 from selector_tools.export.low_resolution import at_resolution, check_filled, drop_patches, nearest
 from selector_tools.export.torch_model import TorchModel
 from selector_tools.mistakes import in_one_line
@@ -41,7 +40,7 @@ class Look:
 
 
 def prepared(
-    architecture: Architecture, look: Look, weights: Path | None, seed: int, say: Callable[[str], None]
+    architecture: Architecture, look: Look, weights: Checkpoint | None, seed: int, say: Callable[[str], None]
 ) -> TorchModel:
     """Builds and loads the model; `say` is told each step. Raises SetupError, or BundleError for a resolution that the
     model cannot have."""
@@ -54,8 +53,8 @@ def prepared(
     say("building the model")
     full = built(None, None)
     if weights is not None:
-        say(f"loading {weights}")
-        if note := checkpoint.load(full.module, weights):
+        say(f"loading {weights.place}")
+        if note := load(full.module, weights):
             say(note)
     elif not architecture.has_weights:
         say(f"random weights (seed {seed})")

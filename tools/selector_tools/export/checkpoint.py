@@ -1,8 +1,10 @@
 """Loads a checkpoint strictly into a model: one that lacks some weights would be wrong without any error."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from selector_proto.weights.renaming import Renaming
 from torch import Tensor, nn
 
 from selector_server.errors import SetupError
@@ -16,11 +18,41 @@ _WRAPPING = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _SHOWN = 5
 
 
-def load(module: nn.Module, place: Path) -> str:
-    """Replaces every parameter and buffer of `module` by that in the file or folder `place`. Returns what of a larger
-    checkpoint was taken, and "" if it was all. Raises SetupError if they do not fit."""
-    wanted = module.state_dict()
-    found, note = _named_as(wanted, read(place), place)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file or folder of weights. If a prefix is given, only what is called `strip_prefix` is taken, and is called
+    `add_prefix` instead, as a trainer's WeightPublisher does it."""
+
+    place: Path
+    strip_prefix: str = ""
+    add_prefix: str = ""
+
+    def state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the state_dict by the names that were asked for, and what of a larger one was taken, if not all.
+        Raises SetupError."""
+        content = read(self.place)
+        if not (self.strip_prefix or self.add_prefix):
+            return content, ""
+        renaming, taken = Renaming({self.strip_prefix: self.add_prefix}), dict[str, Tensor]()
+        for old, value in content.items():
+            if (new := renaming.name(old)) is None:
+                continue
+            if new in taken:
+                limit = f"holds more than one tensor that would be called {new}, the last of them as {old}"
+                raise SetupError("--checkpoint", self.place, limit)
+            taken[new] = value
+        if not taken:
+            raise SetupError("--strip-prefix", self.strip_prefix, renaming.nothing_of(list(content)))
+        rest = len(content) - len(taken)
+        return taken, f"taking what is called {self.strip_prefix}, and none of {rest} other entries" if rest else ""
+
+
+def load(module: nn.Module, source: Checkpoint) -> str:
+    """Replaces every parameter and buffer of `module` by that of the checkpoint. Returns what of a larger one was
+    taken, and "" if it was all. Raises SetupError if they do not fit."""
+    wanted, place = module.state_dict(), source.place
+    state, chosen = source.state()
+    found, note = _named_as(wanted, state, place)
     for name in wanted.keys() & found.keys():
         if found[name].numel() == wanted[name].numel() == 1:  # a logit scale of shape [] or [1]
             found[name] = found[name].reshape(wanted[name].shape)
@@ -39,7 +71,7 @@ def load(module: nn.Module, place: Path) -> str:
             limit += "; empty tensors are DeepSpeed's ZeRO 3: gather them first, by its zero_to_fp32.py"
         raise SetupError("--checkpoint", place, limit)
     module.load_state_dict(found)
-    return note
+    return "; ".join(filter(None, (chosen, note)))
 
 
 def read(place: Path) -> dict[str, Tensor]:
@@ -72,7 +104,7 @@ def _named_as(wanted: Mapping[str, Tensor], found: dict[str, Tensor], place: Pat
         return {names.get(name, name): value for name, value in plain.items()}, ""
     whole = sorted(prefix for prefix, count in hits.items() if count == len(names))
     if len(whole) > 1:
-        limit = f"holds the model more than once, as {', '.join(whole)}; save the one that is meant"
+        limit = f"holds the model more than once, as {', '.join(whole)}; --strip-prefix says which is meant"
         raise SetupError("--checkpoint", place, limit)
     prefix = max(hits, key=lambda prefix: hits[prefix])
     part = {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}

@@ -77,15 +77,19 @@ def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None])
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
     from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
+    from selector_tools.export.checkpoint import Checkpoint  # noqa: PLC0415
 
     load_tokenizer(flags.tokenizer)  # a broken one is found before the work
     architecture = _architecture(flags, scratch)
     look = Look(flags.image_size, flags.patch_size, flags.keep_patches, flags.interpolation, flags.antialias)
-    model = prepared(architecture, look, flags.checkpoint, flags.seed, say)
+    weights = None
+    if flags.checkpoint is not None:
+        weights = Checkpoint(flags.checkpoint, flags.strip_prefix, flags.add_prefix)
+    model = prepared(architecture, look, weights, flags.seed, say)
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
     text = {"pad_token": flags.pad_token, "end_token": flags.end_token}
     random = flags.checkpoint is None and not architecture.has_weights
-    weights = (
+    origin = (
         f"random weights (seed {flags.seed})" if random else flags.checkpoint or flags.pretrained or "its own weights"
     )
     return architecture, replace(
@@ -94,7 +98,7 @@ def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None])
         image=ImageInput.model_validate(model.image.model_dump() | _given(image)),
         text=TextInput.model_validate(model.text.model_dump() | _given(text)),
         tokenizer=flags.tokenizer or model.tokenizer,
-        origin=f"{model.origin}; {weights}"[:1024],
+        origin=f"{model.origin}; {origin}"[:1024],
         licence=flags.licence,
     )
 

@@ -49,6 +49,13 @@ def add_model(parser: Any) -> None:
         metavar="PATH",
         help="weights at full resolution: .safetensors, a torch file, or a folder",
     )
+    add(
+        "--strip-prefix",
+        default="",
+        metavar="TEXT",
+        help="take only what the checkpoint calls so, and take this off its names",
+    )
+    add("--add-prefix", default="", metavar="TEXT", help="put this before the names in the checkpoint")
     add("--image-size", type=int, metavar="N", help="pixels of a side; smaller than the trainer's: low resolution")
     add("--patch-size", type=int, metavar="N", help="pixels of a patch's side")
     add("--keep-patches", type=float, metavar="SHARE", help="look at this share of the patches, at full resolution")
@@ -122,6 +129,9 @@ def any_wrong(flags: argparse.Namespace, command: str) -> bool:
             "there is a --checkpoint; leave one of the two out",
         ),
     ]
+    for name in ("strip_prefix", "add_prefix") if checkpoint is None else ():
+        value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
+        checks.append((value != "", flag, value, "there is no --checkpoint with names to change"))
     for name in _OPEN_CLIP_ONLY if flags.open_clip is None else ():
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
         checks.append((bool(value), flag, value, "only --open-clip takes it"))

@@ -1,5 +1,5 @@
-"""A pool in one .npz file: `images` uint8 [n, H, W, C], `tokens` int [n, T] or `texts` (strings), and optionally
-`ids` int64 [n] (by default the row numbers) and `captions` (strings)."""
+"""A pool in one .npz file: `images` uint8 [n, H, W, C], `tokens` int [n, T] or `texts` (strings [n], or [n, K] if an
+image has up to K captions), and optionally `ids` int64 [n] (by default the row numbers) and `captions` (strings)."""
 
 import zipfile
 import zlib
@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selector_server.errors import Exclusion, InvalidRequest, SelectorError, SetupError
+from selector_tools.pools.captions import in_utf8, named
 from selector_tools.pools.pool import Batch
 
 _NAMES = ("images", "tokens", "texts", "ids", "captions")
 
 
 class ArrayPool:
-    """The pairs of an .npz file, which is held in memory as a whole. Raises SetupError if it is malformed."""
+    """The pairs of an .npz file, which is held in memory as a whole. A row is as many pairs as it has captions; empty
+    ones do not count where there is room for several. Raises SetupError if it is malformed."""
 
     def __init__(self, path: Path) -> None:
         arrays = _read(path)
@@ -30,57 +32,81 @@ class ArrayPool:
         images = arrays.get("images")
         check("images", images is not None and images.dtype == np.uint8 and images.ndim == 4, "must be uint8 [n,H,W,C]")
         assert images is not None
-        self.size: int = len(images)
-        if not self.size:
+        count = len(images)
+        if not count:
             raise SetupError("--pool", path, "holds no pair of image and text")
-        rows = (self.size,)
         if "tokens" in arrays:
             tokens = arrays["tokens"]
-            fine = tokens.dtype.kind in "iu" and tokens.ndim == 2 and len(tokens) == self.size
-            check("tokens", fine, f"must be integers [{self.size}, T]")
+            fine = tokens.dtype.kind in "iu" and tokens.ndim == 2 and len(tokens) == count
+            check("tokens", fine, f"must be integers [{count}, T]")
         else:
             check("texts", "texts" in arrays, "an .npz needs tokens or texts")
-        for name in arrays.keys() & {"texts", "captions"}:
-            fine = arrays[name].dtype.kind == "U" and arrays[name].shape == rows
-            check(name, fine, f"must be strings [{self.size}]")
-        ids: NDArray[np.int64] = arrays.get("ids", np.arange(self.size))
-        check("ids", ids.dtype == np.int64 and ids.shape == rows, f"must be int64 [{self.size}]")
-        self._repeated = np.ones(self.size, np.bool_)
+        texts, captions = arrays.get("texts"), arrays.get("captions")
+        if texts is not None:
+            fine = texts.dtype.kind == "U" and texts.ndim in (1, 2) and len(texts) == count
+            check("texts", fine, f"must be strings [{count}] or [{count}, K]")
+        if captions is not None:
+            check("captions", captions.dtype.kind == "U" and captions.shape == (count,), f"must be strings [{count}]")
+        ids: NDArray[np.int64] = arrays.get("ids", np.arange(count))
+        check("ids", ids.dtype == np.int64 and ids.shape == (count,), f"must be int64 [{count}]")
+        self._ids, self._images, self._tokens = ids, images, arrays.get("tokens")
+        self._repeated = np.ones(count, np.bool_)
         self._repeated[np.unique(ids, return_index=True)[1]] = False
-        self._ids, self._images = ids, images
-        self._tokens, self._texts = arrays.get("tokens"), arrays.get("texts")
-        self._captions = arrays.get("captions", self._texts)
+        # Of each pair its row, its text, and the text's number where a row may have several.
+        self._rows, self._numbers = np.arange(count), None
+        if self._tokens is None and texts is not None and texts.ndim == 2:
+            self._rows, self._numbers = np.nonzero(texts != "")
+            texts = texts[self._rows, self._numbers]
+        self._texts = texts
+        self._captions = texts if captions is None else captions[self._rows]
+        self.size: int = len(self._rows)
+        check("texts", self.size > 0, "must have a text")
 
     def batches(self, size: int) -> Iterator[Batch]:
+        bad = [(self._ids[row], _without_text()) for row in np.setdiff1d(np.arange(len(self._ids)), self._rows)]
         for start in range(0, self.size, size):
-            rows = np.arange(start, min(start + size, self.size))
-            bad: list[tuple[object, SelectorError]] = []
-            for row in rows[self._repeated[rows]].tolist():
-                error = InvalidRequest("id", "there twice", "an earlier row has the same")
-                bad.append((self._ids[row], error.excluding(Exclusion.REPEATED)))
-            rows = rows[~self._repeated[rows]]
+            pairs = np.arange(start, min(start + size, self.size))
+            repeated = self._repeated[self._rows[pairs]]
+            bad += [(self._named(pair), _there_twice()) for pair in pairs[repeated].tolist()]
+            pairs = pairs[~repeated]
             texts: Any
             if self._tokens is not None:
-                texts = self._tokens[rows]
+                texts = self._tokens[self._rows[pairs]]
             else:
-                texts, rows = self._encoded(rows, bad)
-            captions = None if self._captions is None else self._captions[rows].tolist()
-            yield Batch(self._ids[rows], self._images[rows], texts, captions, bad)
+                texts, pairs = self._encoded(pairs, bad)
+            rows = self._rows[pairs]
+            ids: Any = self._ids[rows]
+            if self._numbers is not None:
+                ids = [self._named(pair) for pair in pairs.tolist()]
+            captions = None if self._captions is None else self._captions[pairs].tolist()
+            yield Batch(ids, self._images[rows], texts, captions, bad)
+            bad = []
+
+    def _named(self, pair: int) -> Any:
+        one = self._ids[self._rows[pair]]
+        return one if self._numbers is None else named(one, int(self._numbers[pair]))
 
     def _encoded(
-        self, rows: NDArray[np.int64], bad: list[tuple[object, SelectorError]]
+        self, pairs: NDArray[np.int64], bad: list[tuple[object, SelectorError]]
     ) -> tuple[list[bytes], NDArray[np.int64]]:
-        """Returns the texts of these rows as UTF-8, and the rows of those that can be; the others go to `bad`."""
+        """Returns the texts of these pairs as UTF-8, and the pairs of those that can be; the others go to `bad`."""
         assert self._texts is not None
         texts, good = [], []
-        for row, text in zip(rows.tolist(), self._texts[rows].tolist(), strict=True):
+        for pair, text in zip(pairs.tolist(), self._texts[pairs].tolist(), strict=True):
             try:
-                texts.append(text.encode())
-                good.append(row)
-            except UnicodeEncodeError as error:
-                wrong = InvalidRequest("text", ascii(text), f"must be Unicode: {error}")
-                bad.append((self._ids[row], wrong.excluding(Exclusion.TEXT)))
+                texts.append(in_utf8(text))
+                good.append(pair)
+            except InvalidRequest as error:
+                bad.append((self._named(pair), error))
         return texts, np.array(good, np.int64)
+
+
+def _without_text() -> SelectorError:
+    return InvalidRequest("text", "none", "a row needs at least one").excluding(Exclusion.MISSING)
+
+
+def _there_twice() -> SelectorError:
+    return InvalidRequest("id", "there twice", "an earlier row has the same").excluding(Exclusion.REPEATED)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selector_server.errors import SetupError
 from selector_tools.pools.arrays import ArrayPool
+from selector_tools.pools.captions import Captions
 from selector_tools.pools.pool import Pool
 from selector_tools.pools.webdataset import Ids, TarPool
 
@@ -18,14 +19,14 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_pool(place: str, ids: Ids = "shard/key") -> Pool:
+def open_pool(place: str, ids: Ids = "shard/key", captions: Captions | None = None) -> Pool:
     """Opens the pool at `place`: an .npz file, a shard, a folder of shards, or a pattern with *, ? or [], with braces
     as a shell and the webdataset library expand them, or several of these joined by "::". `ids` says how samples of
-    shards are called. Raises SetupError."""
+    shards are called, and `captions` where their captions are (in .txt). Raises SetupError."""
     if Path(place).suffix == ".npz":
         return ArrayPool(Path(place))
     shards = _shards(place)
-    return TarPool(shards, names(shards), ids)
+    return TarPool(shards, names(shards), ids, captions)
 
 
 def names(shards: Sequence[Path]) -> list[str]:

@@ -14,12 +14,12 @@ from selector_proto.contract import MAX_ID_BYTES
 
 from selector_server.config import Config
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError, SetupError
+from selector_tools.pools.captions import Captions, Numbered, in_utf8, named
 from selector_tools.pools.pool import Batch
 
 MAX_MEMBER_BYTES: int = Config.model_fields["max_image_bytes"].default
 # Of several images of one sample the first of these counts, as in open_clip's training, which knows the first four.
 IMAGES = ("jpg", "png", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff")
-TEXT = "txt"
 # What the library's base_plus_ext and tar_file_iterator say: the key ends at the first dot of the file's name.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _PASSED_OVER = re.compile(r"__[^/]*__($|/)")
@@ -33,35 +33,52 @@ Files = Mapping[str, bytes | int | None]
 
 class TarPool:
     """The pairs of `shards`, whose names in ids are `names`. A sample's id is "NAME/KEY", or with `ids` "key" the
-    library's `__key__` alone."""
+    library's `__key__` alone. It is as many pairs as it has captions."""
 
-    def __init__(self, shards: Sequence[Path], names: Sequence[str], ids: Ids = "shard/key") -> None:
+    def __init__(
+        self, shards: Sequence[Path], names: Sequence[str], ids: Ids = "shard/key", captions: Captions | None = None
+    ) -> None:
         self.size: int | None = None
-        self._shards, self._names, self._ids = shards, names, ids
+        self._shards, self._names, self._ids, self._captions = shards, names, ids, captions or Captions()
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yields the pairs, as Pool says."""
         pairs: list[_Pair] = []
         bad: list[tuple[object, SelectorError]] = []
-        empty, known = True, _Known()
-        for shard, name in zip(self._shards, self._names, strict=True):
-            for key, files in _samples(shard):
-                both = f"{name}/{key}", key
-                called, other = both if self._ids == "shard/key" else both[::-1]
-                try:
-                    if (contents := _contents(key, files)) is None:
-                        continue
-                    _check_id(called, known)
-                    pairs.append((called, other, *contents))
-                except SelectorError as error:
-                    bad.append((called.encode(errors="backslashreplace").decode(), error))
-                if len(pairs) == size or len(bad) == size:
-                    yield _batch(pairs, bad)
-                    pairs, bad, empty = [], [], False
+        empty = True
+        for called, other, found in self._pairs():
+            if isinstance(found, SelectorError):
+                bad.append((called.encode(errors="backslashreplace").decode(), found))
+            else:
+                pairs.append((called, other, *found))
+            if len(pairs) == size or len(bad) == size:
+                yield _batch(pairs, bad)
+                pairs, bad, empty = [], [], False
         if pairs or bad:
             yield _batch(pairs, bad)
         elif empty:
             raise SetupError("--pool", ", ".join(map(str, self._shards)), "holds no pair of image and text")
+
+    def _pairs(self) -> Iterator[tuple[str, str, tuple[bytes, bytes] | SelectorError]]:
+        """Yields each pair's id, its id of the other kind, and its image and text, or else what is wrong with it."""
+        known = _Known()
+        for shard, name in zip(self._shards, self._names, strict=True):
+            for key, files in _samples(shard, self._captions.extension):
+                both = f"{name}/{key}", key
+                called, other = both if self._ids == "shard/key" else both[::-1]
+                try:
+                    contents = _contents(key, files, self._captions)
+                except SelectorError as error:
+                    yield called, other, error
+                    continue
+                image, captions = contents or (b"", [])
+                for number, caption in captions:
+                    ids = named(called, number), named(other, number)
+                    try:
+                        _check_id(ids[0], known)
+                        yield *ids, (image, in_utf8(caption))
+                    except SelectorError as error:
+                        yield *ids, error
 
 
 def _batch(pairs: Sequence[_Pair], bad: list[tuple[object, SelectorError]]) -> Batch:
@@ -70,11 +87,11 @@ def _batch(pairs: Sequence[_Pair], bad: list[tuple[object, SelectorError]]) -> B
     return Batch(ids, images, texts, captions, bad, other_ids=[pair[1] for pair in pairs])
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, Files]]:
+def _samples(shard: Path, text: str) -> Iterator[tuple[str, Files]]:
     """Yields key and files of each sample: files of one key that follow one another. A second file of an extension
-    begins another sample, as in open_clip's training."""
+    begins another sample, as in open_clip's training. The files of texts have the extension `text`."""
     key, files = "", dict[str, bytes | int | None]()
-    for name, extension, content in _members(shard):
+    for name, extension, content in _members(shard, text):
         if files and (name != key or extension in files):
             yield key, files
             files = {}
@@ -84,21 +101,22 @@ def _samples(shard: Path) -> Iterator[tuple[str, Files]]:
         yield key, files
 
 
-def _contents(key: str, files: Files) -> tuple[bytes, bytes] | None:
-    """Returns image and text of a sample, or None if it is not meant to have any. Raises InvalidRequest or
+def _contents(key: str, files: Files, captions: Captions) -> tuple[bytes, list[Numbered]] | None:
+    """Returns image and captions of a sample, or None if it is not meant to have any. Raises InvalidRequest or
     LimitExceeded if the sample cannot be used."""
     image = next((extension for extension in IMAGES if extension in files), None)
-    text = TEXT if TEXT in files else None
+    text = captions.extension if captions.extension in files else None
     if image is None or text is None:
-        dotted = [each for each in files if "." in each and each.rpartition(".")[2] in (*IMAGES, TEXT)]
+        dotted = [each for each in files if "." in each and each.rpartition(".")[2] in (*IMAGES, captions.extension)]
         if image is text and not dotted:
             return None
         missing = " and ".join(name for name, found in (("image", image), ("text", text)) if found is None)
         if dotted:
             limit = f"WebDataset ends a key at the first dot: of {key}.{dotted[0]} the extension is {dotted[0]}"
             raise InvalidRequest(key, f"without {missing}", limit).excluding(Exclusion.FORMAT)
-        found = f"has only .{', .'.join(files)}; a pair is an image and a .{TEXT} of one key that follow one another"
-        raise InvalidRequest(key, f"without {missing}", found).excluding(Exclusion.MISSING)
+        pair = f"a pair is an image and a .{captions.extension} of one key that follow one another"
+        limit = f"has only .{', .'.join(files)}; {pair}"
+        raise InvalidRequest(key, f"without {missing}", limit).excluding(Exclusion.MISSING)
     both = files[image], files[text]
     for extension, content in zip((image, text), both, strict=True):
         if isinstance(content, int):
@@ -106,7 +124,7 @@ def _contents(key: str, files: Files) -> tuple[bytes, bytes] | None:
             raise LimitExceeded(key, size, f"at most {MAX_MEMBER_BYTES}").excluding(Exclusion.TOO_LARGE)
     assert isinstance(both[0], bytes)
     assert isinstance(both[1], bytes)
-    return both[0], both[1]
+    return both[0], captions.read(key, both[1])
 
 
 def _check_id(name: str, known: "_Known") -> None:
@@ -123,7 +141,7 @@ def _check_id(name: str, known: "_Known") -> None:
         raise InvalidRequest("id", "there twice", limit).excluding(Exclusion.REPEATED)
 
 
-def _members(shard: Path) -> Iterator[tuple[str, str, bytes | int | None]]:
+def _members(shard: Path, text: str) -> Iterator[tuple[str, str, bytes | int | None]]:
     """Yields key, extension and content of the files that the library would see; see Files."""
     try:
         with shard.open("rb") as stream:
@@ -135,7 +153,7 @@ def _members(shard: Path) -> Iterator[tuple[str, str, bytes | int | None]]:
                 if not member.isreg() or match is None or _PASSED_OVER.match(member.name):
                     continue
                 content: bytes | int | None = None
-                if (extension := match[2].lower()) in (*IMAGES, TEXT):
+                if (extension := match[2].lower()) in (*IMAGES, text):
                     content = member.size
                     if member.size <= MAX_MEMBER_BYTES:
                         file = tar.extractfile(member)

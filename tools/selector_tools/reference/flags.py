@@ -9,6 +9,7 @@ from selector_server.device_kinds import DEVICE_NAMES, is_device
 from selector_tools.mistakes import Check
 
 if TYPE_CHECKING:
+    from selector_tools.pools.captions import Captions
     from selector_tools.pools.exclusions import Exclusions
 
 MAX_BATCH = 1 << 16
@@ -25,10 +26,24 @@ def add_pool(parser: Any) -> None:
     )
 
 
-def add_ids(parser: Any) -> None:
-    """Adds --ids, which says how the samples of shards are called."""
+def add_samples(parser: Any) -> None:
+    """Adds --ids and --captions, which say how the samples of shards are called and where their captions are."""
     kinds = "what a trainer sends as ids of WebDataset samples: __key__, or the shard's name before it (the default)"
     parser.add_argument("--ids", choices=("shard/key", "key"), default="shard/key", help=kinds)
+    places = (
+        "where the captions of WebDataset samples are: txt, one in the .txt (the default); txt-lines, one in each of "
+        "its lines; json:ENTRY, a text or a list of texts in the .json. A trainer that sends lists draws one of each"
+    )
+    parser.add_argument("--captions", type=_captions, metavar="PLACE", help=places)
+
+
+def _captions(place: str) -> "Captions":
+    from selector_tools.pools.captions import Captions  # noqa: PLC0415 - not on a trainer
+
+    try:
+        return Captions.at(place)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_exclusions(parser: Any) -> None:

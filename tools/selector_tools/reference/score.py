@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file; must not exist yet")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
     shared.add_cache_bytes(parser)
-    shared.add_ids(parser)
+    shared.add_samples(parser)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -43,7 +43,8 @@ def _score(flags: argparse.Namespace) -> None:
     from selector_tools.progress import pace  # noqa: PLC0415
     from selector_tools.reference.separation import losses  # noqa: PLC0415
 
-    pool, began, full, excluded = open_pool(flags.pool), perf_counter(), False, shared.exclusions(flags)
+    pool, excluded = open_pool(flags.pool, flags.ids, flags.captions), shared.exclusions(flags)
+    began, full = perf_counter(), False
     ids, loss, cosine = [], [], []
     folder, size = flags.cache, flags.cache_bytes
     with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
