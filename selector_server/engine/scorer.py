@@ -129,8 +129,9 @@ def own_losses(task: Task[Any], scores: Scores, rows: Tensor) -> OwnLosses | Non
 
 def locality(task: Task[Scorable], scores: Scores, picks: Tensor) -> Locality | None:
     """How alike the open candidates are, of which some were picked, int64 [n], if the reference looked at them. Those
-    that a prefilter keeps are more alike than what it saw, so that it is asked for neighbours."""
-    if not isinstance(scores, PairScores) or scores.reference is None:
+    that a prefilter keeps are more alike than what it saw, so that it is asked for neighbours; of a shortlist nobody
+    can be asked."""
+    if not isinstance(scores, PairScores) or scores.reference is None or task.plan.positions is not None:
         return None
     image, prefiltered = scores.reference.image, task.candidates.closed.prefiltered
     if prefiltered is not None:
