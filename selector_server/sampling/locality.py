@@ -13,7 +13,7 @@ from torch import Tensor
 CPU_ROWS, GPU_ROWS = 512, 8192
 # Two images whose cosine is above this are near-duplicates.
 NEAR_DUPLICATE = 0.95
-# At most so many picks, evenly spaced over the draw, are compared with all candidates.
+# At most so many picks are compared with all candidates.
 COMPARED_PICKS = 64
 
 
@@ -56,8 +56,9 @@ def neighbours(image: Tensor, rows: Tensor, share: int) -> Neighbours | None:
 
 def near_duplicates(image: Tensor, picks: Tensor, open_: Tensor | None = None) -> float:
     """The share of the picks, int64 [b], that have a near-duplicate among the other open candidates, bool [B]; all are
-    open without it. `image` is that of all candidates, float [B, D]. It is told of a sample of the picks."""
-    compared = image[picks[:: -(-len(picks) // COMPARED_PICKS)]]
+    open without it. `image` is that of all candidates, float [B, D]. At most COMPARED_PICKS of them are looked
+    at, evenly spaced in the super-batch."""
+    compared = image[picks.sort().values[:: -(-len(picks) // COMPARED_PICKS)]]
     # Each is compared with itself, too, and does not count for that.
     alike = -((compared * compared).sum(dim=1) > NEAR_DUPLICATE).long()
     for start, stop in _slices(image):

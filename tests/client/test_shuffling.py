@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from selector_client import Selector
+from selector_client import ModelEmbeddings, Selector
 from selector_client.metrics import export
 from selector_client.selecting import shuffling
 from selector_client.selecting.selection import Locality
@@ -51,6 +51,20 @@ def telling():
 @pytest.fixture
 def said(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == shuffling.__name__]
+
+
+def test_a_real_sidecar_tells_streams_apart(plain_server, said):
+    """Runs of 16 around a centre each, in the order of the pool, and shuffled."""
+    rng = np.random.default_rng(0)
+    image = np.repeat(rng.standard_normal((1600, 16)), 16, axis=0) + rng.standard_normal((25600, 16))
+    image = image.astype(np.float32)
+    for order, lines in ((rng.permutation(len(image)), 0), (np.arange(len(image)), 1)):
+        with Selector(plain_server.address, criterion="easy-reference", filter_ratio=0.8) as selector:
+            for rows in order.reshape(-1, 640)[: SELECTIONS + 1]:
+                reference = ModelEmbeddings(image[rows], image[rows], 10.0, -10.0)
+                told = selector.select_embeddings(None, reference).locality
+                assert told is not None
+        assert len(said()) == lines
 
 
 def test_a_badly_shuffled_stream_is_told_once_a_run(telling, said):

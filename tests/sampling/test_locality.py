@@ -77,14 +77,16 @@ def test_near_duplicates_are_those_of_the_oracle(slice_, closed, monkeypatch):
     assert found == pytest.approx(0.6 if not closed else 0.4), "the test knows its duplicates"
 
 
-def test_a_large_sub_batch_is_judged_by_a_sample_over_the_whole_draw(monkeypatch):
-    """The second half of the picks are copies of what was not picked."""
+def test_a_large_sub_batch_is_judged_by_a_sample_over_the_whole_super_batch(monkeypatch):
+    """The second half of the picks are copies of what was not picked. The order of the draw is of no matter."""
     count = 8 * COMPARED_PICKS
     image = unit(count, 32, 3)
     image[count // 4 : count // 2] = image[count // 2 : 3 * count // 4]
     seen = []
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append(len(a)) or torch.matmul(a, b))
-    found = near_duplicates(torch.from_numpy(image).float(), torch.arange(count // 2))
+    found = near_duplicates(torch.from_numpy(image).float(), torch.arange(count // 2).flip(0))
+    draw = torch.randperm(count // 2, generator=torch.Generator().manual_seed(0))
+    assert found == near_duplicates(torch.from_numpy(image).float(), draw)
     assert found == pytest.approx(0.5, abs=0.02)
     assert seen
     assert max(seen) <= COMPARED_PICKS

@@ -96,6 +96,12 @@ def test_a_prefilter_tells_it_of_what_it_saw(quick, models):
     assert told.near_duplicates == pytest.approx(duplicated(reference[0], reply.indices, left))
 
 
+def test_a_shortlist_tells_nothing_for_its_neighbours_are_none(quick, models):
+    request = embeddings(*models, seed=1)
+    request.selection.positions.CopyFrom(request.add(np.arange(0, 3 * COUNT, 3)))
+    assert not quick.select(request).HasField("locality")
+
+
 def with_ids(request):
     request.selection.sample_ids.integers.CopyFrom(request.add(np.arange(COUNT)))
     return request
