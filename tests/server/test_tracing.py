@@ -126,7 +126,7 @@ def test_a_trainers_span_and_the_sidecars_are_one_trace(traced, collector):
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-    # The provider stays this process's own. Shut down, or without its collector, it would complain in later tests' logs.
+    # The provider stays this process's own. Shut down, or without its collector, it would complain in later logs.
     exporter, provider = OTLPSpanExporter(f"{collector.url}/v1/traces"), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)  # of this process, once
