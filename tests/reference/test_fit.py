@@ -200,6 +200,8 @@ def test_a_diverging_training_ends_at_once():
         (["--validation", "0.5"], "--validation is 0.5; holds out 3"),
         (["--validate-every", "0"], "--validate-every is 0"),
         (["--patience", "-1"], "--patience is -1"),
+        (["--text-tower", "x"], "--text-tower is x; only --image-tower needs it"),
+        (["--timm", "x"], "--timm is x; only --image-tower needs it"),
         (["--role", "learner"], "--role"),
     ],
 )

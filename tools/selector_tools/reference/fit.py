@@ -7,6 +7,7 @@ from selector_tools.export import command as export
 from selector_tools.export import flags as model_flags
 from selector_tools.mistakes import any_mistake, exit_status
 from selector_tools.reference import flags as shared
+from selector_tools.reference.frozen import flags as frozen
 
 COMMAND = "selector reference fit"
 
@@ -15,11 +16,13 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "fit",
         help="train a reference on a curated pool",
-        description="Trains a model from random weights, or from --checkpoint, on a small curated pool that fits into "
-        "memory, and writes the reference's bundle. Larger ones are trained elsewhere and written by selector export.",
+        description="Trains a model from random weights, or from --checkpoint, or projections on frozen pretrained "
+        "towers, on a small curated pool that fits into memory, and writes the reference's bundle. Larger ones are "
+        "trained elsewhere and written by selector export.",
     )
     parser.set_defaults(handler=run, extra="server,export,reference")
-    model_flags.add_model(parser)
+    sources = model_flags.add_model(parser)
+    frozen.add(parser, sources)
     shared.add_pool(parser)
     add = parser.add_argument_group("training").add_argument
     add("--steps", type=int, default=2000, metavar="N", help="(default %(default)s)")
@@ -57,14 +60,18 @@ def run(flags: argparse.Namespace) -> int:
         (flags.patience < 0, "--patience", flags.patience, "must be 0 or more"),
         *shared.device_checks(flags),
         shared.exclusions_check(flags),
+        *frozen.checks(flags),
     ]
-    if any_mistake(COMMAND, checks) or model_flags.any_wrong(flags, COMMAND):
+    also = () if flags.image_tower is None else ("max_tokens",)
+    if any_mistake(COMMAND, checks) or model_flags.any_wrong(flags, COMMAND, also):
         return 2
     return exit_status(COMMAND, lambda: _run(flags))
 
 
 def _run(flags: argparse.Namespace) -> None:
     from selector_tools.reference.fitting import fit_and_export  # noqa: PLC0415 - heavy
+    from selector_tools.reference.frozen.architecture import architecture  # noqa: PLC0415
 
-    with export.built(flags, COMMAND) as (_, model):
+    opened = None if flags.image_tower is None else architecture
+    with export.built(flags, COMMAND, opened) as (_, model):
         fit_and_export(flags, model, COMMAND)

@@ -23,6 +23,7 @@ from selector_tools.pools.opening import open_pool
 from selector_tools.progress import bar, pace
 from selector_tools.reference import flags as shared
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.reference.frozen.towers import embedded_once
 from selector_tools.reference.training import Pairs, Recipe, fit, whole_pairs
 from selector_tools.reference.validation import LEAST, Validation, held_out
 
@@ -50,7 +51,8 @@ def fit_and_export(flags: argparse.Namespace, model: TorchModel, command: str) -
     augmentation = Augmentation(flags.shift, flags.crop, flags.flip)
     rates = flags.learning_rate, flags.weight_decay
     recipe = Recipe(flags.steps, flags.batch, *rates, flags.seed, flags.device, augmentation=augmentation)
-    pairs = whole_pairs(model, pixels, tokens)
+    frozen = flags.image_tower is not None
+    pairs = embedded_once(model, pixels, tokens, flags.device) if frozen else whole_pairs(model, pixels, tokens)
     validation = None
     if held.any():
         captions = [row.tobytes() for row in tokens[held]]
