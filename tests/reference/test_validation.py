@@ -9,13 +9,14 @@ import torch
 from selector_tools import cli
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.reference.training import Recipe, fit, whole_pairs
-from selector_tools.reference.validation import MOST, Validation, held_out
+from selector_tools.reference.validation import MOST, Look, Validation, held_out, reciprocal_ranks
 from support.model import TOKENS, TwoTower, embed, source
 from support.pools import arrays
 
 from selector_server.encoding import bundle
 from selector_server.encoding.reference_cache import integer_key
 from selector_server.errors import SetupError
+from selector_server.sampling import Embedded
 
 CODE = "from support.model import TwoTower\n\n\ndef tiny():\n    return TwoTower(3)\n"
 FIT = ["reference", "fit", "--module", "validation_models:tiny", "--image-size", "8", "--max-tokens", str(TOKENS)]
@@ -70,41 +71,59 @@ def validation(count=100, recipe=None, every=1, patience=2, model=None):
 
 
 class Scripted(Validation):
-    """One whose AUCs are given, and whose model's first weight says which look it was."""
+    """One whose ranks are given, with an error of 0.05, and whose model's bias says which step it was."""
 
-    def __init__(self, aucs, steps=100, every=1, patience=2):
-        self.module, self.script = TwoTower(3), iter(aucs)
+    def __init__(self, ranks, steps=100, every=1, patience=2):
+        self.module, self.script = TwoTower(3), iter(ranks)
         model = source("tiny", self.module)
         images, tokens = task(70)
         captions = [row.tobytes() for row in tokens]
         super().__init__(model, whole_pairs(model, images, tokens), captions, Recipe(steps, 32, 1e-2), every, patience)
 
-    def _auc(self):
-        return next(self.script)
+    def _look(self, step):
+        return Look(step, 0.9, next(self.script), 0.05)
 
     def run(self):
+        """Where training ended, and the step whose weights the model has then."""
         for step in itertools.count(1):
             self.module.logit_bias.data.fill_(float(step))
             if self.stops(step) or step == self._recipe.steps:
                 break
         self.restore()
-        return step, self.best, self.module.logit_bias.item()
+        assert self.module.logit_bias.item() == self.kept.step
+        return step, self.kept.step
 
 
 def test_it_stops_after_looks_without_a_better_one_and_the_best_weights_come_back():
-    assert Scripted([0.5, 0.7, 0.6, 0.65]).run() == (4, (2, 0.7), 2.0)
-    assert Scripted([0.5, 0.4, 0.6, 0.5, 0.7, 0.6, 0.6]).run() == (7, (5, 0.7), 5.0)
-    assert Scripted([0.9, 0.4, 0.6, 0.5, 0.7], steps=5, patience=0).run() == (5, (1, 0.9), 1.0)
+    assert Scripted([0.5, 0.7, 0.6, 0.64]).run() == (4, 2)
+    assert Scripted([0.5, 0.4, 0.6, 0.5, 0.7, 0.6, 0.6]).run() == (7, 5)
+    assert Scripted([0.9, 0.4, 0.6, 0.5, 0.7], steps=5, patience=0).run() == (5, 1)
 
 
-def test_of_equal_ones_the_latest_is_kept_and_none_counts_as_better():
-    assert Scripted([0.5, 1.0, 1.0, 1.0]).run() == (4, (4, 1.0), 4.0)
+def test_of_those_that_are_equal_within_the_error_the_last_is_kept_and_none_counts_as_better():
+    assert Scripted([0.5, 1.0, 1.0, 1.0]).run() == (4, 4)
+    assert Scripted([0.5, 0.7, 0.66, 0.6], patience=2).run() == (4, 3)
+    assert Scripted([0.7, 0.66, 0.62, 0.58], patience=3).run() == (4, 2)  # not one error after the other
 
 
 def test_it_looks_every_so_many_steps_and_after_the_last():
     found = Scripted([0.5, 0.6, 0.7, 0.8], steps=10, every=3)
-    assert found.run() == (10, (10, 0.8), 10.0)
-    assert [step for step, _ in found.aucs] == [3, 6, 9, 10]
+    assert found.run() == (10, 10)
+    assert [look.step for look in found.looks] == [3, 6, 9, 10]
+
+
+def test_ranks_are_places_among_the_different_captions():
+    rng = np.random.default_rng(2)
+    image, table = rng.normal(size=(30, 4)), rng.normal(size=(8, 4))
+    table[7] = table[6]  # two captions that the model cannot tell apart
+    word = np.concatenate([np.arange(8), rng.integers(0, 8, 22)])
+    embedded = Embedded(torch.from_numpy(image), torch.from_numpy(table[word]), 1.0, 0.0)
+    found = reciprocal_ranks(embedded, [bytes([each]) for each in word])
+    for row, mine in enumerate(word):
+        cosines = [float(image[row] @ caption) for caption in table]
+        higher = sum(each > cosines[mine] for each in cosines)
+        equal = sum(each == cosines[mine] for each in cosines)
+        assert found[row] == pytest.approx(1 / (higher + (1 + equal) / 2))
 
 
 def test_the_auc_is_that_of_own_against_other_captions():
@@ -122,7 +141,7 @@ def test_the_auc_is_that_of_own_against_other_captions():
     own = np.diag(cosines)[:, None]
     exact = (own > wrong).mean() + (own == wrong).mean() / 2
     assert 0.6 < exact < 0.999
-    assert found.aucs[0][1] == pytest.approx(exact, abs=0.015)  # some captions of each image stand for all of them
+    assert found.looks[0].auc == pytest.approx(exact, abs=0.015)  # some captions of each image stand for all of them
 
 
 def test_what_is_held_out_is_seen_as_it_is_and_not_trained_on():
@@ -168,17 +187,19 @@ def test_the_command_holds_pairs_out_tells_their_auc_and_stops(capsys, place):
     assert 64 <= validated["pairs"] < 110
     assert found["pairs"] + validated["pairs"] == 1600
     assert found["steps"] < 400
-    assert found["steps"] == validated["aucs"][-1][0]
-    assert [validated["step"], validated["auc"]] in validated["aucs"]
-    assert validated["auc"] == max(auc for _, auc in validated["aucs"]) > 0.95
-    source = bundle.load(place / "a", "reference").manifest.source
-    pairs, steps, auc = found["pairs"], validated["step"], validated["auc"]
-    expected = f"; trained on {pairs:,} pairs for {steps:,} steps, AUC {auc:.3f} on {validated['pairs']:,} others"
-    assert source.endswith(expected)
+    assert found["steps"] == validated["looks"][-1]["step"]
+    kept = {name: validated[name] for name in ("step", "auc", "mean_reciprocal_rank")}
+    assert kept in validated["looks"]
+    assert kept["auc"] > 0.95
+    assert kept["mean_reciprocal_rank"] > 0.95
+    judged = f"AUC {kept['auc']:.3f}, mean reciprocal rank {kept['mean_reciprocal_rank']:.3f}"
+    judged += f" on {validated['pairs']:,} pairs held out"
+    told_in_bundle = bundle.load(place / "a", "reference").manifest.source
+    assert told_in_bundle.endswith(f"; trained on {found['pairs']:,} pairs for {kept['step']:,} steps; {judged}")
     order = np.random.default_rng(0).permutation(1600)
     arrays(place / "p.npz", 1600, images=images[order], tokens=tokens[order], ids=order)
     said = told(capsys, *more[:-1], "--out", "b")
-    assert f"on {validated['pairs']:,} pairs held out, kept from step" in said.out
+    assert f"on {validated['pairs']:,} pairs held out, from step" in said.out
     assert "; stopped early, before 400" in said.out
 
 
@@ -188,7 +209,7 @@ def test_of_a_tiny_pool_nothing_is_held_out_unless_asked_for(capsys, place):
     said = told(capsys, "--steps", 2, "--out", "a")
     [line] = [line for line in said.err.splitlines() if "validation" in line]
     assert line.startswith("selector reference fit: no validation: a share of 0.05 holds out ")
-    assert line.endswith(" of 400 pairs; at least 64 tell an AUC")
+    assert line.endswith(" of 400 pairs; at least 64 tell how good it is")
     assert "trained on 400 pairs, 2 steps" in said.out
     assert "AUC" not in said.out
     said = told(capsys, "--steps", 2, "--out", "b", "--validation", 0)

@@ -40,9 +40,9 @@ def add_parser(verbs: Any) -> None:
     add = parser.add_argument_group("validation").add_argument
     share = "share of the pool to hold out, drawn by id and seed; 0 for none (default 0.05, if these are enough pairs)"
     add("--validation", type=float, metavar="SHARE", help=share)
-    add("--validate-every", type=int, metavar="N", help="steps (default: a 40th of --steps)")
-    patience = "stop after so many looks without a better AUC; 0 for never (default %(default)s)"
-    add("--patience", type=int, default=10, metavar="N", help=patience)
+    add("--validate-every", type=int, metavar="N", help="look at them every N steps (default: a 40th of --steps)")
+    patience = "stop after so many looks without a better rank of the own caption; 0 for never (default %(default)s)"
+    add("--patience", type=int, default=20, metavar="N", help=patience)
 
 
 def run(flags: argparse.Namespace) -> int:

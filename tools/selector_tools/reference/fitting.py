@@ -29,7 +29,7 @@ from selector_tools.reference.validation import LEAST, Validation, held_out
 
 _LAST = 50  # The mean loss of so many last steps is told.
 _SHARE = 0.05  # of the pool is held out, unless --validation says otherwise.
-_LOOKS = 40  # So often is the validation's AUC looked at, unless --validate-every says otherwise.
+_LOOKS = 40  # So often are the held-out pairs looked at, unless --validate-every says otherwise.
 
 
 def fit_and_export(flags: argparse.Namespace, model: TorchModel, command: str) -> None:
@@ -62,10 +62,9 @@ def fit_and_export(flags: argparse.Namespace, model: TorchModel, command: str) -
     began = perf_counter()
     steps, loss = _trained(model, pairs, recipe, validation)
     seconds = perf_counter() - began
-    kept = steps if validation is None else validation.best[0]
-    told = f"trained on {len(pairs):,} pairs for {kept:,} steps"
-    if validation is not None:
-        told += f", AUC {validation.best[1]:.3f} on {len(validation):,} others"
+    judged = "" if validation is None else _judged(validation)
+    kept = steps if validation is None else validation.kept.step
+    told = f"trained on {len(pairs):,} pairs for {kept:,} steps" + (f"; {judged}" if judged else "")
     # A model at a resolution of its own keeps the state that it came from; the reference is what was trained.
     origin = f"{model.origin}; {told}"[:1024]
     trained = replace(model, state=model.module.state_dict(), resizes={}, origin=origin)
@@ -75,16 +74,21 @@ def fit_and_export(flags: argparse.Namespace, model: TorchModel, command: str) -
     bundle = exported.bundle
     if flags.json:
         figures = {"pairs": len(pairs), "steps": steps, "seconds": seconds, "loss": loss}
-        judged = {"validation": None if validation is None else validation.as_json()}
+        looks = {"validation": None if validation is None else validation.as_json()}
         written = {"bundle": str(bundle.path), "fingerprint": bundle.fingerprint}
-        print(json.dumps(figures | judged | written | {"exclusions": excluded.as_json()}))
+        print(json.dumps(figures | looks | written | {"exclusions": excluded.as_json()}))
         return
     print(f"trained on {len(pairs):,} pairs, {steps:,} steps {pace(steps * flags.batch, seconds)}")
     print(f"loss {loss:.3f} over the last {min(steps, _LAST)} steps")
     if validation is not None:
         early = f"; stopped early, before {flags.steps:,}" if steps < flags.steps else ""
-        print(f"AUC {validation.best[1]:.3f} on {len(validation):,} pairs held out, kept from step {kept:,}{early}")
+        print(f"{judged}, from step {kept:,}{early}")
     print(f"bundle: {bundle.path}, fingerprint {bundle.fingerprint[:16]}")
+
+
+def _judged(validation: Validation) -> str:
+    kept = validation.kept
+    return f"AUC {kept.auc:.3f}, mean reciprocal rank {kept.rank:.3f} on {len(validation):,} pairs held out"
 
 
 def _held_out(flags: argparse.Namespace, keys: list[bytes], command: str) -> NDArray[np.bool_]:
@@ -94,7 +98,7 @@ def _held_out(flags: argparse.Namespace, keys: list[bytes], command: str) -> NDA
     held = held_out(keys, share, flags.seed)
     if share == 0 or (count := int(held.sum())) >= LEAST:
         return held
-    few = f"holds out {count:,} of {len(keys):,} pairs; at least {LEAST} tell an AUC"
+    few = f"holds out {count:,} of {len(keys):,} pairs; at least {LEAST} tell how good it is"
     if flags.validation is not None:
         raise SetupError("--validation", share, f"{few}; raise it, or set it to 0")
     shared.tell(command, f"no validation: a share of {share} {few}")
@@ -108,7 +112,7 @@ def _trained(model: TorchModel, pairs: Pairs, recipe: Recipe, validation: Valida
 
         def on_step(loss: float) -> None:
             last.append(loss)
-            auc = f", AUC {validation.aucs[-1][1]:.3f}" if validation is not None and validation.aucs else ""
+            auc = f", AUC {validation.looks[-1].auc:.3f}" if validation is not None and validation.looks else ""
             advance(1, f"train, loss {sum(last) / len(last):.3f}{auc}")
 
         if validation is None:
