@@ -50,8 +50,13 @@ class Checkpoint:
 def load(module: nn.Module, source: Checkpoint) -> str:
     """Replaces every parameter and buffer of `module` by that of the checkpoint. Returns what of a larger one was
     taken, and "" if it was all. Raises SetupError if they do not fit."""
-    wanted, place = module.state_dict(), source.place
     state, chosen = source.state()
+    return "; ".join(filter(None, (chosen, fill(module, state, source.place))))
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], place: Path) -> str:
+    """Does what `load` does with the state_dict that stood in `place`."""
+    wanted = module.state_dict()
     found, note = _named_as(wanted, state, place)
     for name in wanted.keys() & found.keys():
         if found[name].numel() == wanted[name].numel() == 1:  # a logit scale of shape [] or [1]
@@ -71,7 +76,7 @@ def load(module: nn.Module, source: Checkpoint) -> str:
             limit += "; empty tensors are DeepSpeed's ZeRO 3: gather them first, by its zero_to_fp32.py"
         raise SetupError("--checkpoint", place, limit)
     module.load_state_dict(found)
-    return "; ".join(filter(None, (chosen, note)))
+    return note
 
 
 def read(place: Path) -> dict[str, Tensor]:
