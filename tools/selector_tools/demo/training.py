@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from selector_client import WeightPublisher
 
 from selector_tools.demo.model import SmallSigLip
@@ -30,31 +32,48 @@ def train(
     *,
     learning_rate: float,
     weight_decay: float = 1e-4,
+    shift: int = 0,
+    seed: int = 0,
     evaluate: Callable[[SmallSigLip], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """Trains by AdamW with warm-up, a constant stretch and a linear decay. Seconds leave evaluation out."""
+    """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures that are moved by up to `shift`
+    pixels, which `seed` decides. Seconds leave evaluation out."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    rng = np.random.default_rng([seed, 2])
     run = Run()
     for step in range(steps):
         started = time.perf_counter()
         batch = next(batches)
+        if publisher is not None:
+            # Nothing is being scored now: this batch is picked, and the next selection waits for these weights if it
+            # needs them. Which weights score a batch is therefore the same in every run.
+            publisher.publish(step, model)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps)
+        pixels = shifted(batch["images"], shift, rng) if shift else batch["images"]
         optimizer.zero_grad(set_to_none=True)
-        model.loss(torch.from_numpy(batch["images"]), torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
+        model.loss(torch.from_numpy(pixels), torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if publisher is not None:
-            publisher.publish(step + 1, model)
         run.rows.append(batch["ids"])
         run.seconds += time.perf_counter() - started
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             run.accuracy.append((step + 1, evaluate(model)))
         on_step(step + 1)
     return run
+
+
+def shifted(pixels: NDArray[np.uint8], most: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Returns pictures of ink, uint8 [n, H, W, C], each moved by up to `most` pixels in both directions; what moves in
+    is blank paper."""
+    count, height, width, _ = pixels.shape
+    room = np.pad(pixels, ((0, 0), (most, most), (most, most), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(room, (height, width), axis=(1, 2))
+    top, left = rng.integers(0, 2 * most + 1, (2, count))
+    return np.ascontiguousarray(windows[np.arange(count), top, left].transpose(0, 2, 3, 1))
 
 
 def _schedule(step: int, steps: int) -> float:
