@@ -14,7 +14,7 @@ def icons(families: str, concepts: str) -> pool.IconSet:
 
 
 def test_neighbours_are_of_one_family_and_then_of_one_concept() -> None:
-    order = data.natural_order(icons("bababb", "yzxzxx"))
+    order = data.stored_order(icons("bababb", "yzxzxx"))
     assert order.tolist() == [1, 3, 2, 4, 5, 0]  # rows that are equal in both keep their order
 
 
@@ -53,3 +53,22 @@ def test_a_super_batch_that_runs_cannot_fill_is_refused(count: int, size: int) -
 def test_the_smallest_pool_fills_a_super_batch_wherever_it_is_cut() -> None:
     batches = data.runs(np.arange(95), 64, seed=0)
     assert all(len(set(next(batches).tolist())) == 64 for _ in range(100))
+
+
+def test_each_picture_is_moved_on_its_own_and_blank_paper_moves_in() -> None:
+    ink = np.full((64, 8, 8, 1), 255, np.uint8)
+    moved = shifted(ink, 3, np.random.default_rng(0))
+    assert moved.shape == ink.shape
+    assert moved.dtype == np.uint8
+    sides = [(int(picture[:, 4, 0].astype(bool).sum()), int(picture[4, :, 0].astype(bool).sum())) for picture in moved]
+    assert {side for pair in sides for side in pair} == {5, 6, 7, 8}
+    assert len(set(sides)) > 8
+
+
+def test_a_moved_picture_keeps_what_stays_on_the_paper() -> None:
+    dot = np.zeros((100, 9, 9, 1), np.uint8)
+    dot[:, 4, 4] = 200
+    moved = shifted(dot, 3, np.random.default_rng(0))
+    assert (moved.sum(axis=(1, 2, 3)) == 200).all()
+    places = np.argwhere(moved)[:, 1:3]
+    assert sorted(set(places[:, 0].tolist())) == sorted(set(places[:, 1].tolist())) == [1, 2, 3, 4, 5, 6, 7]

@@ -58,6 +58,7 @@ def made(*arms: Arm, picked: int = 3, dropped: int = 2) -> Report:
         arms=list(arms or (UNIFORM, JEST)),
         reference_accuracy=0.259,
         pool_mislabelled=0.5,
+        stream="Neighbours are alike.",
         examples=Examples(
             "JEST",
             1200,
@@ -170,7 +171,12 @@ def test_a_name_in_brackets_is_no_markup() -> None:
         ),
         (
             # The best arm that selects speaks for all, wherever it stands, and one that does not select never does.
-            (UNIFORM, replace(UNIFORM, name="shuffled", accuracy=[(600, 0.9)]), replace(JEST, accuracy=[(9, 0.1)]), JEST),
+            (
+                UNIFORM,
+                replace(UNIFORM, name="shuffled", accuracy=[(600, 0.9)]),
+                replace(JEST, accuracy=[(9, 0.1)]),
+                JEST,
+            ),
             "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 8.0 times fewer than uniform's 600, "
             "and ended at 20.0 %.",
         ),
@@ -259,6 +265,7 @@ def test_the_page_holds_the_tables_figures_and_the_settings(tmp_path: Path) -> N
     ]
     text = words(root)
     assert "The reference alone reaches 25.9 %, more than any arm." in text
+    assert "Neighbours are alike. 50 % of the captions belong to another picture." in text
     assert "at step 1,200 of the arm JEST" in text
     assert "Scored for each one trained on: uniform: 0.0; JEST: 5.0." in text
     assert "uniform: 16.4 s; JEST: 38.2 s" in text
@@ -310,7 +317,7 @@ def test_results_are_the_report_without_pixels(tmp_path: Path) -> None:
     assert uniform["steps_to_uniform_final"] == pytest.approx(600)
     assert held["examples"]["picked"][-1] == {"caption": "x", "score": 0.5, "mislabelled": True}
     assert held["examples"]["dropped"][0] == {"caption": "dropped 0", "score": 0.0, "mislabelled": True}
-    for name in ("reference_accuracy", "pool_mislabelled", "settings", "versions"):
+    for name in ("reference_accuracy", "pool_mislabelled", "stream", "settings", "versions"):
         assert held[name] == getattr(given, name)
 
 

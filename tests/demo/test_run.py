@@ -50,7 +50,10 @@ def test_seeds_decide_the_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "mistake"),
     [
-        (("--arms", "uniform,best"), "--arms is uniform,best; each once, of uniform, shuffled, independent, jest, mixed"),
+        (
+            ("--arms", "uniform,best"),
+            "--arms is uniform,best; each once, of uniform, shuffled, independent, jest, mixed",
+        ),
         (("--arms", "jest,uniform"), "--arms is jest,uniform; must begin with uniform"),
         (("--seeds", "0"), "--seeds is 0; must be at least 1"),
         (("--noise", "1.5"), "--noise is 1.5; must lie between 0 and 1"),

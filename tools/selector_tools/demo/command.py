@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from selector_tools.demo.rules import DEFAULT, RULES
+from selector_tools.demo.rules import DEFAULT, ORDERS, RULES
 from selector_tools.mistakes import any_mistake
 
 
@@ -20,6 +20,12 @@ def add_parser(verbs: Any) -> None:
         "--arms", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(RULES)} (default %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=600, help="training steps of an arm (default %(default)s)")
+    parser.add_argument(
+        "--order",
+        choices=tuple(ORDERS),
+        default="stored",
+        help="of the pool: neighbours resemble each other, as a crawl stores them, or not (default %(default)s)",
+    )
     parser.add_argument("--noise", type=float, default=0.0, help="share of captions shuffled (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of data order, weights and draws (default %(default)s)")
     parser.add_argument(
@@ -50,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if any_mistake("selector demo", mistakes):
         return 2
-    from selector_tools.demo.run import run as run_demo  # noqa: PLC0415 - needs the demo extra
+    from selector_tools.demo.run import Options  # noqa: PLC0415 - needs the demo extra
+    from selector_tools.demo.run import run as run_demo  # noqa: PLC0415
 
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    run_demo(arms, arguments.steps, arguments.noise, seeds, arguments.out)
+    run_demo(Options(arms, arguments.steps, arguments.order, arguments.noise), seeds, arguments.out)
     return 0

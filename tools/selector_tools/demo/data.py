@@ -68,7 +68,7 @@ def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
         cursor += size
 
 
-def natural_order(icons: IconSet) -> NDArray[np.int64]:
+def stored_order(icons: IconSet) -> NDArray[np.int64]:
     """Returns the rows, int64 [n], as a crawl of the families would have stored them: icons of one hand follow one
     another, and among these the icons of one concept."""
     return np.lexsort((icons.concepts, icons.families)).astype(np.int64)

@@ -147,8 +147,7 @@ def _text(words: str) -> str:
 def _setting(report: Report) -> str:
     wrong = report.pool_mislabelled
     return (
-        "Each arm trains the same small SigLIP on icons and their names. The pool is read as a crawl would have stored "
-        "it: neighbours come from one font and resemble each other, and a super-batch holds a few runs of neighbours. "
+        f"Each arm trains the same small SigLIP on icons and their names. {escape(report.stream)} "
         + (f"{percent(wrong)} of the captions belong to another picture. " if wrong else "")
         + "Uniform arms draw at random; for the others a sidecar process chooses what to train on."
     )

@@ -109,7 +109,9 @@ def columns(report: Report) -> list[Column]:
         column("concepts\nin a\nbatch", "Different concepts in a batch", lambda arm: f"{arm.concepts:.0f}"),
     ]
     if report.pool_mislabelled:
-        found.append(column("mis-\nlabelled", "Mislabelled pairs trained on", lambda arm: page.percent(arm.mislabelled)))
+        found.append(
+            column("mis-\nlabelled", "Mislabelled pairs trained on", lambda arm: page.percent(arm.mislabelled))
+        )
     if any(arm.fallbacks for arm in arms):
         found.append(column("fall-\nbacks", "Fallbacks to a uniform batch", lambda arm: f"{arm.fallbacks:,}"))
     return found

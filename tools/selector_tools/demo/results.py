@@ -93,12 +93,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the demo shows. `arms[0]` is uniform. `examples` is None where no arm selects. `settings` and
-    `versions` are shown as they are."""
+    """Everything the demo shows. `arms[0]` is uniform. `stream` says in a sentence how the pool is read. `examples` is
+    None where no arm selects. `settings` and `versions` are shown as they are."""
 
     arms: list[Arm]
     reference_accuracy: float
     pool_mislabelled: float
+    stream: str
     examples: Examples | None
     settings: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The demo's arms by their names on the command line: what each trains on, in words and as settings of a `Selector`."""
+"""What the demo's command line chooses from, by name, in words for its page: the arms and the order of the pool."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,5 +50,10 @@ RULES = {
         "As in JEST, but only the reference's losses count. The learner is not asked.",
         {"policy": "joint", "criterion": "easy-reference"},
     ),
+}
+ORDERS = {
+    "stored": "The pool is read as a crawl would have stored it: neighbours come from one font and resemble each "
+    "other, and a super-batch holds a few runs of neighbours.",
+    "shuffled": "The pool was shuffled before, so that a super-batch is a random sample of it.",
 }
 DEFAULT = ("uniform", "shuffled", "independent", "jest", "mixed")

@@ -17,11 +17,11 @@ from rich.progress import Progress
 
 from selector_tools.demo import pool
 from selector_tools.demo.arms import GAIN, Setting, Snapshot, run_arm
-from selector_tools.demo.data import RUN, Pairs, ZeroShot, draws, make_tokenizer, natural_order
+from selector_tools.demo.data import RUN, Pairs, ZeroShot, draws, make_tokenizer, stored_order
 from selector_tools.demo.model import SmallSigLip, exportable
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
-from selector_tools.demo.rules import RULES
+from selector_tools.demo.rules import ORDERS, RULES
 from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
@@ -36,7 +36,18 @@ REFERENCE_WEIGHT_DECAY = 1e-2
 PUBLISH_EVERY = 10
 
 
-def run(arms: Sequence[str], steps: int, noise: float, seeds: Sequence[int], out: Path) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What the command line chose: `arms` are names of RULES, `order` is one of ORDERS, and `noise` is the share of
+    captions to shuffle."""
+
+    arms: Sequence[str]
+    steps: int
+    order: str
+    noise: float
+
+
+def run(options: Options, seeds: Sequence[int], out: Path) -> None:
     """Trains, for each seed, the reference and each arm, and writes the report of their means into `out`."""
     console = Console()
     if not console.is_terminal:
@@ -46,12 +57,13 @@ def run(arms: Sequence[str], steps: int, noise: float, seeds: Sequence[int], out
     log.write_text("")
     torch.set_num_threads(1)  # one core trains while the other one selects
     with bars(console) as progress, tempfile.TemporaryDirectory() as temporary:
-        demo = _Demo(arms, steps, noise, _load(progress), Path(temporary), log, progress)
+        demo = _Demo(options, _load(progress), Path(temporary), log, progress)
         outcomes = [demo.run(seed, f" (seed {seed})" if len(seeds) > 1 else "") for seed in seeds]
     report = Report(
         arms=[mean_of(runs) for runs in zip(*(outcome.arms for outcome in outcomes), strict=True)],
         reference_accuracy=float(np.mean([outcome.reference_accuracy for outcome in outcomes])),
         pool_mislabelled=outcomes[0].pool_mislabelled,
+        stream=ORDERS[options.order],
         examples=outcomes[0].examples,
         settings=demo.settings(seeds),
         versions=_versions(),
@@ -75,27 +87,19 @@ class _Outcome:
 class _Demo:
     """The demo's data, and what is done with it by one seed after the other. Its files go into `folder`."""
 
-    def __init__(
-        self,
-        arms: Sequence[str],
-        steps: int,
-        noise: float,
-        data: pool.DemoData,
-        folder: Path,
-        log: Path,
-        progress: Progress,
-    ) -> None:
-        self._arms, self._steps, self._noise = arms, steps, noise
-        self._data, self._folder, self._log, self._progress = data, folder, log, progress
+    def __init__(self, options: Options, data: pool.DemoData, folder: Path, log: Path, progress: Progress) -> None:
+        self._options, self._data = options, data
+        self._folder, self._log, self._progress = folder, log, progress
         self._words = folder / "tokenizer.json"
         self._tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], self._words)
         self._evaluate = ZeroShot(data, self._tokenizer)
-        self._order = natural_order(data.pool)
+        # The pool itself is in random order.
+        self._order = stored_order(data.pool) if options.order == "stored" else np.arange(len(data.pool))
         self._concepts = np.unique(data.pool.concepts, return_inverse=True)[1].astype(np.int64)
 
     def run(self, seed: int, suffix: str) -> _Outcome:
         """Trains the reference and every arm. The names of what is under way end in `suffix`."""
-        captions, mislabelled = pool.shuffle_captions(self._data.pool.captions, self._noise, seed)
+        captions, mislabelled = pool.shuffle_captions(self._data.pool.captions, self._options.noise, seed)
         reference = self._train_reference(seed, suffix)
         arms, examples = [], None
         with redis_server() as redis:
@@ -120,9 +124,9 @@ class _Demo:
                 log=self._log,
             )
             self._export(setting, reference, suffix)
-            for kind in self._arms:
-                on_step = self._bar(f"train {RULES[kind].label}{suffix}", self._steps)
-                arm, snapshot = run_arm(kind, self._steps, setting, on_step)
+            for kind in self._options.arms:
+                on_step = self._bar(f"train {RULES[kind].label}{suffix}", self._options.steps)
+                arm, snapshot = run_arm(kind, self._options.steps, setting, on_step)
                 arms.append(arm)
                 if snapshot is not None:
                     examples = _examples(arm.name, snapshot, self._data.pool.pixels, captions, mislabelled)
@@ -133,13 +137,13 @@ class _Demo:
         data, size = self._data, round(BATCH / (1 - FILTER_RATIO))
         classes = f"{int((data.labels >= 0).sum()):,} pictures of held-out fonts, {len(data.class_names)} classes"
         return {
-            "pool": f"{len(data.pool):,} pairs, {self._noise:.0%} of the captions shuffled",
-            "order": f"by font family, then concept; read in runs of {RUN}, in random order",
+            "pool": f"{len(data.pool):,} pairs, {self._options.noise:.0%} of the captions shuffled",
+            "order": f"{self._options.order}, read in runs of {RUN}, which come in random order",
             "curated (reference)": f"{len(data.curated):,} pairs, {REFERENCE_STEPS} steps",
             "evaluation": classes,
             "super-batch B, sub-batch b": f"{size} ({size // RUN} runs), {BATCH} (f = {FILTER_RATIO})",
             "draws": f"sampled, gain {GAIN:g}",
-            "steps": f"{self._steps:,}",
+            "steps": f"{self._options.steps:,}",
             "learning rate": str(LEARNING_RATE),
             "augmentation": f"pictures are moved by up to {SHIFT} pixels in training, not in scoring",
             "weights published": f"every {PUBLISH_EVERY} steps",
