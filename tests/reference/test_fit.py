@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from selector_tools import cli
-from selector_tools.reference.training import CRITERIA, Recipe, _schedule, fit
+from selector_tools.reference.augmentation import Augmentation
+from selector_tools.reference.training import CRITERIA, Recipe, _schedule, fit, whole_pairs
 from support.model import TOKENS, WORDS, TwoTower, embed, source, write_tokenizer
 from support.pools import arrays, png, write_tar
 
@@ -49,6 +50,10 @@ def task(count, seed):
     return images, tokens
 
 
+def trained(model, images, tokens, recipe, **more):
+    return fit(model, whole_pairs(model, images, tokens), recipe, **more)
+
+
 def auc_of(capsys, reference, pool, out):
     command = ["reference", "report", "--reference", reference, "--pool", pool, "--out", out, "--threads", "1"]
     assert cli.main([str(part) for part in command]) == 0
@@ -87,16 +92,36 @@ def test_shards_with_a_tokenizer_train_the_same_and_bad_images_are_named(capsys,
 
 def test_the_seed_decides_and_the_bundle_has_the_trained_scale(place):
     images, tokens = task(64, 0)
-    recipe, trained = Recipe(20, 16, 1e-2), []
+    recipe, modules = Recipe(20, 16, 1e-2), []
     for seed in (0, 0, 1):
         module = TwoTower(3)
-        fit(source("tiny", module), images, tokens, dataclasses.replace(recipe, seed=seed))
-        trained.append(module)
-    assert not trained[0].training
-    a, b, c = (embed(module, images, tokens).image for module in trained)
+        trained(source("tiny", module), images, tokens, dataclasses.replace(recipe, seed=seed))
+        modules.append(module)
+    assert not modules[0].training
+    a, b, c = (embed(module, images, tokens).image for module in modules)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    assert trained[0].logit_bias.item() != -10.0
+    assert modules[0].logit_bias.item() != -10.0
+
+
+def test_augmentation_is_drawn_by_the_seed_and_changes_no_other_draw():
+    images, tokens = task(64, 0)
+    seen = {}
+    for name, shift, seed in (("off", 0, 0), ("shift", 2, 0), ("again", 2, 0), ("other", 2, 1)):
+        model = source("tiny", TwoTower(3))
+        pairs, batches = whole_pairs(model, images, tokens), []
+
+        def embed_and_note(images, texts, pairs=pairs, batches=batches):
+            batches.append((images.clone(), texts))
+            return pairs.embed(images, texts)
+
+        recipe = Recipe(3, 16, 1e-2, seed=seed, augmentation=Augmentation(shift))
+        fit(model, dataclasses.replace(pairs, embed=embed_and_note), recipe)
+        seen[name] = batches
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(seen["off"], seen["shift"], strict=True))
+    assert not any(torch.equal(a[0], b[0]) for a, b in zip(seen["off"], seen["shift"], strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(seen["shift"], seen["again"], strict=True))
+    assert not torch.equal(seen["shift"][0][0], seen["other"][0][0])
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -117,7 +142,8 @@ def test_softmax_trains_without_a_bias():
     images, tokens = task(64, 0)
     module, seen = TwoTower(3), []
     logit = source("x", module).logit.model_copy(update={"bias_parameter": None})
-    fit(source("x", module, loss="softmax", logit=logit), images, tokens, Recipe(40, 32, 1e-2), seen.append)
+    model = source("x", module, loss="softmax", logit=logit)
+    assert trained(model, images, tokens, Recipe(40, 32, 1e-2), on_step=seen.append) == 40
     assert len(seen) == 40
     assert seen[-1] < seen[0] / 2
 
@@ -125,7 +151,7 @@ def test_softmax_trains_without_a_bias():
 def test_a_loss_that_references_are_not_trained_with_is_refused_by_name():
     images, tokens = task(64, 0)
     with pytest.raises(SetupError, match="--loss is other; a reference is trained with one of sigmoid, softmax"):
-        fit(source("x", TwoTower(3), loss="other"), images, tokens, Recipe(1, 32, 1e-2))
+        trained(source("x", TwoTower(3), loss="other"), images, tokens, Recipe(1, 32, 1e-2))
 
 
 def test_the_rate_rises_then_falls_to_nearly_nothing():
@@ -142,7 +168,7 @@ def test_a_diverging_training_ends_at_once():
     module = TwoTower(3)
     module.words.weight.data[1] = float("nan")
     with pytest.raises(SetupError, match="loss at step 1 is nan"):
-        fit(source("x", module), images, tokens, Recipe(5, 64, 1e-2))
+        trained(source("x", module), images, tokens, Recipe(5, 64, 1e-2))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +188,20 @@ def test_a_diverging_training_ends_at_once():
         (["--module", "fit_models:frozen"], "require a gradient"),
         (["--logit-scale", "nothing"], "--logit-scale"),
         (["--seed", "-1"], "--seed"),
+        (["--shift", "-1"], "--shift is -1; must be 0 or more"),
+        (["--shift", "8"], "--shift is 8; must be less than the image's side, 8 pixels"),
+        (["--shift", "0.5"], "--shift"),
+        (["--crop", "0"], "--crop is 0.0; must be above 0"),
+        (["--crop", "1.1"], "--crop is 1.1"),
+        (["--crop", "nan"], "--crop is nan"),
+        (["--validation", "-0.1"], "--validation is -0.1; must be 0 to 0.5"),
+        (["--validation", "0.6"], "--validation is 0.6"),
+        (["--validation", "nan"], "--validation is nan"),
+        (["--validation", "0.5"], "--validation is 0.5; holds out 3"),
+        (["--validate-every", "0"], "--validate-every is 0"),
+        (["--patience", "-1"], "--patience is -1"),
+        (["--text-tower", "x"], "--text-tower is x; only --image-tower needs it"),
+        (["--timm", "x"], "--timm is x; only --image-tower needs it"),
         (["--role", "learner"], "--role"),
     ],
 )

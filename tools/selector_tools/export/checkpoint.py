@@ -19,8 +19,13 @@ _SHOWN = 5
 def load(module: nn.Module, place: Path) -> str:
     """Replaces every parameter and buffer of `module` by that in the file or folder `place`. Returns what of a larger
     checkpoint was taken, and "" if it was all. Raises SetupError if they do not fit."""
+    return fill(module, read(place), place)
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], place: Path) -> str:
+    """Does what `load` does with the state_dict that stood in `place`."""
     wanted = module.state_dict()
-    found, note = _named_as(wanted, read(place), place)
+    found, note = _named_as(wanted, state, place)
     for name in wanted.keys() & found.keys():
         if found[name].numel() == wanted[name].numel() == 1:  # a logit scale of shape [] or [1]
             found[name] = found[name].reshape(wanted[name].shape)

@@ -52,34 +52,38 @@ def _run(flags: argparse.Namespace) -> None:
 
 
 @contextmanager
-def built(flags: argparse.Namespace, command: str) -> "Iterator[tuple[Architecture, TorchModel]]":
-    """Yields the model that the flags of `flags.add_model` ask for, and removes its temporary files at the end. Raises
-    SelectorError, also if torch fails to trace the model inside the block."""
+def built(
+    flags: argparse.Namespace, command: str, opened: "Callable[[argparse.Namespace], Architecture] | None" = None
+) -> "Iterator[tuple[Architecture, TorchModel]]":
+    """Yields the model that the flags of `flags.add_model` ask for, and removes its temporary files at the end. Where
+    a source of the command's own says which model, `opened` opens it. Raises SelectorError, also if torch fails to
+    trace the model inside the block."""
     from pydantic import ValidationError  # noqa: PLC0415 - not installed on a trainer
     from torch.onnx import OnnxExporterError  # noqa: PLC0415
 
+    from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_server.errors import SetupError  # noqa: PLC0415
 
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            yield _built(flags, Path(scratch), lambda text: _say(command, text))
+            load_tokenizer(flags.tokenizer)  # a broken one is found before the work
+            architecture = opened(flags) if opened else _architecture(flags, Path(scratch))
+            yield architecture, _built(flags, architecture, lambda text: _say(command, text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "input"
         raise SetupError(field, first.get("input"), first["msg"]) from error
     except OnnxExporterError as error:
-        flag = next(name for name in ("open_clip", "transformers", "module") if getattr(flags, name) is not None)
+        sources = ("open_clip", "transformers", "module", "image_tower")
+        flag = next(name for name in sources if getattr(flags, name, None) is not None)
         limit = f"cannot be traced by torch.export: {_cause(error)}"
         raise SetupError(f"--{flag.replace('_', '-')}", getattr(flags, flag), limit) from error
 
 
-def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None]) -> "tuple[Architecture, TorchModel]":
+def _built(flags: argparse.Namespace, architecture: "Architecture", say: Callable[[str], None]) -> "TorchModel":
     from selector_server.encoding.bundle import ImageInput, TextInput  # noqa: PLC0415
-    from selector_server.encoding.preprocess import load_tokenizer  # noqa: PLC0415
     from selector_tools.export.building import Look, prepared  # noqa: PLC0415
 
-    load_tokenizer(flags.tokenizer)  # a broken one is found before the work
-    architecture = _architecture(flags, scratch)
     look = Look(flags.image_size, flags.patch_size, flags.keep_patches, flags.interpolation, flags.antialias)
     model = prepared(architecture, look, flags.checkpoint, flags.seed, say)
     image = {"mean": flag_values.numbers(flags.mean), "std": flag_values.numbers(flags.std), "fit": flags.fit}
@@ -88,7 +92,7 @@ def _built(flags: argparse.Namespace, scratch: Path, say: Callable[[str], None])
     weights = (
         f"random weights (seed {flags.seed})" if random else flags.checkpoint or flags.pretrained or "its own weights"
     )
-    return architecture, replace(
+    return replace(
         model,
         name=flags.name or model.name,
         image=ImageInput.model_validate(model.image.model_dump() | _given(image)),

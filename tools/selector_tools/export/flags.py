@@ -3,6 +3,7 @@ their values."""
 
 import argparse
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def add(parser: Any) -> None:
     parser.add_argument("--role", choices=choices, default="learner", help="(default %(default)s)")
 
 
-def add_model(parser: Any) -> None:
-    """Adds the flags of the model and its bundle: all but the role."""
-    _add_sources(parser)
+def add_model(parser: Any) -> Any:
+    """Adds the flags of the model and its bundle: all but the role. Returns the group of sources, one of which says
+    which model, so that a command can add sources of its own."""
+    sources = _add_sources(parser)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     add("--name", help="of the model, in the bundle (default: the architecture's)")
@@ -63,9 +65,10 @@ def add_model(parser: Any) -> None:
     add("--fit", choices=("squash", "crop"), help="how files come to the image size (default: the source's)")
     add("--pad-token", type=int, metavar="ID", help="fills short texts (default: the source's, 0 for --module)")
     add("--end-token", type=int, metavar="ID", help="ends texts that were cut (default: the source's)")
+    return sources
 
 
-def _add_sources(parser: Any) -> None:
+def _add_sources(parser: Any) -> Any:
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
         "--open-clip", metavar="NAME", help="an architecture of open_clip (ViT-B-16), hf-hub:NAME or local-dir:FOLDER"
@@ -90,10 +93,12 @@ def _add_sources(parser: Any) -> None:
     add("--logit-bias", metavar="NAME", help="its entry in the state_dict (default logit_bias, if it is there)")
     add("--loss", choices=LOSSES, help="(default: sigmoid with a bias, softmax without)")
     add("--tokens-at", metavar="SUBMODULE", help="whose output is [B, prefix + patches, W]; for --keep-patches")
+    return sources
 
 
-def any_wrong(flags: argparse.Namespace, command: str) -> bool:
-    """Prints the first value that is wrong, and returns whether there is one; needs no torch."""
+def any_wrong(flags: argparse.Namespace, command: str, also: Collection[str] = ()) -> bool:
+    """Prints the first value that is wrong, and returns whether there is one; needs no torch. `also` names flags of
+    --module that the command's own source takes too."""
     own = flags.module is not None
     checks: list[Check] = [
         (flags.out.exists(), "--out", flags.out, "must not exist yet"),
@@ -126,12 +131,12 @@ def any_wrong(flags: argparse.Namespace, command: str) -> bool:
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
         checks.append((bool(value), flag, value, "only --open-clip takes it"))
     checks += _channel_values("--mean", flags.mean, -math.inf) + _channel_values("--std", flags.std, 0.0)
-    for name in _MODULE_ONLY:
+    for name in set(_MODULE_ONLY).difference(also):
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
         checks.append((not own and value is not None, flag, value, "only --module needs it"))
-    for name in ("max_tokens", "vocabulary") if own else ():
+    for name in ("max_tokens", "vocabulary"):
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
-        checks.append((value is None, flag, "missing", "--module needs it"))
+        checks.append((own and value is None, flag, "missing", "--module needs it"))
         checks.append(_within(flag, value, 1, 2**24))
     return any_mistake(command, checks)
 

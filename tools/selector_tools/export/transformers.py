@@ -1,7 +1,6 @@
 """Builds models of transformers (CLIP, SigLIP, SigLIP 2) from a local folder, a config.json or a name on the hub."""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
 from selector_server.errors import SetupError
-from selector_tools.export import hub
+from selector_tools.export import hub, model_folder
 from selector_tools.export.building import Architecture, pair
 from selector_tools.export.checkpoint_files import WEIGHT_FILES
 from selector_tools.export.naflex import as_fixed_grid, encode_fixed_grid, set_size, size_of
@@ -25,19 +24,19 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_END, _OLD_CLIP_END = 49407, 2
 _GEMMA_VOCABULARY = 256_000
-_BILINEAR = 2  # Pillow's number for it, which preprocessor_config.json has
+_FLAG = "--transformers"
 
 
 def architecture(path: str) -> Architecture:
     """Returns the model in the folder `path`, that of the config.json at `path` with random weights, or that of the
     name `path` on the Hugging Face hub. Raises SetupError."""
-    place = Path(path) if Path(path).exists() else hub.folder("--transformers", path)
+    place = Path(path) if Path(path).exists() else hub.folder(_FLAG, path)
     file = place / "config.json" if place.is_dir() else place
-    settings = _json(file)
+    settings = model_folder.read(_FLAG, file)
     kind = settings.get("model_type")
     if kind not in _CLASSES:
         limit = f"its model_type is {kind!r}; must be one of {', '.join(_CLASSES)}"
-        raise SetupError("--transformers", place, limit)
+        raise SetupError(_FLAG, place, limit)
     make_importable()
     import transformers  # noqa: PLC0415 - takes seconds
 
@@ -47,7 +46,7 @@ def architecture(path: str) -> Architecture:
     try:
         config = model_class.config_class.from_dict(settings)
     except Exception as error:  # its validation raises classes of its own
-        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
+        raise SetupError(_FLAG, file, f"cannot be read: {in_one_line(error)}") from error
     folder = file.parent
     has_weights = place.is_dir() and any((folder / name).exists() for name in WEIGHT_FILES)
 
@@ -61,13 +60,11 @@ def architecture(path: str) -> Architecture:
             else:
                 model = model_class(sized)
         except Exception as error:
-            raise SetupError("--transformers", place, f"cannot be built: {in_one_line(error)}") from error
+            raise SetupError(_FLAG, place, f"cannot be built: {in_one_line(error)}") from error
         for what, names in loaded.items():  # it only warns, and leaves random weights where some are missing
             if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 shown = ", ".join(sorted(map(str, names))[:5])
-                raise SetupError(
-                    f"--transformers {place}: {what.replace('_', ' ')}", len(names), f"must be none: {shown}"
-                )
+                raise SetupError(f"{_FLAG} {place}: {what.replace('_', ' ')}", len(names), f"must be none: {shown}")
         called = path if not Path(path).exists() else settings.get("_name_or_path") or folder.resolve().name
         name = str(called or kind)[:128]
         return _described(name, kind, model.eval(), sized, folder)
@@ -98,7 +95,9 @@ def _described(name: str, kind: str, model: nn.Module, config: Any, folder: Path
     return TorchModel(
         name=name,
         module=model,
-        image=_image(kind, height, width, vision.num_channels, _optional(folder / "preprocessor_config.json")),
+        image=_image(
+            kind, height, width, vision.num_channels, model_folder.optional(_FLAG, folder / "preprocessor_config.json")
+        ),
         text=_text(kind, config.text_config, folder),
         logit=Logit(scale_parameter="logit_scale", scale_is_log=True, bias_parameter="logit_bias" if bias else None),
         loss="sigmoid" if bias else "softmax",
@@ -113,7 +112,7 @@ def _described(name: str, kind: str, model: nn.Module, config: Any, folder: Path
 
 def _image(kind: str, height: int, width: int, channels: int, file: Mapping[str, Any]) -> ImageInput:
     clip = kind == "clip"
-    bilinear = file.get("resample") == _BILINEAR if "resample" in file else kind == "siglip2"
+    bilinear = file.get("resample") == model_folder.BILINEAR if "resample" in file else kind == "siglip2"
     return ImageInput(
         height=height,
         width=width,
@@ -132,7 +131,7 @@ def _text(kind: str, config: Any, folder: Path) -> TextInput:
         pad, end = 0 if config.vocab_size >= _GEMMA_VOCABULARY else 1, 1
     if kind == "clip" and end == _OLD_CLIP_END:  # the first configs of CLIP, whose towers look for the largest id
         end = config.vocab_size - 1
-    told_pad, told_end = _ids_of(folder, ("pad_token", "eos_token"))
+    told_pad, told_end = model_folder.token_ids(_FLAG, folder, ("pad_token", "eos_token"))
     pad = told_pad if told_pad is not None else pad
     end = told_end if told_end is not None else end
     return TextInput(
@@ -141,23 +140,6 @@ def _text(kind: str, config: Any, folder: Path) -> TextInput:
         pad_token=pad if isinstance(pad, int) and pad < config.vocab_size else 0,
         end_token=end if isinstance(end, int) and end < config.vocab_size else None,
     )
-
-
-def _ids_of(folder: Path, roles: tuple[str, ...]) -> list[int | None]:
-    if not (folder / "tokenizer.json").exists():
-        return [None for _ in roles]
-    from tokenizers import Tokenizer  # noqa: PLC0415
-
-    settings = _optional(folder / "tokenizer_config.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises plain Exception
-        raise SetupError(
-            "--transformers", folder / "tokenizer.json", f"cannot be read: {in_one_line(error)}"
-        ) from error
-    words = [settings.get(role) for role in roles]
-    words = [word.get("content") if isinstance(word, dict) else word for word in words]
-    return [None if word is None else tokenizer.token_to_id(word) for word in words]
 
 
 def _encode_image(model: Any, images: Tensor) -> Tensor:
@@ -171,17 +153,3 @@ def _encode_text(model: Any, tokens: Tensor) -> Tensor:
 def _pooled(features: Any) -> Tensor:
     """Returns the embedding: transformers 4 returns it as it is, 5 inside an output."""
     return features if isinstance(features, Tensor) else features.pooler_output
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    return _json(file) if file.exists() else {}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise SetupError("--transformers", file, f"cannot be read: {in_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise SetupError("--transformers", file, "must be a JSON object")
-    return content

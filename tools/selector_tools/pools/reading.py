@@ -69,13 +69,15 @@ def read_pool(
     most_bytes: int,
     most: int | None = None,
     batch: int = 256,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns pixels uint8 [n, H, W, C] and tokens int64 [n, T] of the first `most` usable pairs, or of all of them.
-    Raises SetupError if they take more than `most_bytes` of memory, or if too many cannot be used."""
+) -> tuple[list[bytes], NDArray[np.uint8], NDArray[np.int64]]:
+    """Returns the keys [n], pixels uint8 [n, H, W, C] and tokens int64 [n, T] of the first `most` usable pairs, or of
+    all of them. Raises SetupError if they take more than `most_bytes` of memory, or if too many cannot be used."""
+    keys: list[bytes] = []
     pixels, tokens, held, size = [], [], 0, 0
     for part in counted("read", pool.size, pool.batches(batch)):
         exclusions.begin(part)
         inputs = read_batch(preprocessor, part, exclusions)
+        keys += inputs.batch.keys
         pixels.append(inputs.pixels)
         tokens.append(inputs.tokens)
         held += inputs.pixels.nbytes + inputs.tokens.nbytes
@@ -86,4 +88,4 @@ def read_pool(
         if most is not None and size >= most:
             break
     exclusions.check(place)
-    return np.concatenate(pixels)[:most], np.concatenate(tokens)[:most]
+    return keys[:most], np.concatenate(pixels)[:most], np.concatenate(tokens)[:most]

@@ -55,7 +55,7 @@ def _quantise(flags: argparse.Namespace) -> None:
     with embedder(flags.reference, "cpu", 0) as reference:
         pool, excluded = open_pool(flags.pool), Exclusions()
         most = flags.samples
-        pixels, tokens = read_pool(reference.preprocessor, pool, flags.pool, excluded, _MOST_BYTES, most)
+        _, pixels, tokens = read_pool(reference.preprocessor, pool, flags.pool, excluded, _MOST_BYTES, most)
         bundle = reference.model.bundle
     small, correlation = quantise_reference(bundle, flags.out, pixels, tokens)
     shared.tell_excluded(COMMAND, excluded)

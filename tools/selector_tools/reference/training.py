@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 
 from selector_server.errors import SetupError
 from selector_tools.export.torch_model import TorchModel
+from selector_tools.reference.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Training is by AdamW with a linear warm-up and a cosine decay to zero. Weight decay applies to matrices, not to
-    vectors and scalars."""
+    vectors and scalars. `augmentation` needs pairs whose images are pixels."""
 
     steps: int
     batch: int
@@ -28,47 +30,81 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # those of JEST, appendix A.1
     warm_up: float = 0.05
     gradient_norm: float = 1.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n pairs as a model is trained on them: `images` [n, ...] and `texts` [n, ...]. `embed` takes rows of both, on the
+    model's device, to embeddings, float [B, D] of any length."""
+
+    images: NDArray[Any]
+    texts: NDArray[Any]
+    embed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.images)
+
+    def at(self, rows: NDArray[Any]) -> "Pairs":
+        """Returns the pairs of these rows, int [m] or bool [n]."""
+        return Pairs(self.images[rows], self.texts[rows], self.embed)
+
+
+def whole_pairs(model: TorchModel, pixels: NDArray[np.uint8], tokens: NDArray[np.int64]) -> Pairs:
+    """Returns pairs on which the whole of a model is trained: pixels uint8 [n, H, W, C] and tokens int64 [n, T]."""
+
+    def embed(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        module = model.module
+        return model.encode_image(module, model.normalised(images)), model.encode_text(module, texts)
+
+    return Pairs(pixels, tokens, embed)
 
 
 def fit(
     model: TorchModel,
-    pixels: NDArray[np.uint8],
-    tokens: NDArray[np.int64],
+    pairs: Pairs,
     recipe: Recipe,
     on_step: Callable[[float], None] = lambda _: None,
-) -> None:
-    """Trains `model.module` in place with `model.loss`, on pixels uint8 [n, H, W, C] and tokens int64 [n, T]. `on_step`
-    is called with the loss of each step. Raises SetupError."""
+    stops: Callable[[int], bool] = lambda _: False,
+) -> int:
+    """Trains `model.module` in place with `model.loss`, and returns the number of steps. `on_step` is called with the
+    loss of each step; training ends when `stops` says so after a step, 1 for the first. There must be pairs for a
+    batch. Raises SetupError."""
     if model.loss not in CRITERIA:
         raise SetupError("--loss", model.loss, f"a reference is trained with one of {', '.join(CRITERIA)}")
-    if len(pixels) < recipe.batch:
-        raise SetupError("--batch", recipe.batch, f"the pool holds {len(pixels)} readable pairs")
     module = model.module.to(recipe.device).train()
     optimizer = torch.optim.AdamW(_groups(module, recipe.weight_decay), recipe.learning_rate, betas=recipe.betas)
-    rows = _rows(len(pixels), recipe.batch, recipe.seed)
+    rows = _rows(len(pairs), recipe.batch, recipe.seed)
+    rng = np.random.default_rng((recipe.seed, 1))  # not that of the rows, which stay the same with augmentation
+    done = 0
     with torch.random.fork_rng():  # dropout draws from it
         torch.manual_seed(recipe.seed)
         for step in range(recipe.steps):
             at = next(rows)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-            batch = (torch.from_numpy(part[at]).to(recipe.device) for part in (pixels, tokens))
-            loss = _loss(model, *batch)
+            images, texts = (torch.from_numpy(part[at]).to(recipe.device) for part in (pairs.images, pairs.texts))
+            if not recipe.augmentation.off:
+                images = recipe.augmentation(images, rng)
+            loss = _loss(model, *pairs.embed(images, texts))
             if not math.isfinite(value := loss.item()):
                 raise SetupError("--learning-rate", recipe.learning_rate, f"the loss at step {step + 1} is {value}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), recipe.gradient_norm)
             optimizer.step()
+            done = step + 1
             on_step(value)
+            if stops(done):
+                break
     module.to("cpu").eval()
+    return done
 
 
-def _loss(model: TorchModel, pixels: Tensor, tokens: Tensor) -> Tensor:
-    image = normalize(model.encode_image(model.module, model.normalised(pixels)), dim=1)
-    text = normalize(model.encode_text(model.module, tokens), dim=1)
-    scale, bias = _logit(model)
-    logits = scale * image @ text.T + bias
+def _loss(model: TorchModel, image: Tensor, text: Tensor) -> Tensor:
+    scale, bias = logit(model)
+    logits = scale * normalize(image, dim=1) @ normalize(text, dim=1).T + bias
     own = torch.arange(len(logits), device=logits.device)
     return CRITERIA[model.loss](logits, own)
 
@@ -90,12 +126,13 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _logit(model: TorchModel) -> tuple[Tensor, Tensor]:
-    logit = model.logit
+def logit(model: TorchModel) -> tuple[Tensor, Tensor]:
+    """Returns the scale and the bias that the module has now, float [] each."""
+    names = model.logit
     stored = dict(model.module.named_buffers()) | dict(model.module.named_parameters(remove_duplicate=False))
-    scale = stored[logit.scale_parameter].reshape(())
-    bias = torch.zeros_like(scale) if logit.bias_parameter is None else stored[logit.bias_parameter].reshape(())
-    return (scale.exp() if logit.scale_is_log else scale), bias
+    scale = stored[names.scale_parameter].reshape(())
+    bias = torch.zeros_like(scale) if names.bias_parameter is None else stored[names.bias_parameter].reshape(())
+    return (scale.exp() if names.scale_is_log else scale), bias
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
