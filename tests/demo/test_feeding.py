@@ -1,11 +1,17 @@
 """What the demo's arms are fed with: neighbours as shards give them, and pictures that are moved."""
 
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from selector_tools.demo import data, pool
-from selector_tools.demo.training import shifted
+from selector_tools.demo.model import SmallSigLip
+from selector_tools.demo.training import train
+from selector_tools.reference.augmentation import Augmentation
+from torch import Tensor
 
 
 def icons(families: str, concepts: str) -> pool.IconSet:
@@ -55,20 +61,47 @@ def test_the_smallest_pool_fills_a_super_batch_wherever_it_is_cut() -> None:
     assert all(len(set(next(batches).tolist())) == 64 for _ in range(100))
 
 
-def test_each_picture_is_moved_on_its_own_and_blank_paper_moves_in() -> None:
-    ink = np.full((64, 8, 8, 1), 255, np.uint8)
-    moved = shifted(ink, 3, np.random.default_rng(0))
-    assert moved.shape == ink.shape
-    assert moved.dtype == np.uint8
-    sides = [(int(picture[:, 4, 0].astype(bool).sum()), int(picture[4, :, 0].astype(bool).sum())) for picture in moved]
-    assert {side for pair in sides for side in pair} == {5, 6, 7, 8}
-    assert len(set(sides)) > 8
+class Recorder(SmallSigLip):
+    """Keeps the pictures that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary=10)
+        self.seen: list[Tensor] = []
+
+    def loss(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        self.seen.append(pixels)
+        return super().loss(pixels, tokens)
 
 
-def test_a_moved_picture_keeps_what_stays_on_the_paper() -> None:
-    dot = np.zeros((100, 9, 9, 1), np.uint8)
-    dot[:, 4, 4] = 200
-    moved = shifted(dot, 3, np.random.default_rng(0))
-    assert (moved.sum(axis=(1, 2, 3)) == 200).all()
-    places = np.argwhere(moved)[:, 1:3]
-    assert sorted(set(places[:, 0].tolist())) == sorted(set(places[:, 1].tolist())) == [1, 2, 3, 4, 5, 6, 7]
+def batches(drawn: list[int]) -> Iterator[dict[str, Any]]:
+    dot = np.zeros((4, 32, 32, 1), np.uint8)
+    dot[:, 16, 16] = 255
+    while True:
+        drawn.append(len(drawn))
+        yield {"images": dot, "texts": np.ones((4, 8), np.int64), "ids": np.arange(4)}
+
+
+def test_training_moves_pictures_by_chances_that_the_seed_decides() -> None:
+    def seen(augment: Augmentation | None, seed: int) -> Tensor:
+        model = Recorder()
+        train(model, batches([]), 20, learning_rate=1e-3, augment=augment, seed=seed)
+        return torch.cat(model.seen)
+
+    moved = seen(Augmentation(shift=3), 0)
+    assert (moved.sum(dim=(1, 2, 3)) == 255).all()
+    assert set(moved.nonzero()[:, 1:3].unique().tolist()) == set(range(13, 20))
+    assert torch.equal(moved, seen(Augmentation(shift=3), 0))
+    assert not torch.equal(moved, seen(Augmentation(shift=3), 1))
+    assert seen(None, 0)[:, 16, 16].all()
+
+
+def test_weights_are_published_when_their_batch_is_there_and_before_the_next_is_asked_for() -> None:
+    drawn: list[int] = []
+    published = []
+
+    class Publisher:
+        def publish(self, step: int, model: object) -> None:
+            published.append((step, len(drawn)))
+
+    train(Recorder(), batches(drawn), 4, learning_rate=1e-3, publisher=Publisher())  # type: ignore[arg-type]
+    assert published == [(0, 1), (1, 2), (2, 3), (3, 4)]

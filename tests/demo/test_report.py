@@ -50,7 +50,7 @@ NASTY = "<script>alert('&')</script>"
 def example(caption: str, score: float = 0.0, mislabelled: bool = False) -> Example:
     pixels = np.zeros((32, 32), np.uint8)
     pixels[8:24, 12:20] = 255
-    return Example(pixels, caption, score, mislabelled)
+    return Example(pixels, caption, caption[:6], score, mislabelled)
 
 
 def made(*arms: Arm, picked: int = 3, dropped: int = 2) -> Report:
@@ -289,8 +289,8 @@ def test_thumbnails_show_ink_on_paper_best_score_first_and_mark_the_mislabelled(
     with Image.open(io.BytesIO(data)) as drawn:
         assert np.array_equal(np.asarray(drawn), 255 - example("").pixels)
     assert [words(e) for e in root.iter("h3")] == [
-        "Picked: 3 with 3 different captions, 1 mislabelled",
-        "Dropped: 2 with 2 different captions, 2 mislabelled",
+        "Picked: 3 of 1 different concepts, 1 mislabelled",
+        "Dropped: 2 of 1 different concepts, 2 mislabelled",
     ]
 
 
@@ -315,8 +315,13 @@ def test_results_are_the_report_without_pixels(tmp_path: Path) -> None:
     assert jest.pop("times_fewer_steps") == pytest.approx(8)
     assert Arm(**jest | {"accuracy": [tuple(point) for point in jest["accuracy"]]}) == JEST
     assert uniform["steps_to_uniform_final"] == pytest.approx(600)
-    assert held["examples"]["picked"][-1] == {"caption": "x", "score": 0.5, "mislabelled": True}
-    assert held["examples"]["dropped"][0] == {"caption": "dropped 0", "score": 0.0, "mislabelled": True}
+    assert held["examples"]["picked"][-1] == {"caption": "x", "concept": "x", "score": 0.5, "mislabelled": True}
+    assert held["examples"]["dropped"][0] == {
+        "caption": "dropped 0",
+        "concept": "droppe",
+        "score": 0.0,
+        "mislabelled": True,
+    }
     for name in ("reference_accuracy", "pool_mislabelled", "stream", "settings", "versions"):
         assert held[name] == getattr(given, name)
 

@@ -17,6 +17,7 @@ from selector_tools.demo.results import Arm
 from selector_tools.demo.rules import RULES, Rule
 from selector_tools.demo.training import train
 from selector_tools.processes import sidecar
+from selector_tools.reference.augmentation import Augmentation
 
 # The weight of scores in a draw; at 1, the probabilities are in the proportion of exp(-loss).
 GAIN = 1.0
@@ -38,7 +39,7 @@ class Setting:
     batch: int
     filter_ratio: float
     learning_rate: float
-    shift: int
+    augment: Augmentation
     publish_every: int
     seed: int
     redis: str
@@ -82,7 +83,7 @@ def run_arm(kind: str, steps: int, setting: Setting, on_step: Callable[[int], No
             iter(feed),
             steps,
             learning_rate=setting.learning_rate,
-            shift=setting.shift,
+            augment=setting.augment,
             seed=setting.seed,
             evaluate=setting.evaluate,
             publisher=feed.publisher,

@@ -201,9 +201,9 @@ def _sheet(title: str, unsorted: Sequence[Example]) -> str:
     examples = sorted(unsorted, key=lambda example: -example.score)
     shown, folded = examples[:SHOWN], examples[SHOWN:]
     more = f"<details><summary>{len(folded)} more</summary>{_tiles(folded)}</details>" if folded else ""
-    captions = len({example.caption for example in examples})
+    concepts = len({example.concept for example in examples})
     wrong = sum(example.mislabelled for example in examples)
-    told = f"{len(examples)} with {captions} different captions" + (f", {wrong} mislabelled" if wrong else "")
+    told = f"{len(examples)} of {concepts} different concepts" + (f", {wrong} mislabelled" if wrong else "")
     return f"""<section>
 <h3>{title}: {told}</h3>
 {_tiles(shown)}

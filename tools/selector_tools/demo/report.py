@@ -125,7 +125,7 @@ def headline(report: Report) -> str:
         return f"Uniform learned nothing in {uniform.steps:,} steps, so there is nothing to compare with."
     if best is None:
         return f"Uniform reached {target} in {uniform.steps:,} steps."
-    name, reached, ended = best.name, _reached(best, uniform), page.percent(best.final, 1)
+    name, reached, ended = best.name[0].upper() + best.name[1:], _reached(best, uniform), page.percent(best.final, 1)
     if reached is None:
         return f"{name} did not reach uniform's final accuracy of {target}: it ended at {ended}."
     steps, ratio = reached

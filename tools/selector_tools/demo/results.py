@@ -72,11 +72,12 @@ def mean_of(runs: Sequence[Arm]) -> Arm:
 
 @dataclass(frozen=True)
 class Example:
-    """One candidate of a super-batch: its ink, uint8 [32, 32], its caption, the learnability of the pair itself in nats
-    as the sidecar scored it, and whether the caption was shuffled."""
+    """One candidate of a super-batch: its ink, uint8 [32, 32], its caption, its concept, the learnability of the pair
+    itself in nats as the sidecar scored it, and whether the caption was shuffled."""
 
     pixels: NDArray[np.uint8]
     caption: str
+    concept: str
     score: float
     mislabelled: bool
 

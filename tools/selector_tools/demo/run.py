@@ -26,11 +26,12 @@ from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
 from selector_tools.progress import bars
+from selector_tools.reference.augmentation import Augmentation
 
 BATCH = 128
 FILTER_RATIO = 0.8
 LEARNING_RATE = 2e-3
-SHIFT = 3  # pixels
+AUGMENT = Augmentation(shift=3)
 REFERENCE_STEPS = 800
 REFERENCE_WEIGHT_DECAY = 1e-2
 PUBLISH_EVERY = 10
@@ -114,7 +115,7 @@ class _Demo:
                 batch=BATCH,
                 filter_ratio=FILTER_RATIO,
                 learning_rate=LEARNING_RATE,
-                shift=SHIFT,
+                augment=AUGMENT,
                 publish_every=PUBLISH_EVERY,
                 seed=seed,
                 redis=redis,
@@ -129,7 +130,7 @@ class _Demo:
                 arm, snapshot = run_arm(kind, self._options.steps, setting, on_step)
                 arms.append(arm)
                 if snapshot is not None:
-                    examples = _examples(arm.name, snapshot, self._data.pool.pixels, captions, mislabelled)
+                    examples = _examples(arm.name, snapshot, self._data.pool, captions, mislabelled)
         return _Outcome(arms, self._evaluate(reference), float(mislabelled.mean()), examples)
 
     def settings(self, seeds: Sequence[int]) -> dict[str, str]:
@@ -145,7 +146,7 @@ class _Demo:
             "draws": f"sampled, gain {GAIN:g}",
             "steps": f"{self._options.steps:,}",
             "learning rate": str(LEARNING_RATE),
-            "augmentation": f"pictures are moved by up to {SHIFT} pixels in training, not in scoring",
+            "augmentation": f"pictures are moved by up to {AUGMENT.shift} pixels in training, not in scoring",
             "weights published": f"every {PUBLISH_EVERY} steps",
             "seeds": ", ".join(map(str, seeds)),
         }
@@ -160,7 +161,7 @@ class _Demo:
             REFERENCE_STEPS,
             learning_rate=LEARNING_RATE,
             weight_decay=REFERENCE_WEIGHT_DECAY,
-            shift=SHIFT,
+            augment=AUGMENT,
             seed=seed + 1,
             on_step=self._bar(f"train reference{suffix}", REFERENCE_STEPS),
         )
@@ -196,7 +197,7 @@ def _load(progress: Progress) -> pool.DemoData:
 def _examples(
     arm: str,
     snapshot: Snapshot,
-    pixels: NDArray[np.uint8],
+    icons: pool.IconSet,
     captions: Sequence[str],
     mislabelled: NDArray[np.bool_],
 ) -> Examples:
@@ -206,7 +207,8 @@ def _examples(
 
     def example(index: int) -> Example:
         row = int(snapshot.rows[index])
-        return Example(pixels[row], captions[row], float(snapshot.scores[index]), bool(mislabelled[row]))
+        score, wrong = float(snapshot.scores[index]), bool(mislabelled[row])
+        return Example(icons.pixels[row], captions[row], icons.concepts[row], score, wrong)
 
     return Examples(arm, snapshot.step, [example(i) for i in snapshot.picked], [example(i) for i in dropped])
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from selector_client import WeightPublisher
 
 from selector_tools.demo.model import SmallSigLip
+from selector_tools.reference.augmentation import Augmentation
 
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2
@@ -32,15 +32,15 @@ def train(
     *,
     learning_rate: float,
     weight_decay: float = 1e-4,
-    shift: int = 0,
+    augment: Augmentation | None = None,
     seed: int = 0,
     evaluate: Callable[[SmallSigLip], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures that are moved by up to `shift`
-    pixels, which `seed` decides. Seconds leave evaluation out."""
+    """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
+    chances that `seed` decides. Seconds leave evaluation out."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
     run = Run()
@@ -53,9 +53,11 @@ def train(
             publisher.publish(step, model)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps)
-        pixels = shifted(batch["images"], shift, rng) if shift else batch["images"]
+        pixels = torch.from_numpy(batch["images"])
+        if augment is not None:
+            pixels = augment(pixels, rng)
         optimizer.zero_grad(set_to_none=True)
-        model.loss(torch.from_numpy(pixels), torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
+        model.loss(pixels, torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         run.rows.append(batch["ids"])
@@ -64,16 +66,6 @@ def train(
             run.accuracy.append((step + 1, evaluate(model)))
         on_step(step + 1)
     return run
-
-
-def shifted(pixels: NDArray[np.uint8], most: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Returns pictures of ink, uint8 [n, H, W, C], each moved by up to `most` pixels in both directions; what moves in
-    is blank paper."""
-    count, height, width, _ = pixels.shape
-    room = np.pad(pixels, ((0, 0), (most, most), (most, most), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(room, (height, width), axis=(1, 2))
-    top, left = rng.integers(0, 2 * most + 1, (2, count))
-    return np.ascontiguousarray(windows[np.arange(count), top, left].transpose(0, 2, 3, 1))
 
 
 def _schedule(step: int, steps: int) -> float:
