@@ -12,17 +12,45 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from selector_tools.demo import page, report
-from selector_tools.demo.results import Arm, Example, Report
+from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
 
-UNIFORM = Arm("uniform", 600, 76_800, 0, [(200, 0.02), (400, 0.06), (600, 0.1)], 16.4, 0.0, 0, 0, 0.5)
-JEST = Arm("JEST", 600, 76_800, 384_000, [(50, 0.05), (100, 0.15), (600, 0.2)], 38.2, 3.44, 61, 0, 0.291)
+UNIFORM = Arm(
+    name="uniform",
+    about="Drawn at random.",
+    steps=600,
+    trained=76_800,
+    scored=0,
+    accuracy=[(200, 0.02), (400, 0.06), (600, 0.1)],
+    finals=[0.1],
+    train_seconds=16.4,
+    wait_seconds=0.0,
+    versions=0,
+    fallbacks=0,
+    concepts=107.4,
+    mislabelled=0.5,
+)
+JEST = Arm(
+    name="JEST",
+    about="Picked jointly.",
+    steps=600,
+    trained=76_800,
+    scored=384_000,
+    accuracy=[(50, 0.05), (100, 0.15), (600, 0.2)],
+    finals=[0.2],
+    train_seconds=38.2,
+    wait_seconds=3.44,
+    versions=61,
+    fallbacks=0,
+    concepts=99.1,
+    mislabelled=0.291,
+)
 NASTY = "<script>alert('&')</script>"
 
 
 def example(caption: str, score: float = 0.0, mislabelled: bool = False) -> Example:
     pixels = np.zeros((32, 32), np.uint8)
     pixels[8:24, 12:20] = 255
-    return Example(pixels, caption, score, mislabelled)
+    return Example(pixels, caption, caption[:6], score, mislabelled)
 
 
 def made(*arms: Arm, picked: int = 3, dropped: int = 2) -> Report:
@@ -30,9 +58,13 @@ def made(*arms: Arm, picked: int = 3, dropped: int = 2) -> Report:
         arms=list(arms or (UNIFORM, JEST)),
         reference_accuracy=0.259,
         pool_mislabelled=0.5,
-        example_step=1200,
-        picked=[example(f"picked {i}", float(i), mislabelled=i == 1) for i in range(picked)],
-        dropped=[example(f"dropped {i}", -float(i), mislabelled=True) for i in range(dropped)],
+        stream="Neighbours are alike.",
+        examples=Examples(
+            "JEST",
+            1200,
+            [example(f"picked {i}", float(i), mislabelled=i == 1) for i in range(picked)],
+            [example(f"dropped {i}", -float(i), mislabelled=True) for i in range(dropped)],
+        ),
         settings={"batch": "128", "noise": "<50 %>"},
         versions={"torch": "2.13.0"},
     )
@@ -55,8 +87,9 @@ def words(element: ElementTree.Element) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a report in which everything that can be hostile is."""
-    given = made(UNIFORM, replace(JEST, name=f"JEST {NASTY}"))
-    given.picked.append(example(NASTY, score=7.0, mislabelled=True))
+    given = made(UNIFORM, replace(JEST, name=f"JEST {NASTY}", about=NASTY))
+    assert given.examples is not None
+    given.examples.picked.append(example(NASTY, score=7.0, mislabelled=True))
     given.settings[NASTY] = given.versions[NASTY] = NASTY
     return report.write(given, tmp_path_factory.mktemp("out") / "new" / "folder")
 
@@ -73,11 +106,40 @@ def test_the_table_holds_every_measure_within_100_columns() -> None:
     text = printed(made())
     assert max(map(len, text.splitlines())) <= 100
     header, rows = text.split("─")[0], text.splitlines()[-3:]
-    measures = ("arm", "steps", "trained", "scored", "accuracy", "uniform's", "waited", "weights", "mislabelled")
+    measures = ("arm", "trained", "scored", "accuracy", "uniform's", "waited", "weights", "concepts", "labelled")
     assert [column for column in measures if column not in header] == []
-    assert " ".join(rows[0].split()) == "uniform 600 76,800 0 10.0 % 600 0.0 s 0 50 % vs 50 %"
-    assert " ".join(rows[1].split()) == "JEST 600 76,800 384,000 20.0 % 75 (8.0x) 3.4 s 61 29 % vs 50 %"
-    assert rows[2].strip() == "The reference alone reaches 25.9 %."
+    assert " ".join(rows[0].split()) == "uniform 76,800 0 10.0 % 600 0.0 s 0 107 50 %"
+    assert " ".join(rows[1].split()) == "JEST 76,800 384,000 20.0 % 75 (8.0x) 3.4 s 61 99 29 %"
+    assert rows[2].strip() == "The reference alone reaches 25.9 %, more than any arm."
+
+
+def test_a_pool_of_right_captions_has_no_column_of_mislabelled_ones() -> None:
+    assert "labelled" not in printed(replace(made(), pool_mislabelled=0.0))
+
+
+@pytest.mark.parametrize(
+    ("reaches", "sentence"),
+    [
+        (0.2, "The reference alone reaches 20.0 %, more than any arm."),
+        (0.15, "The reference alone reaches 15.0 %, less than JEST."),
+        (0.05, "The reference alone reaches 5.0 %, less than uniform, JEST and mixed."),
+    ],
+)
+def test_the_reference_is_compared_with_the_arms(reaches: float, sentence: str) -> None:
+    mixed = replace(JEST, name="mixed", accuracy=[(600, 0.14)])
+    given = replace(made(UNIFORM, JEST, mixed), reference_accuracy=reaches)
+    assert report.reference(given) == sentence
+
+
+def test_runs_of_several_seeds_are_shown_as_their_mean_and_deviation() -> None:
+    other = replace(JEST, accuracy=[(50, 0.15), (100, 0.25), (600, 0.3)], finals=[0.3], wait_seconds=1.44, fallbacks=2)
+    mean = mean_of([JEST, other])
+    assert mean.accuracy == [(50, pytest.approx(0.1)), (100, pytest.approx(0.2)), (600, pytest.approx(0.25))]
+    assert mean.finals == [0.2, 0.3]
+    assert mean.wait_seconds == pytest.approx(2.44)
+    assert mean.fallbacks == 2
+    assert "25.0 ± 7.1 %" in printed(made(UNIFORM, mean))  # sqrt(2 * 0.05^2)
+    assert mean_of([JEST]) == JEST
 
 
 def test_fallbacks_are_told_only_where_there_were_any() -> None:
@@ -92,7 +154,7 @@ def test_figures_stay_whole_where_the_table_is_too_wide() -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
     assert "384,000" in text
-    assert "29 % vs 50 %" in text
+    assert "29 %" in text
 
 
 def test_a_name_in_brackets_is_no_markup() -> None:
@@ -104,24 +166,39 @@ def test_a_name_in_brackets_is_no_markup() -> None:
     [
         (
             (UNIFORM, JEST),
-            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 8.0 times fewer than uniform's 600.",
+            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 8.0 times fewer than uniform's 600, "
+            "and ended at 20.0 %.",
         ),
         (
-            (UNIFORM, replace(JEST, steps=150, accuracy=[(150, 0.089)])),
-            "JEST did not reach uniform's final accuracy of 10.0 %: it ended at 8.9 % after 150 steps.",
+            # The best arm that selects speaks for all, wherever it stands, and one that does not select never does.
+            (
+                UNIFORM,
+                replace(UNIFORM, name="shuffled", accuracy=[(600, 0.9)]),
+                replace(JEST, accuracy=[(9, 0.1)]),
+                JEST,
+            ),
+            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 8.0 times fewer than uniform's 600, "
+            "and ended at 20.0 %.",
+        ),
+        (
+            (UNIFORM, replace(JEST, accuracy=[(600, 0.089)])),
+            "JEST did not reach uniform's final accuracy of 10.0 %: it ended at 8.9 %.",
         ),
         (
             (UNIFORM, replace(JEST, accuracy=[(600, 0.05), (800, 0.1)])),
-            "JEST reached uniform's final accuracy of 10.0 % in 800 steps, more than uniform's 600.",
+            "JEST reached uniform's final accuracy of 10.0 % in 800 steps, more than uniform's 600, "
+            "and ended at 10.0 %.",
         ),
         (
             (UNIFORM, replace(JEST, accuracy=[(580, 0.1)])),
-            "JEST reached uniform's final accuracy of 10.0 % in 580 steps, about as many as uniform's 600.",
+            "JEST reached uniform's final accuracy of 10.0 % in 580 steps, about as many as uniform's 600, "
+            "and ended at 10.0 %.",
         ),
         (
             # Uniform was as good before its end: that is what JEST must be compared with.
             (replace(UNIFORM, accuracy=[(200, 0.2), (600, 0.1)]), JEST),
-            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 1.3 times fewer than uniform's 100.",
+            "JEST reached uniform's final accuracy of 10.0 % in 75 steps, 1.3 times fewer than uniform's 100, "
+            "and ended at 20.0 %.",
         ),
         (
             (replace(UNIFORM, accuracy=[(600, 0.0)]), JEST),
@@ -175,6 +252,10 @@ def test_the_page_holds_the_tables_figures_and_the_settings(tmp_path: Path) -> N
     assert rows == [[column.name, *column.cells] for column in report.columns(made())]
     assert words(next(root.iter("h1"))) == report.headline(made())
     assert [words(e) for e in root.iter() if e.tag in ("dt", "dd")] == [
+        "uniform",
+        "Drawn at random.",
+        "JEST",
+        "Picked jointly.",
         "batch",
         "128",
         "noise",
@@ -183,7 +264,9 @@ def test_the_page_holds_the_tables_figures_and_the_settings(tmp_path: Path) -> N
         "2.13.0",
     ]
     text = words(root)
-    assert "The reference alone reaches 25.9 %." in text
+    assert "The reference alone reaches 25.9 %, more than any arm." in text
+    assert "Neighbours are alike. 50 % of the captions belong to another picture." in text
+    assert "at step 1,200 of the arm JEST" in text
     assert "Scored for each one trained on: uniform: 0.0; JEST: 5.0." in text
     assert "uniform: 16.4 s; JEST: 38.2 s" in text
 
@@ -206,8 +289,8 @@ def test_thumbnails_show_ink_on_paper_best_score_first_and_mark_the_mislabelled(
     with Image.open(io.BytesIO(data)) as drawn:
         assert np.array_equal(np.asarray(drawn), 255 - example("").pixels)
     assert [words(e) for e in root.iter("h3")] == [
-        "Picked: 1 of these 3 are mislabelled",
-        "Dropped: 2 of these 2 are mislabelled",
+        "Picked: 3 of 1 different concepts, 1 mislabelled",
+        "Dropped: 2 of 1 different concepts, 2 mislabelled",
     ]
 
 
@@ -215,14 +298,15 @@ def test_many_thumbnails_are_folded_and_none_leave_no_empty_section(tmp_path: Pa
     many = parsed(report.write(made(picked=page.SHOWN + 5, dropped=page.SHOWN), tmp_path / "many"))
     assert [words(e) for e in many.iter("summary")] == ["5 more"]
     assert sum("tile" in (e.get("class") or "").split() for e in many.iter("figure")) == 2 * page.SHOWN + 5
-    none = parsed(report.write(made(UNIFORM, picked=0, dropped=0), tmp_path / "none"))
+    none = parsed(report.write(replace(made(UNIFORM), examples=None), tmp_path / "none"))
     assert not [e for e in none.iter("h2") if "picked" in words(e)]
 
 
 def test_results_are_the_report_without_pixels(tmp_path: Path) -> None:
     given = made()
     # As they come from a sidecar: numbers of numpy.
-    given.picked.append(replace(example("x"), score=np.float32(0.5), mislabelled=np.bool_(True)))  # type: ignore[arg-type]
+    assert given.examples is not None
+    given.examples.picked.append(replace(example("x"), score=np.float32(0.5), mislabelled=np.bool_(True)))  # type: ignore[arg-type]
     report.write(given, tmp_path)
     held = json.loads((tmp_path / "results.json").read_text("utf-8"))
     uniform, jest = held["arms"]
@@ -231,21 +315,28 @@ def test_results_are_the_report_without_pixels(tmp_path: Path) -> None:
     assert jest.pop("times_fewer_steps") == pytest.approx(8)
     assert Arm(**jest | {"accuracy": [tuple(point) for point in jest["accuracy"]]}) == JEST
     assert uniform["steps_to_uniform_final"] == pytest.approx(600)
-    assert held["picked"][-1] == {"caption": "x", "score": 0.5, "mislabelled": True}
-    assert held["dropped"][0] == {"caption": "dropped 0", "score": 0.0, "mislabelled": True}
-    for name in ("reference_accuracy", "pool_mislabelled", "example_step", "settings", "versions"):
+    assert held["examples"]["picked"][-1] == {"caption": "x", "concept": "x", "score": 0.5, "mislabelled": True}
+    assert held["examples"]["dropped"][0] == {
+        "caption": "dropped 0",
+        "concept": "droppe",
+        "score": 0.0,
+        "mislabelled": True,
+    }
+    for name in ("reference_accuracy", "pool_mislabelled", "stream", "settings", "versions"):
         assert held[name] == getattr(given, name)
 
 
 def test_the_plot_draws_every_arm_and_names_it() -> None:
-    short = replace(JEST, name="JEST, 100 steps", steps=100, accuracy=JEST.accuracy[:2])
+    shuffled = replace(UNIFORM, name="shuffled", accuracy=[(600, 0.12)])
     for size in (report.WIDE, report.NARROW):
-        figure = report.plot(made(UNIFORM, JEST, short), size, report.LIGHT)
+        figure = report.plot(made(UNIFORM, shuffled, JEST), size, report.LIGHT)
         (axes,) = figure.axes
         lines = {str(line.get_label()): line for line in axes.lines}
-        for arm in (UNIFORM, JEST, short):
+        for arm in (UNIFORM, shuffled, JEST):
             drawn = lines[f"{arm.name} {100 * arm.final:.1f} %"]
             assert np.array_equal(drawn.get_xydata(), arm.accuracy)
+        styles = [lines[name].get_linestyle() for name in ("uniform 10.0 %", "shuffled 12.0 %", "JEST 20.0 %")]
+        assert styles == ["-", ":", "-"]
         assert np.array_equal(lines["reference 25.9 %"].get_xydata(), [(0, 0.259), (1, 0.259)])
         legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
         named = [text.get_text() for text in axes.texts] + legends

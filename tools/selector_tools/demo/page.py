@@ -95,8 +95,9 @@ class Plots(NamedTuple):
     narrow_dark: bytes
 
 
-def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str]]], plots: Plots) -> str:
-    """Returns the page. `rows` of the table are names with a cell per arm each; the first one has the arms' names."""
+def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str]]], note: str, plots: Plots) -> str:
+    """Returns the page. `rows` of the table are names with a cell per arm each; the first one has the arms' names.
+    The note stands below the table."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -112,7 +113,8 @@ def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str
 <p class="lede">{_setting(report)}</p>
 </header>
 <main>
-{_table(report, rows)}
+{_table(rows, note)}
+{_definitions("What the arms train on", {arm.name: arm.about for arm in report.arms})}
 <h2>Quality against steps</h2>
 {_plot(plots)}
 {_examples(report)}
@@ -143,28 +145,28 @@ def _text(words: str) -> str:
 
 
 def _setting(report: Report) -> str:
+    wrong = report.pool_mislabelled
     return (
-        "Each arm trains the same small SigLIP on icons and their names; "
-        f"{percent(report.pool_mislabelled)} of the pool's captions belong to another picture. "
-        "Uniform draws at random, the other arms let a sidecar process choose what to train on."
+        f"Each arm trains the same small SigLIP on icons and their names. {escape(report.stream)} "
+        + (f"{percent(wrong)} of the captions belong to another picture. " if wrong else "")
+        + "Uniform arms draw at random; for the others a sidecar process chooses what to train on."
     )
 
 
-def _table(report: Report, rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def _table(rows: Sequence[tuple[str, Sequence[str]]], note: str) -> str:
     (corner, names), *measures = rows
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = _lines(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in measures
     )
-    reference = f"The reference alone reaches {percent(report.reference_accuracy, 1)}."
     return f"""<div class="card scroll"><table>
 <thead><tr><th scope="col">{escape(corner)}</th>{head}</tr></thead>
 <tbody>
 {body}
 </tbody>
 </table></div>
-<p class="note">{reference}</p>"""
+<p class="note">{_text(note)}</p>"""
 
 
 def _plot(plots: Plots) -> str:
@@ -182,24 +184,28 @@ the reference as a dashed line and uniform's final accuracy as a thin one; their
 
 
 def _examples(report: Report) -> str:
-    if not report.picked and not report.dropped:
-        return ""  # no arm selected
+    examples = report.examples
+    if examples is None:
+        return ""
     return f"""<h2>What was picked, and what was not</h2>
-<p>Candidates of one super-batch, at step {report.example_step:,}; only the picked ones are trained on. The score is
-the pair's own learnability in nats: the learner's loss minus the reference's. Highest first.</p>
+<p>Candidates of one super-batch, at step {examples.step:,} of the arm {escape(examples.arm)}; only the picked ones are
+trained on. The score is the pair's own learnability in nats: the learner's loss minus the reference's. Highest
+first.</p>
 <div class="sheets">
-{_sheet("Picked", report.picked)}
-{_sheet("Dropped", report.dropped)}
+{_sheet("Picked", examples.picked)}
+{_sheet("Dropped", examples.dropped)}
 </div>"""
 
 
 def _sheet(title: str, unsorted: Sequence[Example]) -> str:
     examples = sorted(unsorted, key=lambda example: -example.score)
-    wrong = sum(example.mislabelled for example in examples)
     shown, folded = examples[:SHOWN], examples[SHOWN:]
     more = f"<details><summary>{len(folded)} more</summary>{_tiles(folded)}</details>" if folded else ""
+    concepts = len({example.concept for example in examples})
+    wrong = sum(example.mislabelled for example in examples)
+    told = f"{len(examples)} of {concepts} different concepts" + (f", {wrong} mislabelled" if wrong else "")
     return f"""<section>
-<h3>{title}: {wrong} of these {len(examples)} are mislabelled</h3>
+<h3>{title}: {told}</h3>
 {_tiles(shown)}
 {more}
 </section>"""
@@ -225,21 +231,29 @@ def _tile(example: Example) -> str:
 
 def _advice(report: Report) -> list[str]:
     """Says what the figures mean and what they do not."""
-    scored = "; ".join(f"{escape(arm.name)}: {arm.scored / arm.trained:.1f}" for arm in report.arms if arm.trained)
+    scored = "; ".join(f"{escape(arm.name)}: {arm.scored / arm.trained:.1f}" for arm in report.arms)
     seconds = "; ".join(f"{escape(arm.name)}: {arm.train_seconds:.1f} s" for arm in report.arms)
-    reference = percent(report.reference_accuracy, 1)
-    return [
+    runs = len(report.arms[0].finals)
+    single = "Each arm is a single run: a difference of a point or so may be chance."
+    several = f"Figures are means of {runs} runs by different seeds, ± their standard deviation."
+    advice = [
+        "Shuffle your data first if you can: uniform, shuffled shows what that alone is worth. Joint selection is for "
+        "data that comes as it was stored: it keeps pairs that are alike out of one batch.",
+        "The reference learned from clean, curated pairs, and its knowledge is what tells good candidates from bad. "
+        "Its own training is in none of the figures.",
         "Examples trained and scored are counted apart on purpose, as scoring is not free. Scored for each one "
         f"trained on: {scored}.",
-        "Fewer steps are not as many times less compute or time: at each of its steps JEST runs learner and "
-        f"reference on the whole super-batch. Training took, on the clock: {seconds}.",
-        f"The reference alone reaches {reference}. It learned from clean, curated pairs, and its knowledge is "
-        "what tells good candidates from bad. Its own training is in none of the figures.",
-        "Mislabelled means that the caption was shuffled on purpose; the sidecar is not told where. Poor "
-        "names that came with the icons do not count.",
-        "Steps to uniform's final accuracy are interpolated between evaluations. Each arm is a single "
-        "run: a difference of a point or so may be chance.",
+        "Fewer steps are not as many times less compute or time: at each of its steps an arm that selects runs learner "
+        f"and reference on the whole super-batch, unless it asks the reference only. Training took, on the clock: "
+        f"{seconds}.",
+        f"Steps to uniform's final accuracy are interpolated between evaluations. {several if runs > 1 else single}",
     ]
+    if report.pool_mislabelled:
+        advice.append(
+            "Mislabelled means that the caption was shuffled on purpose; the sidecar is not told where. Poor names "
+            "that came with the icons do not count."
+        )
+    return advice
 
 
 def _definitions(title: str, entries: dict[str, str]) -> str:

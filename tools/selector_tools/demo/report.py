@@ -1,6 +1,6 @@
 """The demo's report is a table for the terminal, and a folder with a page, its plot and the raw figures.
 
-Nothing is measured here. The headline compares the second arm, JEST, with the first, uniform.
+Nothing is measured here. The headline compares the best arm that selects with the first arm, uniform.
 """
 
 import io
@@ -26,16 +26,17 @@ from selector_tools.demo.results import Arm, Report
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of the plot; those of the arms differ for colour-blind readers, too."""
+    """Colours of the plot; those of the arms that select differ for colour-blind readers, too."""
 
     text: str
     faint: str
     paper: str
-    arms: tuple[str, ...]
+    random: str
+    selecting: tuple[str, ...]
 
 
-LIGHT = Theme("#1d1c1a", "#8a8780", "#ffffff", ("#6f6c66", "#0b62c4", "#c2570c", "#11805f", "#8a3fb0"))
-DARK = Theme("#e9e7e3", "#8f8c85", "#1d1f22", ("#a8a59e", "#6cb2ff", "#f2995a", "#4fc79d", "#cf94ee"))
+LIGHT = Theme("#1d1c1a", "#8a8780", "#ffffff", "#6f6c66", ("#11805f", "#0b62c4", "#c2570c", "#8a3fb0"))
+DARK = Theme("#e9e7e3", "#8f8c85", "#1d1f22", "#a8a59e", ("#4fc79d", "#6cb2ff", "#f2995a", "#cf94ee"))
 WIDE, NARROW = (10.0, 5.6), (4.2, 4.4)  # inches, for a desktop's window and for a telephone's
 
 
@@ -60,7 +61,7 @@ def write(report: Report, folder: Path) -> Path:
     plots = page.Plots(*(_svg(plot(report, size, theme)) for size in (WIDE, NARROW) for theme in (LIGHT, DARK)))
     rows = [(column.name, column.cells) for column in columns(report)]
     index = folder / "index.html"
-    index.write_text(page.render(report, headline(report), rows, plots), "utf-8")
+    index.write_text(page.render(report, headline(report), rows, reference(report), plots), "utf-8")
     return index
 
 
@@ -75,7 +76,7 @@ def table(report: Report) -> Table:
         result.add_column(measure.header, justify="right", no_wrap=True)
     for cells in zip(names.cells, *(measure.cells for measure in measures), strict=True):
         result.add_row(*map(Text, cells))  # brackets in a name are no markup
-    result.caption = Text(f"The reference alone reaches {page.percent(report.reference_accuracy, 1)}.")
+    result.caption = Text(reference(report))
     result.caption_justify = "left"
     return result
 
@@ -93,47 +94,57 @@ def columns(report: Report) -> list[Column]:
             return "never"
         return f"{found[0]:,.0f}" if arm is arms[0] else f"{found[0]:,.0f} ({found[1]:.1f}x)"
 
-    def mislabelled(arm: Arm) -> str:
-        return f"{page.percent(arm.mislabelled)} vs {page.percent(report.pool_mislabelled)}"
+    def final(arm: Arm) -> str:
+        spread = f" ± {100 * np.std(arm.finals, ddof=1):.1f}" if len(arm.finals) > 1 else ""
+        return page.percent(arm.final, 1).replace(" %", f"{spread} %")
 
     found = [
         column("arm", "Arm", lambda arm: arm.name),
-        column("steps", "Steps", lambda arm: f"{arm.steps:,}"),
         column("examples\ntrained", "Examples trained", lambda arm: f"{arm.trained:,}"),
         column("examples\nscored", "Examples scored", lambda arm: f"{arm.scored:,}"),
-        column("final\naccuracy", "Final zero-shot accuracy", lambda arm: page.percent(arm.final, 1)),
+        column("final\naccuracy", "Final zero-shot accuracy", final),
         column("steps to\nuniform's\nfinal", "Steps to uniform's final accuracy", reached),
         column("waited\nfor\npicks", "Trainer waited for selection", lambda arm: f"{arm.wait_seconds:.1f} s"),
         column("weights\nserved", "Weights versions served", lambda arm: f"{arm.versions:,}"),
-        column("mislabelled\nvs pool", "Mislabelled among the picks vs the pool", mislabelled),
+        column("concepts\nin a\nbatch", "Different concepts in a batch", lambda arm: f"{arm.concepts:.0f}"),
     ]
+    if report.pool_mislabelled:
+        found.append(
+            column("mis-\nlabelled", "Mislabelled pairs trained on", lambda arm: page.percent(arm.mislabelled))
+        )
     if any(arm.fallbacks for arm in arms):
         found.append(column("fall-\nbacks", "Fallbacks to a uniform batch", lambda arm: f"{arm.fallbacks:,}"))
     return found
 
 
 def headline(report: Report) -> str:
-    """Returns one sentence that says how soon JEST was as good as uniform was at its end, if ever."""
-    uniform, *others = report.arms
+    """Returns one sentence that says how soon the best arm was as good as uniform was at its end, if ever."""
+    uniform, best = report.arms[0], report.best
     target = page.percent(uniform.final, 1)
     if uniform.final <= 0:
         return f"Uniform learned nothing in {uniform.steps:,} steps, so there is nothing to compare with."
-    if not others:
+    if best is None:
         return f"Uniform reached {target} in {uniform.steps:,} steps."
-    name, reached = others[0].name, _reached(others[0], uniform)
+    name, reached, ended = best.name[0].upper() + best.name[1:], _reached(best, uniform), page.percent(best.final, 1)
     if reached is None:
-        return (
-            f"{name} did not reach uniform's final accuracy of {target}: "
-            f"it ended at {page.percent(others[0].final, 1)} after {others[0].steps:,} steps."
-        )
+        return f"{name} did not reach uniform's final accuracy of {target}: it ended at {ended}."
     steps, ratio = reached
     saved = f"{ratio:.1f} times fewer than"
     if ratio < 1.05:
         saved = "about as many as" if ratio > 0.95 else "more than"
     return (
         f"{name} reached uniform's final accuracy of {target} in {steps:,.0f} steps, "
-        f"{saved} uniform's {ratio * steps:,.0f}."
+        f"{saved} uniform's {ratio * steps:,.0f}, and ended at {ended}."
     )
+
+
+def reference(report: Report) -> str:
+    """Returns one sentence that compares the reference alone with the arms."""
+    found = f"The reference alone reaches {page.percent(report.reference_accuracy, 1)}"
+    better = [arm.name for arm in report.arms if arm.final > report.reference_accuracy]
+    if not better:
+        return f"{found}, more than any arm."
+    return f"{found}, less than {' and '.join(filter(None, [', '.join(better[:-1]), better[-1]]))}."
 
 
 def figures(report: Report) -> dict[str, Any]:
@@ -142,31 +153,39 @@ def figures(report: Report) -> dict[str, Any]:
     for arm, entry in zip(report.arms, document["arms"], strict=True):
         steps, ratio = _reached(arm, report.arms[0]) or (None, None)
         entry |= {"final": arm.final, "steps_to_uniform_final": steps, "times_fewer_steps": ratio}
-    for example in document["picked"] + document["dropped"]:
-        del example["pixels"]
+    if examples := document["examples"]:
+        for example in examples["picked"] + examples["dropped"]:
+            del example["pixels"]
     return document
 
 
 def plot(report: Report, size: tuple[float, float], theme: Theme) -> Figure:
-    """Draws accuracy against steps for every arm, with the reference (dashed) and uniform's final accuracy (thin)."""
+    """Draws accuracy against steps for every arm, with the reference (dashed) and uniform's final accuracy (thin).
+    Arms that draw at random are grey, and those after the first are dotted."""
     figure = Figure(figsize=size, layout="constrained", facecolor=theme.paper)
     axes = figure.add_subplot(facecolor=theme.paper, axisbelow=True)
     points = 12 if size is WIDE else 10
-    uniform, others = report.arms[0], report.arms[1:]
+    uniform, best = report.arms[0], report.best
     highest = max(report.reference_accuracy, *(value for arm in report.arms for _, value in arm.accuracy), 0.01)
     axes.set(xlim=(0, max(arm.steps for arm in report.arms)), ylim=(0, 1.12 * highest))
 
-    axes.axhline(uniform.final, color=theme.arms[0], linewidth=0.8)
+    axes.axhline(uniform.final, color=theme.random, linewidth=0.8)
     label = f"reference {page.percent(report.reference_accuracy, 1)}"
     axes.axhline(report.reference_accuracy, color=theme.text, linewidth=1.4, linestyle="--", label=label)
-    for arm, color in zip(report.arms, cycle(theme.arms), strict=False):
+    colors = cycle(theme.selecting)
+    drawn = {arm.name: next(colors) if arm.selects else theme.random for arm in report.arms}
+    for arm in report.arms:
+        color = drawn[arm.name]
+        look: dict[str, Any] = (
+            {"linewidth": 2.4} if arm.selects or arm is uniform else {"linewidth": 1.8, "linestyle": ":"}
+        )
         steps, accuracy = zip(*arm.accuracy, strict=True)
-        axes.plot(steps, accuracy, color=color, linewidth=2.4, label=f"{arm.name} {page.percent(arm.final, 1)}")
+        axes.plot(steps, accuracy, color=color, label=f"{arm.name} {page.percent(arm.final, 1)}", **look)
         axes.plot(steps[-1], accuracy[-1], "o", color=color, clip_on=False)
-    if others and (reached := _reached(others[0], uniform)):
-        crossing, color = (reached[0], uniform.final), theme.arms[1]
+    if best and (reached := _reached(best, uniform)):
+        crossing, color = (reached[0], uniform.final), drawn[best.name]
         axes.plot(*crossing, "o", color=color, markersize=9, markeredgecolor=theme.paper, zorder=3)
-        text = f"{others[0].name} is there\nafter {reached[0]:,.0f} steps"
+        text = f"{best.name} is there\nafter {reached[0]:,.0f} steps"
         offset = (10, -8)
         axes.annotate(text, crossing, offset, textcoords="offset points", va="top", color=color, fontsize=points)
 

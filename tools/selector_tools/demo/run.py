@@ -3,8 +3,8 @@
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,89 +13,172 @@ import selector_proto
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from selector_tools.demo import pool
-from selector_tools.demo.arms import Setting, Snapshot, run_arm
-from selector_tools.demo.data import Pairs, ZeroShot, draws, make_tokenizer
+from selector_tools.demo.arms import GAIN, Setting, Snapshot, run_arm
+from selector_tools.demo.data import RUN, Pairs, ZeroShot, draws, make_tokenizer, stored_order
 from selector_tools.demo.model import SmallSigLip, exportable
 from selector_tools.demo.report import headline, table, write
-from selector_tools.demo.results import Example, Report
+from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
+from selector_tools.demo.rules import ORDERS, RULES
 from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
 from selector_tools.progress import bars
+from selector_tools.reference.augmentation import Augmentation
 
 BATCH = 128
 FILTER_RATIO = 0.8
 LEARNING_RATE = 2e-3
+AUGMENT = Augmentation(shift=3)
 REFERENCE_STEPS = 800
+REFERENCE_WEIGHT_DECAY = 1e-2
 PUBLISH_EVERY = 10
 
 
-def run(arms: Sequence[str], steps: int, noise: float, seed: int, out: Path) -> None:
-    """Trains the reference and each arm, and writes the report into `out`. JEST also runs a quarter of the steps
-    with a schedule of its own."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line chose: `arms` are names of RULES, `order` is one of ORDERS, and `noise` is the share of
+    captions to shuffle."""
+
+    arms: Sequence[str]
+    steps: int
+    order: str
+    noise: float
+
+
+def run(options: Options, seeds: Sequence[int], out: Path) -> None:
+    """Trains, for each seed, the reference and each arm, and writes the report of their means into `out`."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log has no width that must be respected
     out.mkdir(parents=True, exist_ok=True)
+    log = out / "sidecar.log"
+    log.write_text("")
     torch.set_num_threads(1)  # one core trains while the other one selects
     with bars(console) as progress, tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        data = _load(progress)
-        captions, mislabelled = pool.shuffle_captions(data.pool.captions, noise, seed)
-        tokenizer_file = work / "tokenizer.json"
-        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], tokenizer_file)
-        vocabulary, evaluate = tokenizer.get_vocab_size(), ZeroShot(data, tokenizer)
-
-        curated = Pairs.of(data.curated, data.curated.captions, tokenizer)
-        reference = _train_reference(curated, vocabulary, seed, progress)
-        with redis_server() as redis:
-            setting = Setting(
-                pairs=Pairs.of(data.pool, captions, tokenizer),
-                mislabelled=mislabelled,
-                evaluate=evaluate,
-                vocabulary=vocabulary,
-                batch=BATCH,
-                filter_ratio=FILTER_RATIO,
-                learning_rate=LEARNING_RATE,
-                publish_every=PUBLISH_EVERY,
-                seed=seed,
-                redis=redis,
-                learner=work / "learner",
-                reference=work / "reference",
-                cache=work / "cache",
-                log=out / "sidecar.log",
-            )
-            setting.log.write_text("")
-            _export(setting, reference, tokenizer_file, progress)
-            results, snapshot = [], None
-            for kind, label, length in _schedule(arms, steps):
-                task = progress.add_task(f"train {label}", total=length)
-                arm, seen = run_arm(kind, label, length, setting, partial(_advance, progress, task))
-                results.append(arm)
-                if kind == "jest" and length == steps:
-                    snapshot = seen
-        picked, dropped = _examples(snapshot, data.pool.pixels, captions, mislabelled)
-        report = Report(
-            arms=results,
-            reference_accuracy=evaluate(reference),
-            pool_mislabelled=float(mislabelled.mean()),
-            example_step=snapshot.step if snapshot else 0,
-            picked=picked,
-            dropped=dropped,
-            settings=_settings(setting, data, steps),
-            versions=_versions(),
-        )
+        demo = _Demo(options, _load(progress), Path(temporary), log, progress)
+        outcomes = [demo.run(seed, f" (seed {seed})" if len(seeds) > 1 else "") for seed in seeds]
+    report = Report(
+        arms=[mean_of(runs) for runs in zip(*(outcome.arms for outcome in outcomes), strict=True)],
+        reference_accuracy=float(np.mean([outcome.reference_accuracy for outcome in outcomes])),
+        pool_mislabelled=outcomes[0].pool_mislabelled,
+        stream=ORDERS[options.order],
+        examples=outcomes[0].examples,
+        settings=demo.settings(seeds),
+        versions=_versions(),
+    )
     page = write(report, out)
     console.print(table(report))
     console.print(headline(report))
     console.print(f"report: {page}")
 
 
-def _advance(progress: Progress, task: TaskID, step: int) -> None:
-    progress.update(task, completed=step)
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of one seed. The examples are from the last arm that selects."""
+
+    arms: list[Arm]
+    reference_accuracy: float
+    pool_mislabelled: float
+    examples: Examples | None
+
+
+class _Demo:
+    """The demo's data, and what is done with it by one seed after the other. Its files go into `folder`."""
+
+    def __init__(self, options: Options, data: pool.DemoData, folder: Path, log: Path, progress: Progress) -> None:
+        self._options, self._data = options, data
+        self._folder, self._log, self._progress = folder, log, progress
+        self._words = folder / "tokenizer.json"
+        self._tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], self._words)
+        self._evaluate = ZeroShot(data, self._tokenizer)
+        # The pool itself is in random order.
+        self._order = stored_order(data.pool) if options.order == "stored" else np.arange(len(data.pool))
+        self._concepts = np.unique(data.pool.concepts, return_inverse=True)[1].astype(np.int64)
+
+    def run(self, seed: int, suffix: str) -> _Outcome:
+        """Trains the reference and every arm. The names of what is under way end in `suffix`."""
+        captions, mislabelled = pool.shuffle_captions(self._data.pool.captions, self._options.noise, seed)
+        reference = self._train_reference(seed, suffix)
+        arms, examples = [], None
+        with redis_server() as redis:
+            work = self._folder / str(seed)
+            setting = Setting(
+                pairs=Pairs.of(self._data.pool, captions, self._tokenizer),
+                order=self._order,
+                concepts=self._concepts,
+                mislabelled=mislabelled,
+                evaluate=self._evaluate,
+                vocabulary=self._tokenizer.get_vocab_size(),
+                batch=BATCH,
+                filter_ratio=FILTER_RATIO,
+                learning_rate=LEARNING_RATE,
+                augment=AUGMENT,
+                publish_every=PUBLISH_EVERY,
+                seed=seed,
+                redis=redis,
+                learner=work / "learner",
+                reference=work / "reference",
+                cache=work / "cache",
+                log=self._log,
+            )
+            self._export(setting, reference, suffix)
+            for kind in self._options.arms:
+                on_step = self._bar(f"train {RULES[kind].label}{suffix}", self._options.steps)
+                arm, snapshot = run_arm(kind, self._options.steps, setting, on_step)
+                arms.append(arm)
+                if snapshot is not None:
+                    examples = _examples(arm.name, snapshot, self._data.pool, captions, mislabelled)
+        return _Outcome(arms, self._evaluate(reference), float(mislabelled.mean()), examples)
+
+    def settings(self, seeds: Sequence[int]) -> dict[str, str]:
+        """Returns what a reader of the report must know of them."""
+        data, size = self._data, round(BATCH / (1 - FILTER_RATIO))
+        classes = f"{int((data.labels >= 0).sum()):,} pictures of held-out fonts, {len(data.class_names)} classes"
+        return {
+            "pool": f"{len(data.pool):,} pairs, {self._options.noise:.0%} of the captions shuffled",
+            "order": f"{self._options.order}, read in runs of {RUN}, which come in random order",
+            "curated (reference)": f"{len(data.curated):,} pairs, {REFERENCE_STEPS} steps",
+            "evaluation": classes,
+            "super-batch B, sub-batch b": f"{size} ({size // RUN} runs), {BATCH} (f = {FILTER_RATIO})",
+            "draws": f"sampled, gain {GAIN:g}",
+            "steps": f"{self._options.steps:,}",
+            "learning rate": str(LEARNING_RATE),
+            "augmentation": f"pictures are moved by up to {AUGMENT.shift} pixels in training, not in scoring",
+            "weights published": f"every {PUBLISH_EVERY} steps",
+            "seeds": ", ".join(map(str, seeds)),
+        }
+
+    def _train_reference(self, seed: int, suffix: str) -> SmallSigLip:
+        curated = Pairs.of(self._data.curated, self._data.curated.captions, self._tokenizer)
+        torch.manual_seed(seed + 1)
+        model = SmallSigLip(self._tokenizer.get_vocab_size())
+        train(
+            model,
+            (curated.at(rows) for rows in draws(len(curated.pixels), BATCH, seed)),
+            REFERENCE_STEPS,
+            learning_rate=LEARNING_RATE,
+            weight_decay=REFERENCE_WEIGHT_DECAY,
+            augment=AUGMENT,
+            seed=seed + 1,
+            on_step=self._bar(f"train reference{suffix}", REFERENCE_STEPS),
+        )
+        return model
+
+    def _export(self, setting: Setting, reference: SmallSigLip, suffix: str) -> None:
+        done = self._bar(f"export models{suffix}", 2)
+        learner, vocabulary = setting.fresh_model(), setting.vocabulary
+        export_learner(exportable("demo-learner", learner, vocabulary, self._words), setting.learner)
+        done(1)
+        export_reference(exportable("demo-reference", reference, vocabulary, self._words), setting.reference)
+        done(2)
+
+    def _bar(self, what: str, total: int) -> Callable[[int], None]:
+        """Shows a bar, and returns what says how much of it is done."""
+        task = self._progress.add_task(what, total=total)
+        return lambda done: self._progress.update(task, completed=done)
 
 
 def _load(progress: Progress) -> pool.DemoData:
@@ -111,67 +194,23 @@ def _load(progress: Progress) -> pool.DemoData:
     return data
 
 
-def _train_reference(curated: Pairs, vocabulary: int, seed: int, progress: Progress) -> SmallSigLip:
-    task = progress.add_task("train reference (curated)", total=REFERENCE_STEPS)
-    torch.manual_seed(seed + 1)
-    model = SmallSigLip(vocabulary)
-    batches = (curated.at(rows) for rows in draws(len(curated.pixels), BATCH, seed))
-    train(
-        model,
-        batches,
-        REFERENCE_STEPS,
-        learning_rate=LEARNING_RATE,
-        weight_decay=1e-2,
-        on_step=lambda step: progress.update(task, completed=step),
-    )
-    return model
-
-
-def _export(setting: Setting, reference: SmallSigLip, tokenizer: Path, progress: Progress) -> None:
-    task = progress.add_task("export learner, reference", total=2)
-    export_learner(exportable("demo-learner", setting.fresh_model(), setting.vocabulary, tokenizer), setting.learner)
-    progress.advance(task)
-    export_reference(exportable("demo-reference", reference, setting.vocabulary, tokenizer), setting.reference)
-    progress.advance(task)
-
-
-def _schedule(arms: Sequence[str], steps: int) -> list[tuple[str, str, int]]:
-    """Returns the kind, label and steps of every training run."""
-    labels = {"jest": "JEST"}
-    runs = [(kind, labels.get(kind, kind), steps) for kind in arms]
-    short = steps // 4
-    return runs + [("jest", f"JEST, {short} steps", short) for kind in arms if kind == "jest"]
-
-
 def _examples(
-    snapshot: Snapshot | None,
-    pixels: NDArray[np.uint8],
+    arm: str,
+    snapshot: Snapshot,
+    icons: pool.IconSet,
     captions: Sequence[str],
     mislabelled: NDArray[np.bool_],
-) -> tuple[list[Example], list[Example]]:
-    """Returns the picked candidates, and as many of the dropped ones."""
-    if snapshot is None:
-        return [], []
-    dropped = np.setdiff1d(np.arange(len(snapshot.rows)), snapshot.picked)[: len(snapshot.picked)]
+) -> Examples:
+    """Returns the picked candidates, and as many of the dropped ones, which are a random sample of them."""
+    dropped = np.setdiff1d(np.arange(len(snapshot.rows)), snapshot.picked)
+    dropped = np.random.default_rng(0).permutation(dropped)[: len(snapshot.picked)]  # neighbours are alike
 
     def example(index: int) -> Example:
         row = int(snapshot.rows[index])
-        return Example(pixels[row], captions[row], float(snapshot.scores[index]), bool(mislabelled[row]))
+        score, wrong = float(snapshot.scores[index]), bool(mislabelled[row])
+        return Example(icons.pixels[row], captions[row], icons.concepts[row], score, wrong)
 
-    return [example(i) for i in snapshot.picked], [example(i) for i in dropped]
-
-
-def _settings(setting: Setting, data: pool.DemoData, steps: int) -> dict[str, str]:
-    return {
-        "pool": f"{len(data.pool):,} pairs, {setting.mislabelled.mean():.0%} mislabelled on purpose",
-        "curated (reference)": f"{len(data.curated):,} pairs, {REFERENCE_STEPS} steps",
-        "evaluation": f"{int((data.labels >= 0).sum()):,} pictures of held-out fonts, {len(data.class_names)} classes",
-        "super-batch B, sub-batch b": f"{setting.super_batch}, {setting.batch} (f = {setting.filter_ratio})",
-        "steps": str(steps),
-        "learning rate": str(setting.learning_rate),
-        "weights published": f"every {setting.publish_every} steps",
-        "seed": str(setting.seed),
-    }
+    return Examples(arm, snapshot.step, [example(i) for i in snapshot.picked], [example(i) for i in dropped])
 
 
 def _versions() -> dict[str, str]:

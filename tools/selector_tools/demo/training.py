@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from selector_client import WeightPublisher
 
 from selector_tools.demo.model import SmallSigLip
+from selector_tools.reference.augmentation import Augmentation
 
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2
@@ -30,25 +32,34 @@ def train(
     *,
     learning_rate: float,
     weight_decay: float = 1e-4,
+    augment: Augmentation | None = None,
+    seed: int = 0,
     evaluate: Callable[[SmallSigLip], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """Trains by AdamW with warm-up, a constant stretch and a linear decay. Seconds leave evaluation out."""
+    """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
+    chances that `seed` decides. Seconds leave evaluation out."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    rng = np.random.default_rng([seed, 2])
     run = Run()
     for step in range(steps):
         started = time.perf_counter()
         batch = next(batches)
+        if publisher is not None:
+            # Nothing is being scored now: this batch is picked, and the next selection waits for these weights if it
+            # needs them. Which weights score a batch is therefore the same in every run.
+            publisher.publish(step, model)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, steps)
+        pixels = torch.from_numpy(batch["images"])
+        if augment is not None:
+            pixels = augment(pixels, rng)
         optimizer.zero_grad(set_to_none=True)
-        model.loss(torch.from_numpy(batch["images"]), torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
+        model.loss(pixels, torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if publisher is not None:
-            publisher.publish(step + 1, model)
         run.rows.append(batch["ids"])
         run.seconds += time.perf_counter() - started
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
