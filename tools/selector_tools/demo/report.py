@@ -186,8 +186,9 @@ def plot(report: Report, size: tuple[float, float], theme: Theme) -> Figure:
         crossing, color = (reached[0], uniform.final), drawn[best.name]
         axes.plot(*crossing, "o", color=color, markersize=9, markeredgecolor=theme.paper, zorder=3)
         text = f"{best.name} is there\nafter {reached[0]:,.0f} steps"
-        offset = (10, -8)
-        axes.annotate(text, crossing, offset, textcoords="offset points", va="top", color=color, fontsize=points)
+        offset = (-8, 8)  # to where no line is, since this one is the highest
+        look = {"ha": "right", "va": "bottom", "color": color, "fontsize": points}
+        axes.annotate(text, crossing, offset, textcoords="offset points", **look)
 
     axes.set_xlabel("training steps", color=theme.text, fontsize=points)
     axes.set_ylabel("zero-shot top-1 accuracy (%)", color=theme.text, fontsize=points)
