@@ -229,7 +229,8 @@ def test_a_full_cache_says_so_and_goes_on_where_it_stopped(capsys, tmp_path, bun
     assert status == 2
     assert "raise --cache-bytes" in err.splitlines()[-1]
     kept = int(re.search(r"after (\d+) new", err)[1])
-    assert fill(capsys, cache, bundles.reference_path, pool) == (0, (9000 - kept, kept, 0), "")
+    # A slow machine is told how far it is.
+    assert fill(capsys, cache, bundles.reference_path, pool)[:2] == (0, (9000 - kept, kept, 0))
 
 
 @pytest.mark.parametrize(
