@@ -85,7 +85,8 @@ def draw_in_chunks(scores: Scores, running: RunningScores, plan: Plan, pool: Poo
     # A closed candidate is as if it were taken already.
     taken = torch.zeros(scores.size, dtype=torch.bool, device=device) if scores.open is None else ~scores.open
     apart = _apart(scores)
-    drawn: list[Drawn] = []
+    indices: list[Tensor] = []
+    drawn_scores: list[Tensor] = []
     for round_, size in enumerate((plan.explore, *plan.sizes), start=-1):
         if not size:
             continue
@@ -93,15 +94,17 @@ def draw_in_chunks(scores: Scores, running: RunningScores, plan: Plan, pool: Poo
         logits = open_logits(score if round_ >= 0 else torch.zeros_like(score), taken, plan)
         ranking = keys.of(logits, round_) if round_ >= 0 else keys.uniform(logits)
         if apart is None:
-            drawn.append(pool.draw(ranking, score, size))
+            drawn = pool.draw(ranking, score, size)
         else:
-            drawn.append(_draw_apart(pool, apart, ranking, score, size, plan.ranks))
-        taken[drawn[-1].chunk.rows] = True
+            drawn = _draw_apart(pool, apart, ranking, score, size, plan.ranks)
+        taken[drawn.chunk.rows] = True
+        # Nothing else is kept of a round: its embeddings would add up to those of the whole sub-batch.
+        indices.append(drawn.indices)
+        drawn_scores.append(drawn.scores)
         if round_ + 1 < len(plan.sizes):
-            running.add(drawn[-1].chunk)
-    total = pool.total(running.finish(drawn[-1].chunk))
-    indices, drawn_scores = torch.cat([one.indices for one in drawn]), torch.cat([one.scores for one in drawn])
-    return Picks(indices.to(device), drawn_scores.to(device), total)
+            running.add(drawn.chunk)
+    total = pool.total(running.finish(drawn.chunk))
+    return Picks(torch.cat(indices).to(device), torch.cat(drawn_scores).to(device), total)
 
 
 def _apart(scores: Scores) -> Apart | None:
