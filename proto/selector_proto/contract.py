@@ -1,4 +1,5 @@
-"""What trainer and sidecar must agree on beside the messages: how many are picked, how long ids are, what is local."""
+"""What trainer and sidecar must agree on beside the messages: how many are picked, how long ids and words are,
+what is local."""
 
 import math
 import re
@@ -7,6 +8,8 @@ DEFAULT_FILTER_RATIO = 0.8
 # The longest sample id that is a string, in bytes: a key of the reference cache holds it beside the reference's
 # fingerprint.
 MAX_ID_BYTES = 240
+# The most characters of the words about the first candidate that is excluded for a reason.
+MAX_WORDS = 300
 
 _LOCAL = re.compile(r"(unix:.*|((dns|ipv4):(///)?)?(localhost|127\.\d+\.\d+\.\d+)(:\d+)?|(ipv6:)?\[::1\](:\d+)?)")
 
@@ -23,3 +26,10 @@ def sub_batch_size(candidates: int, filter_ratio: float) -> int:
 def is_local(address: str) -> bool:
     """Whether only this host's processes reach a gRPC address: it is loopback or a unix socket."""
     return _LOCAL.fullmatch(address) is not None
+
+
+def printable(words: str) -> str:
+    """The words about an excluded candidate as one line of at most MAX_WORDS characters, which harms no terminal, no
+    log and no message."""
+    plain = "".join(c if c.isprintable() else " " for c in words[:MAX_WORDS])
+    return plain if len(words) <= MAX_WORDS else plain[: MAX_WORDS - 1] + "…"

@@ -10,12 +10,11 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
+from selector_proto.contract import printable
 
 from selector_server.errors import Exclusion, NotPossible, SelectorError
 from selector_server.sampling.locality import Neighbours
 
-# The contract's bound on the words about the first candidate of a reason.
-MAX_WORDS = 300
 # A refusal quotes so much of them: it has to fit into a status, with those of all other reasons.
 QUOTED = 100
 
@@ -169,12 +168,6 @@ class Closing:
             if not self._reasons and self._prefiltered is None:
                 return ALL_OPEN
             return Closed(dict(self._reasons), dict(self._first), self._prefiltered)
-
-
-def printable(words: str) -> str:
-    """As one line of at most MAX_WORDS characters that harms no terminal, no log and no reply."""
-    plain = "".join(c if c.isprintable() else " " for c in words[:MAX_WORDS])
-    return plain if len(words) <= MAX_WORDS else plain[: MAX_WORDS - 1] + "…"
 
 
 def _plain(words: str) -> str:

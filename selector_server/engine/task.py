@@ -138,9 +138,7 @@ class OwnLosses:
     reference: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.learner, self.reference):
-            if array is not None:
-                array.setflags(write=False)
+        _freeze(self.learner, self.reference)
 
     def at(self, rows: NDArray[Any]) -> "OwnLosses":
         """Those of some picks."""
@@ -170,6 +168,11 @@ class Result:
     locality: Locality | None = None  # None where no reference looked at the candidates
 
     def __post_init__(self) -> None:
-        for array in (self.indices, self.scores):
-            if array is not None:
-                array.setflags(write=False)
+        _freeze(self.indices, self.scores)
+
+
+def _freeze(*arrays: NDArray[Any] | None) -> None:
+    """Makes those that are there read-only."""
+    for array in arrays:
+        if array is not None:
+            array.setflags(write=False)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
+from selector_proto.contract import MAX_WORDS
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_server.engine.closed import MAX_WORDS, Closed, Closing
+from selector_server.engine.closed import Closed, Closing
 from selector_server.errors import Exclusion, InvalidRequest
 
 REASONS: Mapping[int, Exclusion] = {pb.ExclusionReason.Value(f"EXCLUSION_REASON_{one.name}"): one for one in Exclusion}

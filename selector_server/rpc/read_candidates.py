@@ -22,7 +22,7 @@ from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.closed import Closing
 from selector_server.engine.task import Rule
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, NotPossible, SelectorError
-from selector_server.rpc.exclusions import check_exclusions, read_exclusions
+from selector_server.rpc.exclusions import check_exclusions
 from selector_server.sampling import MAX_LOGIT, Loss, Needs, Policy
 
 T = TypeVar("T")
@@ -39,8 +39,9 @@ class KnownReference:
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What a reader is given. Candidates that cannot be used are closed where the request excludes them."""
+class Reading:
+    """What a reader is given. `excludes` says that candidates which cannot be used are left out: `closing` has them,
+    from the beginning those that the client excludes itself. `reference` is this server's."""
 
     selection: pb.Selection
     payload: memoryview
@@ -78,38 +79,19 @@ class _Request:
             self.bad(index, error.excluding(Exclusion.VALUE))
 
 
-def read_candidates(
-    selection: pb.Selection,
-    payload: memoryview,
-    config: Config,
-    rule: Rule,
-    policy: Policy,
-    excludes: bool,
-    reference: KnownReference | None,
-) -> Candidates:
-    """`excludes` says that candidates which cannot be used are left out, and `reference` is this server's. Raises
-    WireError, InvalidRequest, LimitExceeded or NotPossible."""
-    form = selection.WhichOneof("candidates")
+def read_candidates(request: Reading) -> Candidates:
+    """Raises WireError, InvalidRequest, LimitExceeded or NotPossible."""
+    form = request.selection.WhichOneof("candidates")
     if form is None:
         raise InvalidRequest("candidates", "missing", f"set {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}")
-    closing = read_exclusions(selection)
-    candidates = FORMS[form](_Request(selection, payload, config, rule, policy, excludes, reference, closing))
-    check_exclusions(selection, candidates.size)
+    candidates = FORMS[form](request)
+    check_exclusions(request.selection, candidates.size)
     return candidates
 
 
-def read_named(
-    selection: pb.Selection,
-    payload: memoryview,
-    config: Config,
-    rule: Rule,
-    policy: Policy,
-    excludes: bool,
-    reference: KnownReference | None,
-) -> Named:
-    """Candidates that have ids only. Arguments and errors are those of `read_candidates`."""
-    closing, ids = read_exclusions(selection), selection.sample_ids
-    request = _Request(selection, payload, config, rule, policy, excludes, reference, closing)
+def read_named(request: Reading) -> Named:
+    """Candidates that have ids only. Raises as `read_candidates` does."""
+    ids, config = request.selection.sample_ids, request.config
     match ids.WhichOneof("ids"):
         case "integers":
             size = _size(ids.integers, "sample_ids.integers", config)
@@ -118,11 +100,11 @@ def read_named(
         case _:
             raise InvalidRequest("sample_ids", "empty", "set integers or strings")
     keys = _sample_ids(request, size)
-    check_exclusions(selection, size)
-    return Named(keys, closing.closed())
+    check_exclusions(request.selection, size)
+    return Named(keys, request.closing.closed())
 
 
-def _samples(request: _Request) -> Samples:
+def _samples(request: Reading) -> Samples:
     samples, payload, config = request.selection.samples, request.payload, request.config
     images: Any
     texts: Any
@@ -148,7 +130,7 @@ def _samples(request: _Request) -> Samples:
     return Samples(images, texts, ids, request.closing.closed(), brought, samples.reference.fingerprint)
 
 
-def _brought(request: _Request, size: int) -> ModelEmbeddings:
+def _brought(request: Reading, size: int) -> ModelEmbeddings:
     """What the reference makes of the samples. What one reference makes of them says nothing of another."""
     own, message, field = request.reference, request.selection.samples.reference, "samples.reference"
     fingerprint = message.fingerprint
@@ -164,7 +146,7 @@ def _brought(request: _Request, size: int) -> ModelEmbeddings:
     return brought
 
 
-def _sample_ids(request: _Request, size: int) -> list[bytes]:
+def _sample_ids(request: Reading, size: int) -> list[bytes]:
     """Keys of the reference cache: integers and strings never meet."""
     ids, payload = request.selection.sample_ids, request.payload
     match ids.WhichOneof("ids"):
@@ -189,7 +171,7 @@ def _sample_ids(request: _Request, size: int) -> list[bytes]:
     return keys
 
 
-def _embeddings(request: _Request) -> Embeddings:
+def _embeddings(request: Reading) -> Embeddings:
     message, losses = request.selection.embeddings, None
     rule, field = request.rule, "embeddings.learner_losses"
     if message.HasField("learner_losses"):
@@ -213,11 +195,10 @@ def _embeddings(request: _Request) -> Embeddings:
 
 
 def _model_embeddings(
-    request: _Request, model: pb.ModelEmbeddings, field: str, size: int | None
+    request: Reading, model: pb.ModelEmbeddings, field: str, size: int | None
 ) -> tuple[ModelEmbeddings, int]:
-    config = request.config
-    size = _size(model.image, f"{field}.image", config) if size is None else size
-    image, text = _sides(model, request.payload, field, size, config)
+    size = _size(model.image, f"{field}.image", request.config) if size is None else size
+    image, text = _sides(request, model, field, size)
     scale, bias = model.logit_scale, model.logit_bias
     if not 0 < scale <= MAX_LOGIT:  # NaN fails too
         value = scale if model.HasField("logit_scale") else "missing"
@@ -230,24 +211,24 @@ def _model_embeddings(
 
 
 def _sides(
-    message: pb.ModelEmbeddings | pb.RecentPicks, payload: memoryview, field: str, size: int, config: Config
+    request: Reading, message: pb.ModelEmbeddings | pb.RecentPicks, field: str, size: int
 ) -> tuple[Floats, Floats]:
     """Image and text embeddings, float [size, D] each. Raises WireError and LimitExceeded."""
+    payload, most = request.payload, request.config.max_width
     image: Floats = read(message.image, payload, f"{field}.image", FLOATS, [size, None])
-    if not 1 <= image.shape[1] <= config.max_width:
-        raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {config.max_width}")
+    if not 1 <= image.shape[1] <= most:
+        raise LimitExceeded(f"{field}.image.shape", list(image.shape), f"width must be 1 to {most}")
     text: Floats = read(message.text, payload, f"{field}.text", FLOATS, [size, image.shape[1]])
     return image, text
 
 
-def read_recent(
-    selection: pb.Selection, payload: memoryview, config: Config, rule: Rule, known: KnownReference | None
-) -> ModelEmbeddings | None:
+def read_recent(request: Reading) -> ModelEmbeddings | None:
     """Picks of earlier steps as the reference sees them. Raises WireError, InvalidRequest or LimitExceeded."""
-    if not selection.HasField("recent") or rule.max_similarity is None:
+    selection, known = request.selection, request.reference
+    if not selection.HasField("recent") or request.rule.max_similarity is None:
         return None
-    size = _size(selection.recent.image, "recent.image", config)
-    image, text = _sides(selection.recent, payload, "recent", size, config)
+    size = _size(selection.recent.image, "recent.image", request.config)
+    image, text = _sides(request, selection.recent, "recent", size)
     brought = (
         selection.embeddings.reference if selection.HasField("embeddings") else selection.samples.reference.embeddings
     )
@@ -260,13 +241,14 @@ def read_recent(
     return ModelEmbeddings(image, text, 1.0, 0.0)
 
 
-def read_positions(selection: pb.Selection, payload: memoryview, size: int) -> Tensor | None:
+def read_positions(request: Reading, size: int) -> Tensor | None:
     """Where the candidates stand in a larger super-batch, int64 [B], ascending. Raises WireError or InvalidRequest."""
+    selection = request.selection
     if not selection.HasField("positions"):
         return None
     if selection.world_size > 1:
         raise InvalidRequest("positions", "set", f"{selection.world_size} ranks that select as one have none")
-    positions = read(selection.positions, payload, "positions", [pb.DATA_TYPE_I64], [size])
+    positions = read(selection.positions, request.payload, "positions", [pb.DATA_TYPE_I64], [size])
     if (unordered := np.flatnonzero(np.diff(positions) <= 0)).size:
         before, after = positions[unordered[0] : unordered[0] + 2].tolist()
         raise InvalidRequest("positions", f"{after} after {before}", "must be ascending")
@@ -276,7 +258,7 @@ def read_positions(selection: pb.Selection, payload: memoryview, size: int) -> T
     return torch.from_numpy(positions.copy())
 
 
-def _losses(request: _Request) -> ScalarLosses:
+def _losses(request: Reading) -> ScalarLosses:
     if request.policy.needs is Needs.PAIRS:
         limit = "needs pairs; scalar losses serve independent and uniform only"
         raise InvalidRequest("policy", repr(request.policy.name), limit)
@@ -291,7 +273,7 @@ def _losses(request: _Request) -> ScalarLosses:
     return ScalarLosses(models["learner"], models["reference"], request.closing.closed())
 
 
-FORMS: Mapping[str, Callable[[_Request], Candidates]] = {
+FORMS: Mapping[str, Callable[[Reading], Candidates]] = {
     "samples": _samples,
     "embeddings": _embeddings,
     "losses": _losses,
@@ -299,7 +281,7 @@ FORMS: Mapping[str, Callable[[_Request], Candidates]] = {
 
 
 def _of_models(
-    request: _Request,
+    request: Reading,
     message: Any,
     field: str,
     read_model: Callable[[Any, str, int | None], tuple[T, int]],

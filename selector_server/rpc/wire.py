@@ -13,8 +13,10 @@ from selector_server.engine.candidates.base import Candidates
 from selector_server.engine.candidates.named import Named
 from selector_server.engine.task import BadSamples, Member, SuperBatch, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
+from selector_server.rpc.exclusions import read_exclusions
 from selector_server.rpc.read_candidates import (
     KnownReference,
+    Reading,
     read_candidates,
     read_named,
     read_positions,
@@ -113,7 +115,7 @@ class Contract:
                 raise InvalidRequest(name, "missing", "a shortlist is what the prefilter leaves of sample_ids")
         return self._task(selection, payload, read_named)
 
-    def _task(self, selection: pb.Selection, payload: memoryview, read: Callable[..., C]) -> Task[C]:
+    def _task(self, selection: pb.Selection, payload: memoryview, read: Callable[[Reading], C]) -> Task[C]:
         config = self._config
         _check_supported(selection, config)
         policy = self._policies.get(selection.policy or "joint")
@@ -122,16 +124,16 @@ class Contract:
             raise InvalidRequest("policy", repr(selection.policy), limit)
         rule = read_rule(selection, policy, self._models_loss)
         bad_samples, share = _bad_samples(selection)
-        excludes = bad_samples is BadSamples.EXCLUDE
-        candidates = read(selection, payload, config, rule, policy, excludes, self._reference)
+        excludes, closing = bad_samples is BadSamples.EXCLUDE, read_exclusions(selection)
+        reading = Reading(selection, payload, config, rule, policy, excludes, self._reference, closing)
+        candidates = read(reading)
         size, world_size = candidates.size, selection.world_size
         if world_size > 1 and not config.peers and world_size * size > config.max_super_batch:
             value, limit = f"{world_size} x {size}", f"at most {config.max_super_batch} together"
             raise LimitExceeded("candidates of all ranks", value, limit)
         plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
-        plan = replace(plan, positions=read_positions(selection, payload, size))
-        recent = read_recent(selection, payload, config, rule, self._reference)
-        losses = selection.return_losses
+        plan = replace(plan, positions=read_positions(reading, size))
+        recent, losses = read_recent(reading), selection.return_losses
         return Task(candidates, policy, rule, plan, freshness, bad_samples, share, recent, losses)
 
 

@@ -8,7 +8,7 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from selector_client.selecting.exclusions import MAX_WORDS, printable
+from selector_proto.contract import MAX_WORDS, printable
 from support.forms import FILES, TOKENS, excluded, ids_of, made, texts_of, tokens_of
 
 NEEDS = "every candidate needs a text"

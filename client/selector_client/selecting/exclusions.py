@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from selector_proto.contract import printable
 from selector_proto.v1 import selector_pb2 as pb
 
 # The words for reasons are those of the contract, in lower case.
@@ -16,8 +17,6 @@ REASONS: Mapping[str, pb.ExclusionReason.ValueType] = {
 _WORDS = {code: word for word, code in REASONS.items()}
 # Stands for reasons that a newer sidecar may have.
 UNKNOWN = "unknown"
-# The contract's bound on the words about the first candidate of a reason.
-MAX_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,6 @@ def uniform(size: int, picks: int, seed: int, closed: Collection[int]) -> NDArra
     left = np.setdiff1d(np.arange(size), shut)
     first = random.choice(left, min(picks, len(left)), replace=False)
     return np.concatenate([first, random.choice(shut, picks - len(first), replace=False)]).astype(np.int64)
-
-
-def printable(words: str) -> str:
-    """Returns the words as one line of at most MAX_WORDS characters that harms no terminal and no log."""
-    plain = "".join(c if c.isprintable() else " " for c in words[:MAX_WORDS])
-    return plain if len(words) <= MAX_WORDS else plain[: MAX_WORDS - 1] + "…"
 
 
 def _grouped(reasons: Mapping[int, str], words: Mapping[int, tuple[str, str]]) -> dict[str, Excluded]:

@@ -24,10 +24,9 @@ def close_prefiltered(
     image: Floats | None = None,
 ) -> None:
     """Of these open `rows`, int64 [n], the reference's loss is `known`, bool [n], of some; the larger their `worth`,
-    float64 [known], the lower it is. All but the p * b of lowest loss are closed, if the task has a prefilter p; ties
-    go to the lower index. Those whose loss is not known stay. `image`, float [known, D], tells of neighbours, too."""
-    if task.rule.prefilter is None:
-        return
+    float64 [known], the lower it is. All but the p * b of lowest loss are closed by the task's prefilter p; ties go to
+    the lower index. Those whose loss is not known stay. `image`, float [known, D], tells of neighbours, too."""
+    assert task.rule.prefilter is not None, "whoever has no prefilter need not compute what a loss is worth"
     candidates = rows[known]
     kept = math.floor(task.rule.prefilter * task.plan.picks + 1e-6)
     left_out = candidates[np.argsort(-worth, kind="stable")[kept:]]

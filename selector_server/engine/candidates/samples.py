@@ -157,13 +157,12 @@ class PreparedSamples:
 
     @classmethod
     def joined_bytes(cls, parts: Sequence[Self]) -> int:
-        arrays: list[ModelInput | NDArray[Any]] = []
+        arrays: list[ModelInput | ModelEmbeddings | NDArray[Any]] = []
         once = _share_input(parts)
         for part in parts:
-            inputs = (part.learner, None if once else part.reference)
-            arrays += [one for one in inputs if one is not None]
+            given = (part.learner, None if once else part.reference, part.brought)
+            arrays += [one for one in given if one is not None]
             arrays += [] if part.found is None else [part.found.image, part.found.text]
-            arrays += [] if part.brought is None else [part.brought.image, part.brought.text]
         return sum(array.nbytes for array in arrays)
 
     def scores(self, task: Task[Any], models: Models, request: Request) -> tuple[Scores, ServedWeights | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 from selector_proto import shared_memory as layout
+from selector_proto.contract import MAX_WORDS
 from selector_proto.tensors import WireError
 from selector_proto.v1 import selector_pb2 as pb
 from support import rules, wire
@@ -26,7 +27,6 @@ from selector_server.encoding.decoder import Decoder
 from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.preparation import Preparation
 from selector_server.engine.candidates.samples import PreparedSamples, Samples
-from selector_server.engine.closed import MAX_WORDS
 from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.engine.task import Task
