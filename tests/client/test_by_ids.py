@@ -1,12 +1,9 @@
 """Selections by ids first: the sidecar says which candidates go on, and only those are read."""
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
-from concurrent import futures
-from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -15,38 +12,29 @@ from selector_client import (
     AsyncSelector,
     ModelEmbeddings,
     RemoteError,
-    SelectingLoader,
     Selector,
     Settings,
     Unreachable,
 )
 from selector_client.selecting.exclusions import Excluded, merged
 from selector_proto.v1 import selector_pb2 as pb
-from selector_proto.v1 import selector_pb2_grpc as rpc
-from support.model import embed, samples
-from support.processes import eventually, free_port
-
-COUNT, KNOWN, BATCH, PICKS, GOING = 120, 100, 40, 4, 8
-PIXELS, TOKENS = samples(COUNT)
-SETTINGS = {"prefilter": 2.0, "sub_batch_size": PICKS, "seed": 7, "gain": 0.1}
-
-
-class View:
-    """Shows samples by their indices, and counts those that it was asked for."""
-
-    def __init__(self, first=0, change=lambda indices, shown: shown, wait=0.0):
-        self.calls, self.first, self._change, self._wait = [], first, change, wait
-
-    def __call__(self, rows):
-        indices = np.asarray(rows) + self.first
-        assert (np.diff(rows) > 0).all()
-        self.calls.append(indices.tolist())
-        time.sleep(self._wait)
-        return self._change(indices, {"images": PIXELS[indices], "texts": TOKENS[indices]})
-
-    @property
-    def read(self):
-        return sum(map(len, self.calls))
+from support.by_ids import (
+    BATCH,
+    COUNT,
+    GOING,
+    KNOWN,
+    PICKS,
+    PIXELS,
+    SETTINGS,
+    TOKENS,
+    Passing,
+    View,
+    fill,
+    refuse,
+    served,
+)
+from support.model import embed
+from support.processes import free_port
 
 
 @pytest.fixture(scope="module")
@@ -56,60 +44,6 @@ def warm(start_sidecars, bundles, tmp_path_factory):
         server = start(bundles.flags | {"cache": tmp_path_factory.mktemp("cache"), "access_log": True})
         fill(server.address, np.arange(KNOWN))
         yield server
-
-
-def fill(address, ids, rows=None):
-    with Selector(address, criterion="easy-reference", on_error="raise") as selector:
-        rows = ids if rows is None else rows
-        asked = lambda: selector.select(PIXELS[rows], TOKENS[rows], ids=ids)  # noqa: E731
-        eventually(lambda: asked().cached_references == len(ids))
-
-
-@contextmanager
-def served(servicer):
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    rpc.add_SelectorServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
-
-
-class Passing(rpc.SelectorServiceServicer):
-    """Passes requests on to a sidecar, and remembers them; `shortlist` is what is done in Shortlist's place."""
-
-    def __init__(self, sidecar, shortlist=None, select=None):
-        self.sidecar, self.asked = sidecar, []
-        self._instead = {"Shortlist": shortlist, "Select": select}
-
-    def GetServerInfo(self, request, context):
-        return self.sidecar.info()
-
-    def Shortlist(self, requests, context):
-        return self._pass("Shortlist", requests, context)
-
-    def Select(self, requests, context):
-        return self._pass("Select", requests, context)
-
-    def _pass(self, method, requests, context):
-        messages = list(requests)
-        self.asked.append((method, messages[0].selection))
-        if self._instead[method] is not None:
-            return self._instead[method](context)
-        try:
-            return getattr(self.sidecar.stub, method)(iter(messages), timeout=30)
-        except grpc.RpcError as error:
-            context.abort(error.code(), error.details())
-
-
-def refuse(code, words="no"):
-    return lambda context: context.abort(code, words)
-
-
-def old(sidecar):
-    return Passing(sidecar, refuse(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
 
 
 def test_only_those_that_go_on_are_read_and_the_picks_are_those_of_one_call(warm):
@@ -378,108 +312,3 @@ def test_exclusions_of_both_calls_together():
         "text": ([1], "one"),
         "format": ([2], "two"),
     }
-
-
-class Dataset:
-    """Its samples are their indices; it counts those that are read."""
-
-    def __init__(self):
-        self.read = 0
-
-    def __len__(self):
-        return COUNT
-
-    def __getitem__(self, index):
-        self.read += 1
-        return index
-
-
-def loader_over(selector, view, **options):
-    options = {"super_batch_size": BATCH, "collate": list, "workers": 0, "seed": 2, "prefetch": 0} | options
-    return SelectingLoader.over(Dataset(), selector, view=view, **options)
-
-
-class Indices(View):
-    """As the loader asks: for indices of the dataset, in any order."""
-
-    def __call__(self, indices):
-        self.calls.append(indices.tolist())
-        return {"images": PIXELS[indices], "texts": TOKENS[indices]}
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_loader_reads_what_goes_on_and_yields_the_same_samples(warm, prefetch):
-    fill(warm.address, np.arange(COUNT))
-
-    def epoch(address):
-        view = Indices()
-        with Selector(address, on_error="raise", **SETTINGS) as selector:
-            loader = loader_over(selector, view, prefetch=prefetch)
-            batches = list(loader)
-            return batches, view.read, loader.progress, loader.state_dict()
-
-    with served(old(warm)) as address:
-        all_read, many, progress, state = epoch(address)
-    batches, few, counts, resumed = epoch(warm.address)
-    assert (few, many) == (3 * GOING, 3 * BATCH)
-    assert batches == all_read
-    assert counts.candidates == progress.candidates == 3 * BATCH
-    assert counts.not_examined == progress.not_examined == 3 * (BATCH - GOING)
-    assert state == resumed
-
-
-def test_a_loader_resumes_in_mid_epoch_without_reading_what_it_has_picks_for(warm):
-    fill(warm.address, np.arange(COUNT))
-    with Selector(warm.address, on_error="raise", **SETTINGS) as selector:
-        whole = list(loader_over(selector, Indices()))
-    view = Indices()
-    with Selector(warm.address, on_error="raise", **SETTINGS) as selector:
-        loader = loader_over(selector, view, prefetch=2)
-        batches = iter(loader)
-        first = next(batches)
-        eventually(lambda: len(loader.state_dict()["ahead"]) == 2)
-        state = json.loads(json.dumps(loader.state_dict()))
-        batches.close()
-    view = Indices()
-    with Selector(warm.address, on_error="raise", **SETTINGS | {"seed": 99}) as selector:
-        loader = loader_over(selector, view, strict_resume=True)
-        loader.load_state_dict(state)
-        assert [first, *loader] == whole
-        assert view.read == 0, "both were picked before"
-        next(iter(loader))
-        assert view.read == GOING, "the next epoch"
-
-
-def test_a_loaders_fallbacks_are_counted_once_each(warm):
-    with served(Passing(warm, refuse(grpc.StatusCode.INTERNAL))) as address, Selector(address, **SETTINGS) as selector:
-        loader = loader_over(selector, Indices())
-        assert [len(batch) for batch in loader] == [PICKS] * 3
-        assert loader.progress.fallbacks == selector.statistics.fallbacks == {"internal": 3}
-
-
-def test_a_loader_asks_by_the_datasets_own_ids(warm):
-    names = [f"shard/{index}" for index in range(COUNT)]
-    fill(warm.address, names, np.arange(COUNT))
-    view = Indices()
-    with Selector(warm.address, on_error="raise", **SETTINGS) as selector:
-        loader = loader_over(selector, view, ids=lambda indices: [names[index] for index in indices])
-        next(iter(loader))
-        assert loader.last.cached_references == BATCH
-    assert view.read == GOING
-
-
-def test_ranks_that_select_as_one_read_all(warm):
-    asked = {"group": "by-ids", "world_size": 2, **SETTINGS, "seed": 1}
-    views = [Indices(), Indices()]
-    with futures.ThreadPoolExecutor(2) as pool:
-
-        def rank(number):
-            with Selector(warm.address, on_error="raise", rank=number, **asked) as selector:
-                loader = loader_over(selector, views[number], seed=number)
-                next(iter(loader))
-                loader.close()
-                return loader.last
-
-        found = list(pool.map(rank, range(2)))
-    assert [view.read for view in views] == [BATCH, BATCH]
-    assert all(one.prefiltered.left_out > 0 for one in found)

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from selector_tools import cli
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.reference.training import CRITERIA, Recipe, _schedule, fit, whole_pairs
+from support.fits import task, with_module
 from support.model import TOKENS, WORDS, TwoTower, embed, source, write_tokenizer
 from support.pools import arrays, png, write_tar
 
@@ -33,21 +33,7 @@ COMMON += ["--threads", "1", "--batch", "32", "--learning-rate", "0.01"]
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    (tmp_path / "fit_models.py").write_text(CODE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def task(count, seed):
-    """Pictures of 16 patterns under noise, each called by one word of its own."""
-    patterns = np.random.default_rng(99).integers(0, 200, (16, 8, 8, 3))
-    rng = np.random.default_rng(seed)
-    word = rng.integers(1, 17, count)
-    images = (patterns[word - 1] + rng.integers(0, 55, (count, 8, 8, 3))).astype(np.uint8)
-    tokens = np.zeros((count, TOKENS), np.int64)
-    tokens[:, 0] = word
-    return images, tokens
+    return with_module(tmp_path, monkeypatch, "fit_models", CODE)
 
 
 def trained(model, images, tokens, recipe, **more):

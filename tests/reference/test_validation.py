@@ -10,6 +10,7 @@ from selector_tools import cli
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.reference.training import Recipe, fit, whole_pairs
 from selector_tools.reference.validation import MOST, Look, Validation, held_out, reciprocal_ranks
+from support.fits import task, with_module
 from support.model import TOKENS, TwoTower, embed, source
 from support.pools import arrays
 
@@ -25,21 +26,7 @@ FIT += ["--vocabulary", "64", "--threads", "1", "--batch", "32", "--learning-rat
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    (tmp_path / "validation_models.py").write_text(CODE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def task(count, seed=0):
-    """Pictures of 16 patterns under noise, each called by one word of its own."""
-    patterns = np.random.default_rng(99).integers(0, 200, (16, 8, 8, 3))
-    rng = np.random.default_rng(seed)
-    word = rng.integers(1, 17, count)
-    images = (patterns[word - 1] + rng.integers(0, 55, (count, 8, 8, 3))).astype(np.uint8)
-    tokens = np.zeros((count, TOKENS), np.int64)
-    tokens[:, 0] = word
-    return images, tokens
+    return with_module(tmp_path, monkeypatch, "validation_models", CODE)
 
 
 def test_who_is_held_out_depends_on_id_and_seed_alone():
