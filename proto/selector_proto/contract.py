@@ -23,6 +23,12 @@ def sub_batch_size(candidates: int, filter_ratio: float) -> int:
     return math.floor(candidates * (1 - filter_ratio) + 1e-6)
 
 
+def caption_id(sample: object, number: int | None) -> str:
+    """The id of a sample with the caption of this number, of those that it has; None if it has one only. The reference
+    cache knows the pair by it, so that a trainer and whoever fills the cache must say it alike, for ever."""
+    return str(sample) if number is None else f"{sample}#{number}"
+
+
 def is_local(address: str) -> bool:
     """Whether only this host's processes reach a gRPC address: it is loopback or a unix socket."""
     return _LOCAL.fullmatch(address) is not None

@@ -23,7 +23,7 @@ from selector_server.engine.candidates.samples import PreparedSamples
 from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.engine.scorer import Scorer
-from selector_server.engine.task import Rule, ServedWeights, Task
+from selector_server.engine.task import OwnLosses, Rule, ServedWeights, Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, NotPossible, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss, Needs, Picks
@@ -69,8 +69,9 @@ def test_a_draw_ends_after_the_round_in_which_its_caller_leaves():
     assert request.asked == 5, "of 100 rounds"
     result = scorer().select(embedded(), Request())
     assert len(result.indices) == 200
-    with pytest.raises(ValueError, match="read-only"):
-        result.indices[0] = 0
+    for array in (result.indices, OwnLosses(reference=np.zeros(2)).reference):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 @pytest.fixture(scope="module")

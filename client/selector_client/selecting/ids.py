@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from selector_proto.contract import MAX_ID_BYTES
+from selector_proto.contract import MAX_ID_BYTES, caption_id
 
 from selector_client.selecting.bad_samples import Id
 from selector_client.selecting.columns import as_array, as_list, is_missing, kind_of
@@ -25,17 +25,13 @@ def read_ids(values: Any, exclusions: Exclusions, drawn: Mapping[int, int]) -> l
     if len({type(one) for one in ids if one is not None}) > 1:
         raise TypeError("ids has integers and strings; must be one or the other, for they never meet")
     if drawn:
-        ids = [one if one is None else _with_caption(one, drawn.get(index)) for index, one in enumerate(ids)]
+        ids = [one if one is None else caption_id(one, drawn.get(index)) for index, one in enumerate(ids)]
     for index, one in enumerate(ids):
         if isinstance(one, str) and (size := len(one.encode())) > MAX_ID_BYTES:
             words = f"ids[{index}] has {size} bytes; must have 1 to {MAX_ID_BYTES}, so send a hash of it"
             exclusions.exclude(index, "too_large", ValueError(words))
             ids[index] = None
     return ids
-
-
-def _with_caption(one: Id, number: int | None) -> str:
-    return str(one) if number is None else f"{one}#{number}"
 
 
 def repeats(ids: Sequence[Id | None], closed: Exclusions) -> list[int]:

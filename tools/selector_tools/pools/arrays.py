@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from selector_proto.contract import caption_id
 
 from selector_server.errors import Exclusion, InvalidRequest, SelectorError, SetupError
-from selector_tools.pools.captions import in_utf8, named
+from selector_tools.pools.captions import in_utf8
 from selector_tools.pools.pool import Batch
 
 _NAMES = ("images", "tokens", "texts", "ids", "captions")
@@ -84,7 +85,7 @@ class ArrayPool:
 
     def _named(self, pair: int) -> Any:
         one = self._ids[self._rows[pair]]
-        return one if self._numbers is None else named(one, int(self._numbers[pair]))
+        return one if self._numbers is None else caption_id(one, int(self._numbers[pair]))
 
     def _encoded(
         self, pairs: NDArray[np.int64], bad: list[tuple[object, SelectorError]]

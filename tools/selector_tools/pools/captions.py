@@ -73,8 +73,3 @@ def in_utf8(caption: str | bytes) -> bytes:
         return caption if isinstance(caption, bytes) else caption.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest("text", ascii(caption), f"must be Unicode: {error}").excluding(Exclusion.TEXT) from error
-
-
-def named(name: object, number: int | None) -> str:
-    """Returns the id of a sample with this one of its captions, as the client sends it."""
-    return str(name) if number is None else f"{name}#{number}"

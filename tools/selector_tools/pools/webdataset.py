@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from selector_proto.contract import MAX_ID_BYTES
+from selector_proto.contract import MAX_ID_BYTES, caption_id
 
 from selector_server.config import Config
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError, SetupError
-from selector_tools.pools.captions import Captions, Numbered, in_utf8, named
+from selector_tools.pools.captions import Captions, Numbered, in_utf8
 from selector_tools.pools.pool import Batch
 
 MAX_MEMBER_BYTES: int = Config.model_fields["max_image_bytes"].default
@@ -73,7 +73,7 @@ class TarPool:
                     continue
                 image, captions = contents or (b"", [])
                 for number, caption in captions:
-                    ids = named(called, number), named(other, number)
+                    ids = caption_id(called, number), caption_id(other, number)
                     try:
                         _check_id(ids[0], known)
                         yield *ids, (image, in_utf8(caption))
