@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from selector_proto import certificates
-from selector_proto.contract import is_local
+from selector_proto.contract import BRACKETS, is_local, lacks_brackets
 
 from selector_client.errors import Untrusted
 
@@ -78,6 +78,8 @@ ACCESS_FIELDS = frozenset(one.name for one in fields(Access))
 
 def _check(access: Access, address: str) -> None:
     """Raises ValueError for values that contradict one another or cannot be read."""
+    if lacks_brackets(address):
+        raise ValueError(f"address is {address!r}; {BRACKETS}")
     for name in ("ca_file", "certificate_file", "key_file", "server_name"):
         if getattr(access, name) is not None and not access.secure:
             raise ValueError(f"{name} is {getattr(access, name)}; needs TLS, and tls is {access.tls}")

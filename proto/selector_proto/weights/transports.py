@@ -50,5 +50,6 @@ def _transport(url: str) -> Transport:
     if (transport := TRANSPORTS.get(parts.scheme)) is None:
         raise LinkError(shown, f"{forms}; its scheme is unknown")
     if shown == HIDDEN or parts.fragment:
-        raise LinkError(shown, f"{forms}; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D")
+        written = "an IPv6 address stands in brackets; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D"
+        raise LinkError(shown, f"{forms}; {written}")
     return transport
