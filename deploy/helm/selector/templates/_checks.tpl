@@ -25,7 +25,7 @@
 {{- if and $v.tls.clientCa (not $v.tls.secret) }}
 {{- fail "tls.secret: empty; tls.clientCa needs it" }}
 {{- end }}
-{{- if and $v.tokens.secret (not $v.tls.secret) (not $v.settings.plaintext_tokens) }}
+{{- if and $v.tokens.secret (not $v.tls.secret) (not (dig "plaintext_tokens" false ($v.settings | default dict))) }}
 {{- fail "tls.secret: empty; tokens.secret needs it, for others could read the tokens (or settings.plaintext_tokens, where a mesh encrypts)" }}
 {{- end }}
 {{- if and $v.tokens.admin (not $v.tokens.secret) }}
