@@ -33,8 +33,8 @@ class SharedFolder:
                 path.mkdir(parents=True)
                 path.chmod(0o2770)  # Files in it belong to its group.
             self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.swept = layout.sweep(self._folder)  # before the token, for which they may have left no room
             self._write_token()
-            self.swept = layout.sweep(self._folder)
         except OSError as error:
             raise SetupError("shared_memory_dir", path, str(error)) from error
         log.info("payloads in shared memory: %s, %d files of dead clients removed", self.path, self.swept)
@@ -105,6 +105,9 @@ class SharedFolder:
         try:
             os.write(file, self.token.encode())
             os.fchmod(file, 0o644)
+            os.rename(name, layout.TOKEN_FILE, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except OSError:
+            os.unlink(name, dir_fd=self._folder)
+            raise
         finally:
             os.close(file)
-        os.rename(name, layout.TOKEN_FILE, src_dir_fd=self._folder, dst_dir_fd=self._folder)

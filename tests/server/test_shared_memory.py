@@ -10,9 +10,10 @@ from selector_client.selecting.shared_ring import Ring
 from selector_proto import shared_memory as layout
 from selector_proto.copying import read_all
 from selector_proto.v1 import selector_pb2 as pb
+from support.disks import BALLAST, fill_up, small_disk
 from support.wire import some_losses
 
-from selector_server.errors import InvalidRequest
+from selector_server.errors import InvalidRequest, SetupError
 from selector_server.rpc import shared_memory
 from selector_server.rpc.shared_memory import SharedFolder
 
@@ -121,6 +122,18 @@ def test_dead_owners_files_are_swept_and_live_ones_and_others_stay(tmp_path):
     assert folder.swept == 1
     assert set(os.listdir(tmp_path)) == {live.name, "selector-mine", "token"}
     ring.close()
+
+
+def test_a_folder_that_dead_clients_filled_has_room_again_and_a_full_one_is_told(tmp_path):
+    with small_disk(tmp_path / "disk", "size=1m") as path:
+        fill_up(path)
+        with pytest.raises(SetupError, match=r"shared_memory_dir is .*No space left on device"):
+            SharedFolder(path)
+        assert os.listdir(path) == [BALLAST], "nothing is left behind"
+        (path / BALLAST).rename(path / layout.new_name())
+        folder = SharedFolder(path)
+        assert folder.swept == 1
+        folder.close()
 
 
 @given(st.binary(max_size=64))
