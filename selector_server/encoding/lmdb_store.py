@@ -78,6 +78,11 @@ class LmdbStore:
         except lmdb.MemoryError as error:
             limit = f"{max_bytes} bytes of addresses cannot be had; lower --cache-bytes, or raise the limit (ulimit -v)"
             raise SetupError("cache", folder, limit) from error
+        except lmdb.LockError as error:
+            # LMDB tells processes apart by their numbers, which containers give out for themselves.
+            limit = f"a process of another container has it open, whose number there is {os.getpid()} too ({error}); "
+            limit += "share one process namespace, or give each a cache of its own"
+            raise SetupError("cache", folder, limit) from error
         except (lmdb.Error, OSError, OverflowError) as error:
             raise SetupError("cache", folder, str(error)) from error
 
