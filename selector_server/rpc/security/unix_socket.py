@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selector_proto.contract import MAX_SOCKET_PATH_BYTES, socket_path
 from selector_proto.files import wait_lock
 
 from selector_server.errors import SetupError
 
-MAX_PATH_BYTES = 107
 # Two servers that start at once bind one after the other. Binding takes milliseconds.
 LOCK_SECONDS = 5.0
 
@@ -25,9 +25,10 @@ LOCK_SECONDS = 5.0
 @contextmanager
 def bound(setting: str, listen: str, mode: int, group: str | None) -> Iterator[None]:
     """Makes way for the address, which must be bound within the block, and sets its permissions. Raises SetupError."""
-    path = Path(listen.removeprefix("unix:").removeprefix("//"))  # unix:path, unix:/path and unix:///path
-    if not 1 <= len(os.fsencode(path)) <= MAX_PATH_BYTES:
-        raise SetupError(setting, listen, f"its path must have 1 to {MAX_PATH_BYTES} bytes")
+    name = socket_path(listen) or ""
+    if not 1 <= len(os.fsencode(name)) <= MAX_SOCKET_PATH_BYTES:
+        raise SetupError(setting, listen, f"its path must have 1 to {MAX_SOCKET_PATH_BYTES} bytes")
+    path = Path(name)
     with _alone(setting, listen, path.parent):
         _make_way(setting, listen, path)
         former = os.umask(0o177)
