@@ -12,6 +12,10 @@ MAX_ID_BYTES = 240
 # The most characters of the words about the first candidate that is excluded for a reason.
 MAX_WORDS = 300
 
+# The longest path of a unix socket, in bytes: Linux keeps 108 with the zero at its end.
+MAX_SOCKET_PATH_BYTES = 107
+BRACKETS = "an IPv6 address must stand in brackets, as in [::1]:50051"
+
 _LOCAL = re.compile(r"(unix:.*|((dns|ipv4):(///)?)?(localhost|127\.\d+\.\d+\.\d+)(:\d+)?|(ipv6:)?\[::1\](:\d+)?)")
 
 
@@ -35,9 +39,6 @@ def is_local(address: str) -> bool:
     return _LOCAL.fullmatch(address) is not None
 
 
-BRACKETS = "an IPv6 address must stand in brackets, as in [::1]:50051"
-
-
 def lacks_brackets(address: str) -> bool:
     """Whether it is an IPv6 address, with a port or without, that lacks its brackets: gRPC would take all of it for the
     host, and add port 443."""
@@ -51,6 +52,11 @@ def _is_ipv6(text: str) -> bool:
     except AddressValueError:
         return False
     return True
+
+
+def socket_path(address: str) -> str | None:
+    """The path of a unix socket's address, unix:path or unix:///path; None if the address is another."""
+    return address.removeprefix("unix:").removeprefix("//") if address.startswith("unix:") else None
 
 
 def printable(words: str) -> str:
