@@ -18,12 +18,12 @@ from selector_client.errors import RemoteError, SelectorClientError, Unreachable
 from selector_client.selecting.bad_samples import BadSamples, Id
 from selector_client.selecting.breaker import Breaker
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
-from selector_client.selecting.channel import healthy
 from selector_client.selecting.columns import Advertised, Terms
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
 from selector_client.selecting.exclusions import Exclusions, uniform
 from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
 from selector_client.selecting.ids import read_ids
+from selector_client.selecting.link import Link
 from selector_client.selecting.pending import PendingSelection, Rows, View
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
@@ -77,7 +77,6 @@ class Session:
         self.expectation, self._patience = Expectation(self.settings), DEFAULT_SECONDS
         self.statistics = Statistics()
         self._unserved, self._shuffling = Unserved(self.statistics.unserved), Shuffling()
-        self.breaker = Breaker(lambda: healthy(address, self.access))
         self.bad_samples = BadSamples(self.settings.warn_excluded_share)
         self.sidecar = Advertised()
         self.off = is_off()
@@ -91,12 +90,16 @@ class Session:
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process that is spawned gets everything but locks and threads."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "breaker")}
+        """A process that is spawned gets everything but locks, threads and the connection."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "link", "breaker")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
+        self._lock = threading.Lock()
+
+    def reach(self, link: Link) -> None:
+        """Says through what the sidecar is reached. To be called once, and in a copy again."""
+        self.link, self.breaker = link, Breaker(link.healthy)
 
     @property
     def timeout(self) -> float:
@@ -156,6 +159,7 @@ class Session:
     def learn(self, info: pb.GetServerInfoResponse) -> None:
         """Takes note of what the sidecar says that it takes."""
         self.sidecar = Advertised.of(info)
+        self.link.keep_alive(info.limits.keepalive_seconds)
         self.expectation.learn(info)
 
     @property
