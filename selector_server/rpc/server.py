@@ -13,6 +13,7 @@ from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
 from selector_server.config import Config
 from selector_server.errors import SetupError
 from selector_server.rpc.admin import AdminService
+from selector_server.rpc.connections import Connections
 from selector_server.rpc.security.access import Access
 from selector_server.rpc.security.unix_socket import bound
 from selector_server.rpc.service import SelectorService
@@ -81,6 +82,7 @@ class RpcServer:
         if config.reflection and calls:
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind(setting, config, access.credentials(self.listen) if calls else None)
+        self.connections = Connections(setting, self.listen, self.port, config.max_connections)
 
     def _bind(self, setting: str, config: Config, credentials: grpc.ServerCredentials | None) -> int:
         """Binds the address and returns the port, 1 for a unix socket. Raises SetupError."""
