@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
-REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
+REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open", "proxy")
 UNSERVED = ("rejected", "disconnected", "pinned")
 EXCLUSIONS = ("missing", "unreadable", "format", "too_large", "text", "value", "repeated")
 

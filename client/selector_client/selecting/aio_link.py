@@ -51,17 +51,20 @@ class AioLink(Link):
             answer = await call(connection.channel)
         except grpc.RpcError as error:
             failed = self.failed(connection, error)
-            if status_lost(error):
-                raise RemoteError("unavailable", f"{self.address}: refused while the request was sent") from error
-            raise failed from error
+            raise (self._refused() if status_lost(error) else failed) from error
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
+            if self._current is connection:  # grpc.aio may say this too when the other side has ended the call
+                raise self._refused() from error
             raise Unreachable("cancelled", f"{self.address}: closed while a request was under way") from error
         except grpc.aio.UsageError as error:  # grpc.aio raises it when the channel is closed under a running call
             raise Unreachable("closed", f"{self.address}: {error}") from error
         self.heard(connection)
         return answer
+
+    def _refused(self) -> RemoteError:
+        return RemoteError("unavailable", f"{self.address}: refused while the request was sent")
 
     def _open(self, keepalive: float) -> grpc.aio.Channel:
         return open_aio_channel(self.address, self.access, keepalive)

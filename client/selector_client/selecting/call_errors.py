@@ -11,11 +11,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from selector_client.errors import Denied, RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.errors import Denied, Misrouted, RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.selecting.credentials import Access
+from selector_client.selecting.foreign_answers import foreign_answer
 
-# grpc.aio says this when it goes on sending after the sidecar has ended the call, and the sidecar's status is lost.
-_STATUS_LOST = "Internal error from Core"
+# grpc.aio says this when it goes on sending after the call was ended by the other side, whose status is lost then.
+_STATUS_LOST = ("Internal error from Core", "Error in HTTP transport completing operation")
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 # google.rpc.Status has its details (Any) in field 3, and google.rpc.RetryInfo its retry_delay (Duration) in 1.
 _STATUS, _DETAILS, _RETRY_INFO, _DELAY = "grpc-status-details-bin", 3, "google.rpc.RetryInfo", 1
@@ -35,6 +36,11 @@ def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool 
     side's certificates are wrong."""
     code, details = error.code(), error.details() or ""
     message = f"{address}: {code.name}: {details}"
+    if (foreign := foreign_answer(error)) is not None:
+        if foreign.passes:
+            return Unreachable("unavailable", f"{message}; a proxy on the way said {foreign.said}")
+        words = f"{address}: no sidecar answered, but something on the way, with {foreign.said}: {foreign.cause}"
+        return Misrouted("proxy", words, 0.0 if foreign.status is None else None)
     if code in _DENIED:
         return Denied(code.name.lower(), f"{message} (token_file is {access.token_file or 'not set'})")
     if code not in _NO_ANSWER:
@@ -97,5 +103,5 @@ def _cause(details: str) -> str:
 
 
 def status_lost(error: grpc.RpcError) -> bool:
-    """Whether the call was refused and only the sidecar knows why, so that it may be made again."""
-    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _STATUS_LOST
+    """Whether the call was refused and only the other side knows why, so that it may be made again."""
+    return error.code() is grpc.StatusCode.INTERNAL and (error.details() or "").startswith(_STATUS_LOST)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.errors import Misrouted, RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.selecting.bad_samples import BadSamples, Id
 from selector_client.selecting.breaker import Breaker
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
@@ -44,6 +44,8 @@ RETRIES_AT_ONCE = 10
 _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 # These say that the request itself is wrong.
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
+# These stay as they are until somebody changes the request, the sidecar or the way to it.
+_LASTING = (*_MISTAKES, "proxy", "unauthenticated", "permission_denied", "no_shared_memory")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
 # These say that it makes no shortlists: sidecars of version 0.1 do not, nor does one without a cache.
@@ -212,8 +214,8 @@ class Session:
 
     def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
         """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
-        cures no certificate."""
-        return not isinstance(error, Untrusted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
+        cures no certificate and moves no proxy."""
+        return not isinstance(error, Untrusted | Misrouted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
 
     def check(self, pending: PendingSelection) -> None:
         """Raises Unreachable if the sidecar must not be asked now, and RemoteError if it could only refuse. Of ranks
@@ -238,7 +240,8 @@ class Session:
             pause = max(pause, error.retry_seconds * random.uniform(1.0, 1.5))  # noqa: S311
         with self._lock:
             spent = pending.retries == MAX_RETRIES or self._budget < 1
-            if error.reason not in _FOR_NOW or spent or pending.left <= pause:
+            passes = error.reason in _FOR_NOW or error.retry_seconds is not None
+            if not passes or spent or pending.left <= pause:
                 return None
             self._budget -= 1
             self.statistics.retries += 1
@@ -306,7 +309,8 @@ class Session:
         """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""
         if error.reason not in self._warned and error.reason != "breaker_open":
             self._warned.add(error.reason)
-            log.warning("selection failed, uniform sub-batches instead until it works again: %s", error)
+            until = "somebody mends that, for no retry does" if error.reason in _LASTING else "it works again"
+            log.warning("selection failed, uniform sub-batches instead until %s: %s", until, error)
 
 
 def _check_usable(candidates: Candidates, first: bool) -> None:
