@@ -1,7 +1,9 @@
 """Connections through which nothing passes any more, while new ones work: proxies and firewalls make them."""
 
 import asyncio
+import os
 import pickle
+import signal
 import threading
 import time
 from concurrent import futures
@@ -254,7 +256,7 @@ def test_a_sidecar_that_wants_no_pings_gets_none(slow):
         assert selector._link._keepalive == 0
         assert len(set(service.ids)) == 1, "the same request"
     service.ids.clear()
-    service.keepalive, service.seconds = 0.0, 5.0
+    service.keepalive, service.seconds = 0.0, 2.0
     with Selector(address, policy="independent", sub_batch_size=10, timeout=30) as selector:
         selector.connect(10)
         assert losses(selector).fallback == ""
@@ -323,6 +325,17 @@ def test_a_selector_of_one_loop_serves_the_next_one(plain_server, through):
     eventually(lambda: asyncio.run(select()) == [""], 15)
     asyncio.run(selector.close())
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selector-probe"])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent():
+    """The breaker's probe may hold it, in a thread that the child does not have."""
+    with independent("127.0.0.1:1") as selector, selector._link._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            os._exit(0 if losses(selector).fallback == "unavailable" else 1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_values_are_as_they_were(plain_server):

@@ -50,7 +50,7 @@ class AioLink(Link):
         try:
             answer = await call(connection.channel)
         except grpc.RpcError as error:
-            failed = self.failed(connection, error)
+            failed = await asyncio.to_thread(self.failed, connection, error)  # it may look at the address for a moment
             raise (self._refused() if status_lost(error) else failed) from error
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import socket
 from typing import Any
 
 import grpc
@@ -29,6 +30,8 @@ _CAUSE = re.compile(
 )
 # A server that wants a certificate of its client closes the connection without a word.
 _CLOSED = "failed to connect to all addresses"
+# So does one that has too many connections, but at once, where the other waits for a handshake.
+_LOOK_SECONDS = 0.2
 
 
 def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool = False) -> SelectorClientError:
@@ -48,11 +51,24 @@ def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool 
     if _UNTRUSTED.search(details):
         return Untrusted("untrusted", f"{address}: {_cause(details)}")
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_CLOSED) and "Socket closed" in details:
-        message += "; something closed the connection: the sidecar, which has as many as it takes (--max-connections)"
-        if not answered:
+        if answered or closes_at_once(address):
+            message += "; it has as many connections as it takes (--max-connections), or a proxy finds no sidecar"
+        else:
             hint = "a certificate of ours, which it trusts (certificate_file)" if access.secure else "TLS (ca_file)"
-            message += f" or, as this is the first connection to it, it may want {hint}"
+            message += f"; if the sidecar is there, it may want {hint}"
     return Unreachable(code.name.lower(), message, retry_seconds(error))
+
+
+def closes_at_once(address: str) -> bool:
+    """Whether a new connection is closed before anybody says a word. One that wants TLS waits for that."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS) as stream:
+            return not stream.recv(1)
+    except ConnectionResetError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def answered_by_sidecar(error: grpc.RpcError) -> bool:

@@ -51,9 +51,9 @@ class Link(ABC):
 
     def __init__(self, address: str, access: Access, statistics: Statistics) -> None:
         self.address, self.access, self._statistics = address, access, statistics
-        self._lock = threading.Lock()
+        self._own_lock, self._process = threading.Lock(), os.getpid()
         self._current: Connection | None = None
-        self._keepalive = 0.0
+        self._keepalive, self._pings_refused = 0.0, False
         self._due = 0.0  # a silent connection is not given up before this time of time.monotonic()
         self._answered = False  # whether any connection ever brought an answer
 
@@ -70,12 +70,19 @@ class Link(ABC):
     def _owner(self) -> Any:
         """To whom a channel that is opened now belongs."""
 
+    @property
+    def _lock(self) -> threading.Lock:
+        """The lock, which is a new one in a forked child: a thread that is not there may have held it."""
+        if self._process != os.getpid():
+            self._own_lock, self._process = threading.Lock(), os.getpid()
+        return self._own_lock
+
     def keep_alive(self, seconds: float) -> None:
         """Notes how often the sidecar wants to be pinged; the next call opens a connection that does so. Sidecars of
         version 0.1 say 0, and end connections that ping them."""
         least, most = KEEPALIVE_SECONDS
         with self._lock:
-            self._keepalive = seconds if least <= seconds <= most else 0.0
+            self._keepalive = seconds if least <= seconds <= most and not self._pings_refused else 0.0
 
     def take(self) -> Connection:
         """Returns the connection for the next call. Raises Untrusted."""
@@ -123,8 +130,8 @@ class Link(ABC):
                 if connection.silent == SILENT_DEADLINES:
                     jitter = random.uniform(0, JITTER_SECONDS)  # noqa: S311 - no secret
                     self._due = max(self._due, time.monotonic() + jitter)
-            if pings_refused(error):  # another sidecar took the place of the one that wanted them
-                self._keepalive = 0.0
+            if pings_refused(error):  # by another sidecar, or by a proxy on the way to the one that wants them
+                self._keepalive, self._pings_refused = 0.0, True
         return error_of(error, self.address, self.access, self._answered)
 
     def _left(self) -> Connection | None:
