@@ -147,11 +147,10 @@ def build_metrics_server(sidecar: Sidecar) -> MetricsServer | None:
     listen = sidecar.config.metrics_listen
     if not listen:
         return None
-    host, _, port = listen.rpartition(":")
     try:
-        return MetricsServer(sidecar.metrics.registry, host.strip("[]"), int(port))
-    except (OSError, ValueError, OverflowError) as error:
-        raise SetupError("metrics_listen", listen, str(error)) from error
+        return MetricsServer(sidecar.metrics.registry, listen)
+    except (OSError, ValueError) as error:
+        raise SetupError("metrics_listen", listen, f"must be a free host:port: {error}") from error
 
 
 def _model(config: Config, role: Literal["learner", "reference"], device: Device, metrics: Metrics) -> Model | None:

@@ -1,6 +1,5 @@
 """The grpc.aio server with its services, health that follows the worker, and reflection."""
 
-import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
 
+from selector_server.addresses import listen_at
 from selector_server.config import Config
 from selector_server.errors import SetupError
 from selector_server.rpc.admin import AdminService
@@ -147,9 +147,7 @@ def _check_free(setting: str, listen: str) -> None:
     """Binds the address for a moment: grpc says only to its own log why it cannot. Raises SetupError."""
     if listen.startswith("unix:"):
         return
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
     try:
-        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, ValueError, OverflowError) as error:
+        listen_at(listen).close()
+    except (OSError, ValueError) as error:
         raise SetupError(setting, listen, f"must be a free host:port or unix:/path: {error}") from error
