@@ -152,6 +152,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         ),
         series("Age", "Since the served version was published.", "s", each("selector_weights_age_seconds")),
         series(
+            "Clocks",
+            "By how much the publisher's clock is ahead of the sidecar's, negative if it is behind.",
+            "s",
+            each("selector_weights_clock_skew_seconds"),
+        ),
+        series(
             "Lag",
             "Steps between trainer and served weights, at the last request that named its step.",
             "short",

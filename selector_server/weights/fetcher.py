@@ -10,6 +10,7 @@ from threading import Event
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import (
     CANARY,
     DIGEST_BYTES,
@@ -25,6 +26,7 @@ from selector_proto.weights.store import StoreError, StoreRefused
 from selector_proto.weights.transports import open_store
 
 from selector_server.buffers import Pool
+from selector_server.weights.dating import Clocks
 from selector_server.weights.host_share import HostShare
 
 MAX_POINTER_BYTES = 19
@@ -95,6 +97,11 @@ class Fetcher:
         if base is not None:
             tensors = {name: view for name, view in base.tensors.items() if not name.startswith(CANARY)} | tensors
         return Fetched(manifest, tensors)
+
+    def clocks(self, manifest: pb.WeightsManifest) -> Clocks:
+        """How far the clocks of the version's publisher and of this host are ahead of the store's."""
+        told = self._read(self.keys.clock(manifest.version, manifest.publisher), clock.MAX_TEXT_BYTES)
+        return Clocks(clock.decode(told), clock.ahead(self._store, self.keys.pointer))
 
     def _base_of(self, manifest: pb.WeightsManifest) -> Fetched | None:
         """The version that a partial one rests on, None for a whole one. It is kept until a whole one comes. Raises

@@ -16,7 +16,8 @@ Row = tuple[str, str, tuple[str, ...], str]
 
 def of_server() -> list[Row]:
     metrics = Metrics()
-    found = [*vars(metrics).values(), *vars(metrics.encoding).values(), *vars(metrics.quality).values()]
+    groups = metrics, metrics.encoding, metrics.quality, metrics.weights
+    found = [collector for group in groups for collector in vars(group).values()]
     collectors = [c for c in found if hasattr(c, "collect") and c not in (metrics.registry, metrics.process)]
     rows = []
     for collector in collectors:

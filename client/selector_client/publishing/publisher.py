@@ -166,7 +166,7 @@ class WeightPublisher:
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.base, snapshot.samples = base if still else None, samples
         wanted = ((name, value) for name, value in tensors if name in published and name not in still)
-        snapshot.step, snapshot.taken_at = step, time.time()
+        snapshot.step, snapshot.taken_at = step, time.monotonic()
         try:
             snapshot.fill(chain(wanted, canary.items()), self._copiers, _GATHERED_BYTES if state.gathered else math.inf)
         except Exception as error:

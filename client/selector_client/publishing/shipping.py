@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
 from selector_proto.weights.store import Store, StoreError, StoreUnavailable
 
@@ -41,11 +42,11 @@ class Unsafe(Exception):
 
 @dataclass
 class _Version:
-    """What is stored of a version. Once it is not the newest any more it may go at `until`, a time.monotonic(), but not
-    while a version that stays has it as its `base`."""
+    """What is stored of a version; `parts` are the keys of its chunks and of the clock that dates it. Once it is not
+    the newest any more it may go at `until`, a time.monotonic(), but not while one that stays has it as its `base`."""
 
     number: int
-    chunks: list[str]
+    parts: list[str]
     manifest: bytes = b""
     blake3: bytes = b""
     base: int = 0
@@ -83,13 +84,15 @@ class Shipper:
         count = -(-payload.size // CHUNK_BYTES)
         version = _Version(number, [self._keys.chunk(number, self.token, index) for index in range(count)])
         try:
-            digests = self._send(version, payload)
+            ahead = clock.ahead(self._store, self._keys.pointer)
+            taken_at = time.time() - (time.monotonic() - snapshot.taken_at)
+            digests = self._send(version, payload, ahead)
             manifest = pb.WeightsManifest(
                 format=FORMAT,
                 run=self._keys.run,
                 version=number,
                 trainer_step=snapshot.step,
-                published_at=snapshot.taken_at,
+                published_at=taken_at,
                 payload_bytes=payload.size,
                 payload_blake3=digest(digests),
                 chunk_bytes=CHUNK_BYTES,
@@ -102,7 +105,7 @@ class Shipper:
             version.manifest, version.blake3 = encode_manifest(manifest), manifest.payload_blake3
             self._show(version)
         except Fenced:
-            self._forget_quietly(version.chunks)
+            self._forget_quietly(version.parts)
             raise
         except BaseException as error:
             self._debris.append(version)
@@ -154,13 +157,14 @@ class Shipper:
 
     def _claim(self) -> None:
         """Claims the run, which the last publisher to start owns. The epoch is fixed here, once, and written by
-        whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds
-        also tell publishers apart that claimed a run of which Redis knew nothing."""
+        whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds of
+        the store's clock also tell publishers apart that claimed a run of which the store knew nothing."""
         if self._owner:
             return
         if danger := self._store.danger():
             raise Unsafe(danger)
-        epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, time.time_ns() // 1_000_000)
+        milliseconds = int(1000 * (self._store.clock(self._keys.owner) or 0))
+        epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, milliseconds)
         pointer = self._store.get(self._keys.pointer)
         for number, names in self._store.left_behind(self._keys).items():
             shown = str(number).encode() == pointer  # readers may be on their way to it
@@ -186,9 +190,9 @@ class Shipper:
             self._older.append(self._newest)
         self._newest = version
 
-    def _send(self, version: _Version, payload: WirePayload) -> bytes:
+    def _send(self, version: _Version, payload: WirePayload, ahead: float | None) -> bytes:
         """Sends the chunks and returns their digests, one after another. Threads cast and hash the next chunks
-        meanwhile."""
+        meanwhile. Behind them goes how far our clock is ahead, if that is known."""
         starts = range(0, payload.size, CHUNK_BYTES)
         digests: list[bytes] = []
         made: deque[Future[tuple[memoryview, bytes]]] = deque()
@@ -201,7 +205,10 @@ class Shipper:
                     made.append(self._pool.submit(_make, payload, starts[number], room))
                 chunk, its_digest = made.popleft().result()
                 digests.append(its_digest)
-                yield version.chunks[index], chunk
+                yield version.parts[index], chunk
+            if ahead is not None:
+                version.parts.append(self._keys.clock(version.number, self.token))
+                yield version.parts[-1], memoryview(clock.encode(ahead))
 
         try:
             self._store.put_all(chunks(), self._ttl)
@@ -219,7 +226,7 @@ class Shipper:
                 if pointer == str(version.number).encode():
                     self._make_newest(version)  # only the answer was lost, and readers may be on their way to it
                 else:
-                    self._store.delete(*version.chunks)
+                    self._store.delete(*version.parts)
                 self._debris.pop()
             while len(spare := self._spare()) >= self._keep:
                 if spare[0].until > time.monotonic() and len(spare) < self._keep + self._held:
@@ -244,7 +251,7 @@ class Shipper:
             log.debug("it stays until its time to live ends", exc_info=True)
 
     def _keys_of(self, version: _Version) -> list[str]:
-        return [self._keys.manifest(version.number), *version.chunks]
+        return [self._keys.manifest(version.number), *version.parts]
 
 
 def _make(payload: WirePayload, start: int, room: NDArray[np.uint8]) -> tuple[memoryview, bytes]:

@@ -45,7 +45,7 @@ class FolderStore:
 
     def __init__(self, folder: str | Path, *, write: bool = False) -> None:
         """`write` tries at once whether the folder can be written. Raises LinkError."""
-        self._folder = Path(folder)
+        self._folder, self._writes = Path(folder), write
         if write:
             try:
                 files.sweep_unfinished(self._folder)
@@ -138,6 +138,14 @@ class FolderStore:
                 if name.endswith(_VALUE) and (version := keys.version_of(key)) is not None:
                     found.setdefault(version, []).append(key)
         return found
+
+    def clock(self, key: str) -> float | None:  # noqa: ARG002 - a folder has one clock
+        """That of the file system, which a server may keep: it dates a new file. Readers make none."""
+        if not self._writes:
+            return None
+        with self._errors(), tempfile.TemporaryFile(dir=self._folder, buffering=0) as stream:
+            stream.write(b"0")
+            return os.fstat(stream.fileno()).st_mtime
 
     def danger(self) -> str:
         """There is none: a folder forgets nothing by itself."""

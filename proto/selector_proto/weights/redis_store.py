@@ -137,6 +137,18 @@ class RedisStore:
         """Nothing would stay: whatever a dead publisher left dies by itself."""
         return {}
 
+    def clock(self, key: str) -> float | None:
+        def ask(client: Any) -> Any:
+            if isinstance(client, RedisCluster):
+                return client.time(target_nodes=client.get_node_from_key(key))  # type: ignore[no-untyped-call]
+            return client.time()
+
+        try:
+            seconds, microseconds = self._do(ask)
+        except StoreRefused:  # this user may not be allowed to ask
+            return None
+        return float(seconds) + float(microseconds) / 1e6
+
     def danger(self) -> str:
         try:
             memory = self._do(_memory)

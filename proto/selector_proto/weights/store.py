@@ -75,6 +75,11 @@ class Store(Protocol):
         published. Empty where keys die by themselves."""
         ...
 
+    def clock(self, key: str) -> float | None:
+        """The time by the clock of the server that has `key`, in Unix seconds; None where it does not tell. Owners are
+        ordered by it and ages counted by it, for the clocks of those who write and read may be wrong."""
+        ...
+
     def danger(self) -> str:
         """Why this store may throw away chunks that are in use; empty if it does not."""
         ...
