@@ -200,9 +200,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         ),
         series(
             "Source and pin",
-            "Whether the source of weights answers, and whether a version is pinned.",
+            "Whether the source of weights answers and may evict them, and whether a version is pinned.",
             "bool",
             each("selector_weights_source_connected", "{} connected"),
+            each("selector_weights_source_evicts", "{} evicts"),
             each("selector_weights_pinned", "{} pinned"),
             width=12,
         ),

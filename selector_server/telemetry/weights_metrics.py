@@ -32,6 +32,7 @@ class WeightsMetrics:
             r,
         )
         self.connected = Gauge("selector_weights_source_connected", "1 while it answers.", registry=r)
+        self.evicts = Gauge("selector_weights_source_evicts", "1 while it may evict what is published.", registry=r)
         self.pinned = Gauge("selector_weights_pinned", "1 while a version is pinned.", registry=r)
         self.sync = Counter(
             "selector_weights_sync_total", "Versions seen; result: served, refused, incomplete.", ["result"], registry=r

@@ -22,7 +22,7 @@ from selector_proto.weights.layout import (
     digest,
 )
 from selector_proto.weights.link import LinkOptions
-from selector_proto.weights.store import StoreError, StoreRefused
+from selector_proto.weights.store import StoreError, StoreMistyped, StoreRefused
 from selector_proto.weights.transports import open_store
 
 from selector_server.buffers import Pool
@@ -81,6 +81,10 @@ class Fetcher:
         if len(text) > MAX_MANIFEST_BYTES:
             raise Incomplete(f"manifest of version {version} is too long; at most {MAX_MANIFEST_BYTES} bytes")
         return text
+
+    def danger(self) -> str:
+        """Why the store may throw away what is published; empty if it does not."""
+        return self._store.danger(self.keys.pointer)
 
     def fetch(self, version: int, text: bytes) -> Fetched:
         """The whole version that the manifest `text` describes, every chunk verified. What is not in the payload of a
@@ -150,17 +154,16 @@ class Fetcher:
                 verified.append(self._hashers.submit(_verify, manifest, index, rooms[index]))
                 if len(verified) > _BEHIND:
                     verified.popleft().result()
-        except StoreRefused as error:
+        except StoreMistyped as error:
             raise Incomplete(f"version {manifest.version}: {error}") from error
         for one in verified:
             one.result()
 
     def _read(self, key: str, most: int) -> bytes:
-        """The first `most` bytes of a value, empty if there is none. Raises Incomplete if the store refuses it, as it
-        does where something else has the key."""
+        """The first `most` bytes of a value, empty if there is none. Raises Incomplete if somebody else has the key."""
         try:
             return self._store.first_bytes(key, most)
-        except StoreRefused as error:
+        except StoreMistyped as error:
             raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:

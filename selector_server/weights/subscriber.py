@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 MAX_BACKOFF_SECONDS = 5.0
 # So is the pause while the newest version cannot be read whole, since each try may fetch all of it. News end the pause.
 MAX_INCOMPLETE_SECONDS = 60.0
+# The store's settings are looked at as often as a publisher does.
+WATCH_SECONDS = 15.0
 # So many publishers of the past are remembered: each is a start of the trainer.
 _PUBLISHERS = 256
 
@@ -57,6 +59,7 @@ class Subscriber(Generic[W]):
         self._poll_seconds, self._news, self._reporter = poll_seconds, news, reporter
         self._stop = Event()
         self._refused = 0
+        self._next_watch, self._danger = 0.0, ""
         # Manifests of the versions served and refused, by number: a store that restarted empty counts from one again.
         self._known: dict[int, bytes] = {}
         self._dating = Dating(metrics.weights)
@@ -85,6 +88,7 @@ class Subscriber(Generic[W]):
             try:
                 settled = self.poll()
                 self._metrics.weights.connected.set(1)
+                self._watch()
                 pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
                 if self._reporter is not None:
                     self._reporter.tell()
@@ -101,6 +105,19 @@ class Subscriber(Generic[W]):
             except Exception:  # nobody may rely on announcements, least of all this thread
                 log.exception("weights: announcements cannot be waited for")
                 self._stop.wait(pause)
+
+    def _watch(self) -> None:
+        """Tells when the store begins or ceases to be one that throws away what is published."""
+        if time.monotonic() < self._next_watch:
+            return
+        self._next_watch = time.monotonic() + WATCH_SECONDS
+        danger = self._fetcher.danger()
+        self._metrics.weights.evicts.set(bool(danger))
+        if danger and danger != self._danger:
+            log.warning("weights may vanish before they are fetched: %s", danger)
+        elif self._danger and not danger:
+            log.warning("weights do not vanish any more before they are fetched")
+        self._danger = danger
 
     def poll(self) -> bool:
         """Looks at the store once, and swaps if a newer version is whole and sound. False asks for another try."""

@@ -37,7 +37,7 @@ def of_client() -> list[Row]:
         ),
         client._Loader(SimpleNamespace(progress=Progress(lag_steps=1))),
         client._Publisher(
-            SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0)
+            SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0, unsafe="")
         ),
     )
     return sorted(_row(family, tuple(_labels(family))) for source in sources for family in source.collect())

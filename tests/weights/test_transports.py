@@ -86,7 +86,7 @@ class MemoryStore:
     def clock(self, key):
         return time.time()
 
-    def danger(self):
+    def danger(self, key):
         return ""
 
     def listen(self, channel):

@@ -57,6 +57,7 @@ class Listeners:
         self._reports: dict[str, tuple[float, pb.SidecarReport]] = {}
         self._shapes: dict[str, Shapes] = {}
         self._warned: set[str] = set()
+        self._deaf = False
         self._counted: dict[str, int] = {}
         self.learners: tuple[Shapes, ...] = () if given is None else (given,)
         self.refusals = 0
@@ -74,8 +75,10 @@ class Listeners:
                     self._take(bytes(room[:length]), now)
         except StoreUnavailable:
             raise
-        except StoreError:
-            log.debug("the sidecars' reports cannot be read", exc_info=True)
+        except StoreError as error:
+            if not self._deaf:
+                log.warning("the sidecars' reports cannot be read: %s", error)
+            self._deaf = True
         oldest = time.monotonic() - REPORT_TTL_SECONDS
         self._reports = {name: heard for name, heard in self._reports.items() if heard[0] > oldest}
         self.unserved = Counter(report.state for _, report in self._reports.values() if report.state)

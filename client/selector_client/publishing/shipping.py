@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights import clock
 from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
-from selector_proto.weights.store import Store, StoreError, StoreUnavailable
+from selector_proto.weights.store import Store, StoreError, StoreRefused, StoreUnavailable
 
 from selector_client.publishing.snapshot import Snapshot
 from selector_client.publishing.wire_payload import Precision, WirePayload
@@ -63,11 +63,13 @@ class Shipper:
     def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
         self._store, self._keys, self._precision, self._keep, self._ttl = store, keys, precision, keep, ttl
         self.token = secrets.token_hex(8)
+        self.danger = ""  # says why what is stored may vanish
         self._owner = ""  # is epoch and token, from the first `ship` on
         self._last = 0
         self._newest: _Version | None = None
         self._older: deque[_Version] = deque()
         self._held = HELD
+        self._stays = ""  # says why what is not needed any more cannot be deleted
         self._debris: list[_Version] = []  # what failed publications have left
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
         # These buffers are used again: one is being sent while the others are filled.
@@ -128,6 +130,7 @@ class Shipper:
         again, or a whole one if it is partial."""
         if not self._owner:
             return True
+        self._watch()
         # This comes first, because a successor may use the same numbers, and its keys must not be touched.
         if outranks(owner := self._store.get(self._keys.owner), self._owner):
             raise Fenced
@@ -155,13 +158,23 @@ class Shipper:
         self._pool.shutdown()
         self._store.close()
 
+    def _watch(self) -> None:
+        """Tells when this store begins or ceases to be one that throws away what is in use. What runs goes on: readers
+        find out about each chunk that is missing."""
+        danger = self._store.danger(self._keys.owner)
+        if danger and danger != self.danger:
+            log.error("weights that are published here may vanish: %s", danger)
+        elif self.danger and not danger:
+            log.warning("weights that are published here are safe again")
+        self.danger = danger
+
     def _claim(self) -> None:
         """Claims the run, which the last publisher to start owns. The epoch is fixed here, once, and written by
         whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds of
         the store's clock also tell publishers apart that claimed a run of which the store knew nothing."""
         if self._owner:
             return
-        if danger := self._store.danger():
+        if danger := self._store.danger(self._keys.owner):
             raise Unsafe(danger)
         milliseconds = int(1000 * (self._store.clock(self._keys.owner) or 0))
         epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, milliseconds)
@@ -233,6 +246,11 @@ class Shipper:
                     break
                 self._store.delete(*self._keys_of(spare[0]))
                 self._older.remove(spare[0])
+            self._stays = ""
+        except StoreRefused as error:
+            if str(error) != self._stays:
+                log.warning("what is not needed any more stays until its time to live ends: %s", error)
+            self._stays = str(error)
         except StoreError:
             log.debug("what is not needed any more stays for now", exc_info=True)
 
