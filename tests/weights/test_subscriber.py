@@ -96,6 +96,9 @@ class Store:
     def clocks(self, manifest):
         return Clocks()
 
+    def danger(self):
+        return ""
+
     def close(self):
         """It holds nothing."""
 

@@ -205,12 +205,16 @@ class Shipper:
 
     def _send(self, version: _Version, payload: WirePayload, ahead: float | None) -> bytes:
         """Sends the chunks and returns their digests, one after another. Threads cast and hash the next chunks
-        meanwhile. Behind them goes how far our clock is ahead, if that is known."""
+        meanwhile. First goes how far our clock is ahead, if that is known."""
         starts = range(0, payload.size, CHUNK_BYTES)
         digests: list[bytes] = []
         made: deque[Future[tuple[memoryview, bytes]]] = deque()
+        names = list(version.parts)
 
         def chunks() -> Iterator[tuple[str, memoryview]]:
+            if ahead is not None:
+                version.parts.append(self._keys.clock(version.number, self.token))
+                yield version.parts[-1], memoryview(clock.encode(ahead))
             for index in range(len(starts)):
                 while len(made) < _AHEAD and index + len(made) < len(starts):
                     number = index + len(made)
@@ -218,10 +222,7 @@ class Shipper:
                     made.append(self._pool.submit(_make, payload, starts[number], room))
                 chunk, its_digest = made.popleft().result()
                 digests.append(its_digest)
-                yield version.parts[index], chunk
-            if ahead is not None:
-                version.parts.append(self._keys.clock(version.number, self.token))
-                yield version.parts[-1], memoryview(clock.encode(ahead))
+                yield names[index], chunk
 
         try:
             self._store.put_all(chunks(), self._ttl)
