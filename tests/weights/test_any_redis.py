@@ -252,6 +252,22 @@ def test_the_rights_on_the_page_are_enough(guarded, way, run_name, caplog):
         eventually(lambda: one.publisher.fenced)
 
 
+def test_a_cluster_needs_two_rights_more(start, way, run_name, caplog):
+    more = ["+cluster|slots", "+command"]
+    assert f"`{' '.join(more)}`" in PAGE.read_text()
+    server = start("cluster-enabled yes")
+    server.admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    for user in ("publisher", "sidecar"):
+        server.admin.execute_command("ACL", "SETUSER", user, "reset", *rights(user, run_name), *more)
+    eventually(lambda: b"cluster_state:ok" in server.admin.execute_command("CLUSTER", "INFO"))
+    urls = [f"redis+cluster://{user}:secret@127.0.0.1:{server.port}" for user in ("publisher", "sidecar")]
+    one = way(*urls)
+    for value in range(1, 4):
+        one.carries(value)
+    assert one.publisher.failures == 0
+    assert "NoPermission" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("user", "right"), [(user, right) for user in ("publisher", "sidecar") for right in commands(user)]
 )
@@ -369,6 +385,7 @@ def test_what_a_server_says_is_told_in_one_line_until_it_serves_again(start, way
     assert one.versions.status.state is not SyncState.REJECTED
     mend(server)
     one.carries(3)
+    assert one.publisher._shipper._held == 2, "slow readers keep theirs"
     assert one.versions.status.last_error == one.publisher.last_error == ""
 
 

@@ -12,6 +12,7 @@ import redis
 from selector_client import WeightPublisher
 from selector_client.publishing import shipping
 from selector_client.publishing.listeners import Listeners
+from selector_proto import files
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import weights_pb2
 from selector_proto.weights import clock
@@ -271,6 +272,14 @@ def test_reports_are_believed_by_the_stores_clock(redis_url, run_name, skewed):
     listeners = Listeners(store, keys, None)
     listeners.hear()
     assert listeners.unserved == {"pinned": 1}
+
+
+def test_what_another_publisher_is_writing_stays_though_our_clock_is_ahead(tmp_path, monkeypatch):
+    unfinished = tmp_path / ".fresh.unfinished"
+    unfinished.write_bytes(b"half")
+    monkeypatch.setattr(files, "time", SimpleNamespace(time=lambda: time.time() + DAY, monotonic=time.monotonic))
+    open_store(tmp_path.as_uri(), write=True)
+    assert unfinished.exists()
 
 
 def test_what_was_shared_last_stays_though_the_clock_went_back(tmp_path):

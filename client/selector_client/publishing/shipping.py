@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selector_proto.v1 import weights_pb2 as pb
 from selector_proto.weights import clock
 from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
-from selector_proto.weights.store import Store, StoreError, StoreRefused, StoreUnavailable
+from selector_proto.weights.store import Store, StoreError, StoreFull, StoreRefused
 
 from selector_client.publishing.snapshot import Snapshot
 from selector_client.publishing.wire_payload import Precision, WirePayload
@@ -111,8 +111,8 @@ class Shipper:
             raise
         except BaseException as error:
             self._debris.append(version)
-            if not isinstance(error, StoreUnavailable):
-                self._held = 0  # most of these errors are for want of room
+            if isinstance(error, StoreFull):
+                self._held = 0
             self._tidy()
             raise
         self._make_newest(version)

@@ -16,7 +16,14 @@ from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkError, LinkOptions, masked
 from selector_proto.weights.redis_link import check, connect
 from selector_proto.weights.redis_url import parse
-from selector_proto.weights.store import StoreError, StoreGarbled, StoreMistyped, StoreRefused, StoreUnavailable
+from selector_proto.weights.store import (
+    StoreError,
+    StoreFull,
+    StoreGarbled,
+    StoreMistyped,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -229,14 +236,21 @@ class RedisStore:
         except (RedisClusterException, LinkError) as error:  # no node answers, or a file is gone since the start
             raise StoreUnavailable(str(error)) from error
         except redis.ResponseError as error:
-            kind = StoreMistyped if str(error).startswith("WRONGTYPE") else StoreRefused
-            raise kind(_told(error)) from error
+            raise _refusal(error)(_told(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:  # errors of TLS are OSErrors
             raise StoreUnavailable(_told(error)) from error
         except redis.RedisError as error:
             raise StoreGarbled(_told(error)) from error
         except Exception as error:  # redis-py's parser believes what it reads, and fails in many ways over nonsense
             raise StoreGarbled(f"Redis answered nonsense: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _refusal(error: redis.ResponseError) -> type[StoreRefused]:
+    if isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(
+        error
+    ):  # by itself, or in a script
+        return StoreFull
+    return StoreMistyped if str(error).startswith("WRONGTYPE") else StoreRefused
 
 
 def _told(error: Exception) -> str:

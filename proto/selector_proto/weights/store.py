@@ -3,6 +3,7 @@
 StoreError
 ├── StoreUnavailable   the store cannot be reached, or did not answer in time; it may come back by itself
 ├── StoreRefused       the store understood, and does not do it: no permission, no such command, no room
+│   ├── StoreFull      there is no room
 │   └── StoreMistyped  the value is of another type than ours, so that somebody else has its key
 └── StoreGarbled       the store answered what cannot be understood
 
@@ -25,6 +26,10 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreError):
     """The store understood and refused: no permission, no such command, no room, a value of another type."""
+
+
+class StoreFull(StoreRefused):
+    """There is no room for it."""
 
 
 class StoreMistyped(StoreRefused):
