@@ -11,6 +11,9 @@ MAX_ID_BYTES = 240
 # The most characters of the words about the first candidate that is excluded for a reason.
 MAX_WORDS = 300
 
+# The longest path of a unix socket, in bytes: Linux keeps 108 with the zero at its end.
+MAX_SOCKET_PATH_BYTES = 107
+
 _LOCAL = re.compile(r"(unix:.*|((dns|ipv4):(///)?)?(localhost|127\.\d+\.\d+\.\d+)(:\d+)?|(ipv6:)?\[::1\](:\d+)?)")
 
 
@@ -32,6 +35,11 @@ def caption_id(sample: object, number: int | None) -> str:
 def is_local(address: str) -> bool:
     """Whether only this host's processes reach a gRPC address: it is loopback or a unix socket."""
     return _LOCAL.fullmatch(address) is not None
+
+
+def socket_path(address: str) -> str | None:
+    """The path of a unix socket's address, unix:path or unix:///path; None if the address is another."""
+    return address.removeprefix("unix:").removeprefix("//") if address.startswith("unix:") else None
 
 
 def printable(words: str) -> str:

@@ -91,7 +91,8 @@ class RpcServer:
                     return self._server.add_insecure_port(self.listen)
                 return self._server.add_secure_port(self.listen, credentials)
         except RuntimeError as error:
-            raise SetupError(setting, self.listen, "the address cannot be bound") from error
+            _check_free(setting, self.listen)  # says why, unless it is free again
+            raise SetupError(setting, self.listen, f"cannot be bound: {error}") from error
 
     async def start(self) -> None:
         await self.set_health("", True)

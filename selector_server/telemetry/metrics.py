@@ -81,7 +81,7 @@ class Metrics:
         )
         self.cache_problems = Counter(
             "selector_reference_cache_problems_total",
-            "What went wrong with the cache; reason: full, busy, corrupt, failed.",
+            "What went wrong with the cache; reason: full, disk, busy, corrupt, failed.",
             ["reason"],
             registry=r,
         )
@@ -145,7 +145,7 @@ class Metrics:
             self.cancelled.labels(where)
         for action in ("serve", "wait", "refuse"):
             self.stale.labels(action)
-        for reason in ("full", "busy", "corrupt", "failed"):
+        for reason in ("full", "disk", "busy", "corrupt", "failed"):
             self.cache_problems.labels(reason)
         for exclusion in Exclusion:
             self.excluded.labels(exclusion.value)
