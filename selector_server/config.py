@@ -67,6 +67,17 @@ class Config(BaseModel):
     socket_group: str | None = Field(None, description="group of unix sockets, by name or number")
     reflection: bool = Field(True, description="tell whoever asks which services there are, without a token")
     max_connections: Positive = Field(1024, description="most connections to each address; one more is closed")
+    max_connection_idle_seconds: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        600.0, description="a connection without calls for so long is closed; clients make another one by themselves"
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        3600.0, description="a connection takes no more calls after so long; those that it has may end"
+    )
+    keepalive_seconds: Annotated[float, Field(ge=1, le=7200)] = Field(
+        10.0,
+        description="a connection silent for so long is pinged, and closed if it stays silent for as long again; "
+        "clients are told to ping as often, and may ping twice as often",
+    )
     learner: File | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
     reference: File | None = Field(None, description="reference's bundle")
     redis: str | None = Field(

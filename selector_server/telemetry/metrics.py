@@ -20,8 +20,7 @@ class Metrics:
     """Every metric of the server. Names carry unit and kind; no label is an id."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
+        self.registry = r = CollectorRegistry()
         self.process = ProcessCollector(registry=r)
         self.encoding = EncodingMetrics(r)
         self.quality = QualityMetrics(r)
@@ -61,6 +60,12 @@ class Metrics:
         self.queue = Gauge("selector_queue_depth", "Requests that wait for the device's worker.", registry=r)
         self.inflight_bytes = Gauge("selector_inflight_bytes", "Payload bytes of pending requests.", registry=r)
         self.inflight_bytes_limit = Gauge("selector_inflight_bytes_limit", "More are rejected.", registry=r)
+        self.connections = Readings(
+            "selector_connections_ratio",
+            "Connections to each address, of as many as it may have; at 1, one more is closed.",
+            "listener",
+            r,
+        )
         self.candidates = Counter("selector_candidates_total", "Candidates scored.", registry=r)
         self.excluded = Counter(
             "selector_excluded_total",

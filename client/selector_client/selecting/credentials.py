@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from selector_proto import certificates
-from selector_proto.contract import MAX_SOCKET_PATH_BYTES, is_local, socket_path
+from selector_proto.contract import BRACKETS, MAX_SOCKET_PATH_BYTES, is_local, lacks_brackets, socket_path
 from selector_proto.environment import unknown, variable_of
 
 from selector_client.errors import Untrusted
@@ -40,11 +40,8 @@ class Access:
     @classmethod
     def of(cls, address: str, **given: Any) -> "Access":
         """Returns what is `given`, and the environment's values for the rest. Raises ValueError for values that cannot
-        be, and for the address of a unix socket that is too long."""
-        path = socket_path(address)
-        if path is not None and not 1 <= len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
-            limit = f"the path of a unix socket must have 1 to {MAX_SOCKET_PATH_BYTES} bytes"
-            raise ValueError(f"address is {address!r}; {limit}")
+        be, and for an address that gRPC would take for another, or not at all."""
+        _check_address(address)
         for variable, nearest in unknown(os.environ, SETTINGS):
             if nearest and abs(len(variable) - len(nearest)) <= 2:  # others may be the sidecar's
                 _misspelt(variable, nearest)
@@ -94,6 +91,16 @@ def _misspelt(variable: str, nearest: str) -> None:
     """Says so, once in a process."""
     words = "%s is in the environment, but a trainer reads nothing of that name; did you mean %s?"
     log.warning(words, variable, nearest)
+
+
+def _check_address(address: str) -> None:
+    """Raises ValueError."""
+    path = socket_path(address)
+    if path is not None and not 1 <= len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+        limit = f"the path of a unix socket must have 1 to {MAX_SOCKET_PATH_BYTES} bytes"
+        raise ValueError(f"address is {address!r}; {limit}")
+    if lacks_brackets(address):
+        raise ValueError(f"address is {address!r}; {BRACKETS}")
 
 
 def _check(access: Access, address: str) -> None:

@@ -76,7 +76,7 @@ def _host(text: str, default_port: int, shown: str) -> tuple[str, int]:
     match = HOST.fullmatch(text)
     if match is None or not 0 < (port := int(match[2] or default_port)) < 1 << 16:
         raise LinkError(shown, "must have ports from 1 to 65535")
-    return match[1].strip("[]"), port
+    return unquote(match[1].strip("[]")), port
 
 
 def _settings(parts: SplitResult, shown: str) -> dict[str, Any]:
