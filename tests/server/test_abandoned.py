@@ -30,6 +30,7 @@ from selector_server.sampling import Criterion, Loss, Needs, Picks, threads
 from selector_server.sampling.locality import Locality, near_duplicates, neighbours
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
+from selector_server.weights.dating import Dated
 from selector_server.weights.freshness import Freshness
 from selector_server.weights.versions import Version, Versions
 
@@ -82,7 +83,7 @@ def models(bundles):
         Model(bundle.load(path, role), device, 2)
         for path, role in ((bundles.learner_path, "learner"), (bundles.reference_path, "reference"))
     )
-    store = Versions(Version(0, 0, time.time(), learner.bundled_weights()))
+    store = Versions(Version(0, 0, Dated(time.monotonic()), learner.bundled_weights()))
     return learner, reference, store
 
 
