@@ -35,8 +35,8 @@ class AioLink(Link):
             return False
 
     async def close(self) -> None:
-        """Ends the connection. A later call opens a new one."""
-        if (left := self._left()) is not None:
+        """Ends all connections and what is under way in them. A later call opens a new one."""
+        for left in self._left():
             await left.channel.close(None)
 
     async def _healthy(self) -> bool:

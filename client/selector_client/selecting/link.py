@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -53,6 +54,7 @@ class Link(ABC):
         self.address, self.access, self._statistics = address, access, statistics
         self._own_lock, self._process = threading.Lock(), os.getpid()
         self._current: Connection | None = None
+        self._alive: WeakSet[Connection] = WeakSet()  # this one, and those whose last calls are still under way
         self._keepalive, self._pings_refused = 0.0, False
         self._due = 0.0  # a silent connection is not given up before this time of time.monotonic()
         self._answered = False  # whether any connection ever brought an answer
@@ -95,6 +97,7 @@ class Link(ABC):
             with suppress(Untrusted) if usable else nullcontext():  # files that are being rotated cost no connection
                 self._current = Connection(self._open(self._keepalive), owner, self._keepalive)
             assert self._current is not None
+            self._alive.add(self._current)
             return self._current
 
     def _is_over(self, connection: Connection) -> bool:
@@ -134,11 +137,11 @@ class Link(ABC):
                 self._keepalive, self._pings_refused = 0.0, True
         return error_of(error, self.address, self.access, self._answered)
 
-    def _left(self) -> Connection | None:
-        """Forgets the connection, and returns it if it is this owner's, who may close it."""
+    def _left(self) -> list[Connection]:
+        """Forgets all connections, and returns those that are this owner's, who may close them."""
         with self._lock:
-            left, self._current = self._current, None
-            return left if left is not None and left.owner == self._owner() else None
+            left, self._current = list(self._alive), None
+            return [connection for connection in left if connection.owner == self._owner()]
 
 
 class BlockingLink(Link):
@@ -155,8 +158,8 @@ class BlockingLink(Link):
             return False
 
     def close(self) -> None:
-        """Ends the connection. A later call opens a new one."""
-        if (left := self._left()) is not None:
+        """Ends all connections and what is under way in them. A later call opens a new one."""
+        for left in self._left():
             left.channel.close()
 
     def _through(self, call: Callable[[grpc.Channel], Any]) -> Any:
