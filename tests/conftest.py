@@ -12,7 +12,7 @@ import pytest
 from support.made_once import made_once
 from support.processes import Sidecar, free_port
 
-pytest_plugins = ["support.order", "support.report"]
+pytest_plugins = ["support.operators", "support.order", "support.report"]
 
 
 @pytest.fixture(scope="session")
