@@ -35,14 +35,11 @@ class Pool:
         start = -block.ctypes.data % _ALIGNED
         return np.frombuffer(memoryview(lease), np.uint8)[start : start + size]
 
-    def floats(self, counts: Mapping[str, int]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """One float32 block, and by name an aligned part of it with so many values as `counts` says. What lies between
-        the parts is zero."""
+    def floats(self, counts: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
+        """By name an aligned part of one float32 block, with so many values as `counts` says."""
         starts = dict(zip(counts, accumulate(map(_aligned, counts.values()), initial=0), strict=False))
         block = self.take(4 * sum(map(_aligned, counts.values()))).view(np.float32)
-        for name, count in counts.items():
-            block[starts[name] + count : starts[name] + _aligned(count)] = 0
-        return block, {name: block[starts[name] : starts[name] + count] for name, count in counts.items()}
+        return {name: block[starts[name] : starts[name] + count] for name, count in counts.items()}
 
     def clear(self) -> int:
         """Lets the blocks go that are not in use, and returns their bytes."""

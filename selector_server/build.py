@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import selector_proto
-import torch
 from selector_proto.weights.link import masked
 
 from selector_server.config import Config
@@ -39,6 +38,7 @@ from selector_server.rpc.shared_memory import SharedFolder
 from selector_server.rpc.wire import Contract
 from selector_server.sampling import Loss, Policy, load_policies
 from selector_server.sampling.losses.kernel import available as kernel_available
+from selector_server.sampling.threads import use_threads
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
@@ -75,9 +75,8 @@ def build(config: Config) -> Sidecar:
     """Loads the models and connects the parts; none is started. Raises SetupError."""
     metrics = Metrics()
     access = Access(config, metrics)
-    threads = config.threads or usable_cpus()
-    torch.set_num_threads(threads)
-    device = Device(config.device, threads)
+    use_threads(config.threads or usable_cpus())
+    device = Device(config.device)
     learner, reference = (_model(config, role, device, metrics) for role in ("learner", "reference"))
     cache = _cache(config, reference, metrics)
     versions = None if learner is None else Versions(Version(0, 0, time.time(), learner.bundled_weights()))

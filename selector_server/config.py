@@ -80,7 +80,8 @@ class Config(BaseModel):
     cache: Path | None = Field(None, description="folder of the reference cache, for requests with sample ids")
     cache_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 46)] = Field(32 << 30, description="largest reference cache")
     sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
-        0, description="logits the sampler holds at once; bounds its memory, 0 suits the device"
+        0,
+        description="bytes of logits that a thread of the sampler holds at once; bounds memory, 0 suits the device",
     )
     sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")

@@ -75,13 +75,12 @@ class Upload:
 class Device:
     """One device of one kind. It never falls back to another."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        """`name` is that of a kind, or kind:N for its N-th device; `threads` are the CPU threads of a session. Raises
-        SetupError if there is no such device."""
+    def __init__(self, name: str) -> None:
+        """`name` is that of a kind, or kind:N for its N-th device. Raises SetupError if there is no such device."""
         if not is_device(name):
             raise SetupError("device", name, f"must be {DEVICE_NAMES}")
         kind, _, index = name.partition(":")
-        self.name, self.kind, self.index, self.threads = name, KINDS[kind], int(index or 0), threads
+        self.name, self.kind, self.index = name, KINDS[kind], int(index or 0)
         self.provider = self.kind.provider
         self.torch = torch.device("cpu")
         # torch's module for accelerators of this kind, such as torch.cuda, and a stream for copies to this one.
@@ -104,10 +103,9 @@ class Device:
     def session(self, model: Path) -> ort.InferenceSession:
         """A session that runs on this device or not at all. Raises BundleError or SetupError."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        # Runs lie beside each other, and none waits for threads of its own within each operator: see sampling.threads.
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that spin between runs would take the trainer's cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [(self.provider, self.kind.provider_options(self.index))]
         try:
             session = ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=_DISABLED)

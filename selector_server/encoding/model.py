@@ -24,6 +24,7 @@ from selector_server.encoding.resizing import resized, source_shape
 from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
+from selector_server.sampling.threads import spread
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 # The least cosine that is accepted between the trainer's embedding of each canary sample and ours, by the towers'
@@ -36,6 +37,9 @@ from selector_server.telemetry.encoding_metrics import EncodingMetrics
 CANARY_COSINE = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
 # Encoding must take so long for its time to say what larger batches take.
 TIMED_SECONDS = 0.05
+# A thread casts so many values of a parameter at a time. The interpreter's lock is taken once for each, for which the
+# threads that serve requests wait.
+CAST_VALUES = 1 << 20
 # Called with a phase's name, it returns a context that times the block inside as that phase.
 Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
 _MAX_NAMES = 256
@@ -157,8 +161,8 @@ class Model:
         manifest = self.bundle.manifest
         assert manifest.logit is not None
         found = {name: _checked(name, tensors, shape) for name, shape in self._shapes.items()}
-        block, cast = self._memory.floats({name: math.prod(shape) for name, shape in self._shapes.items()})
-        _cast(found, block, cast)
+        cast = self._memory.floats({name: math.prod(shape) for name, shape in self._shapes.items()})
+        _cast(found, cast)
         inputs = {}
         for name, parameter in manifest.parameters.items():
             value = torch.from_numpy(cast[name]).reshape(self._shapes[name])
@@ -260,19 +264,24 @@ def _checked(name: str, tensors: Mapping[str, TensorView], shape: tuple[Any, ...
     return view
 
 
-def _cast(
-    views: Mapping[str, TensorView], block: NDArray[np.float32], parts: Mapping[str, NDArray[np.float32]]
-) -> None:
-    """Writes all tensors as float32 into their parts of `block`, and checks that they are finite. It does so in two
-    large steps outside the interpreter's lock: the threads that serve requests would have to wait for each of many
-    small ones. Raises NotPossible."""
+def _cast(views: Mapping[str, TensorView], parts: Mapping[str, NDArray[np.float32]]) -> None:
+    """Writes each tensor as float32 into its part, and checks that all values are finite. Raises NotPossible."""
     # torch takes writable memory only.
     raw = {name: np.require(np.frombuffer(view.data, np.uint8), requirements="W") for name, view in views.items()}
-    values = [torch.from_numpy(raw[name]).view(_TORCH[view.dtype]) for name, view in views.items()]
-    torch._foreach_copy_([torch.from_numpy(parts[name]) for name in views], values)
-    if not all(map(math.isfinite, torch.stack(torch.aminmax(torch.from_numpy(block))).tolist())):  # NaN counts as both
-        broken = next(name for name, part in parts.items() if not np.isfinite(part).all())
-        raise NotPossible(f"parameter {broken}", "NaN or infinite", "every value must be finite")
+    values = {name: torch.from_numpy(raw[name]).view(_TORCH[view.dtype]) for name, view in views.items()}
+    room = {name: torch.from_numpy(parts[name]) for name in views}
+    pieces = [(name, start) for name in views for start in range(0, len(parts[name]), CAST_VALUES)]
+    broken: list[str] = []
+
+    def cast(piece: tuple[str, int]) -> None:
+        name, start = piece
+        some = room[name][start : start + CAST_VALUES].copy_(values[name][start : start + CAST_VALUES])
+        if not all(map(math.isfinite, torch.stack(torch.aminmax(some)).tolist())):  # NaN counts as both
+            broken.append(name)
+
+    spread(lambda: cast, pieces, torch.device("cpu"))
+    if broken:
+        raise NotPossible(f"parameter {min(broken)}", "NaN or infinite", "every value must be finite")
 
 
 def logit_of(logit: Logit, tensors: Mapping[str, TensorView]) -> tuple[float, float]:
@@ -292,5 +301,5 @@ def _scalar(name: str, tensors: Mapping[str, TensorView]) -> float:
     view = tensors.get(name)
     shape: tuple[int, ...] = () if view is None or view.shape != (1,) else (1,)
     value = np.empty(1, np.float32)
-    _cast({name: _checked(name, tensors, shape)}, value, {name: value})
+    _cast({name: _checked(name, tensors, shape)}, {name: value})
     return float(value[0])

@@ -12,10 +12,14 @@ from torch import Tensor
 from selector_server.encoding.bundle import EMBEDDING
 from selector_server.encoding.device import Device, MicroBatch, OutOfMemory
 from selector_server.errors import BundleError, NotPossible
+from selector_server.sampling.threads import spread
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 Bound = Mapping[str, Tensor]  # from a graph input's name to a contiguous tensor on the tower's device
 
+# On a CPU the batch is cut into so many pieces or more, which the sampler's threads encode beside each other. As pieces
+# depend on the batch's size alone, so do the last bits of embeddings.
+PIECES = 8
 # The types that weight inputs may have, as ONNX Runtime names them.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 
@@ -38,7 +42,7 @@ class Tower:
         metrics: EncodingMetrics,
     ) -> None:
         self._session, self._device, self._width = device.session(model), device, width
-        self._data, self._micro_batch = data, MicroBatch(micro_batch)
+        self._data, self._limit, self._micro_batch = data, micro_batch, MicroBatch(micro_batch)
         self._metrics = metrics
         inputs = {node.name: node for node in self._session.get_inputs()}
         if data not in inputs or EMBEDDING not in {node.name for node in self._session.get_outputs()}:
@@ -66,15 +70,32 @@ class Tower:
 
         out = torch.empty((count, self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
-        start, upload = 0, None
-        while start < count:
+
+        def encode(piece: range) -> None:
+            self._encode(part, piece, bound, out, check)
+
+        step = max(1, min(self._limit, -(-count // PIECES)) if self._device.kind.is_host else count)
+        spread(lambda: encode, [range(count)[at : at + step] for at in range(0, count, step)], self._device.torch)
+        return out
+
+    def _encode(
+        self,
+        part: Callable[[int, int], NDArray[Any]],
+        piece: range,
+        bound: Bound,
+        out: Tensor,
+        check: Callable[[], None],
+    ) -> None:
+        """Encodes a piece of the batch, of which part(start, stop) are samples, into its rows of `out`."""
+        start, upload = piece.start, None
+        while start < piece.stop:
             check()
-            stop = min(count, start + self._micro_batch.size)
+            stop = min(piece.stop, start + self._micro_batch.size)
             try:
                 data = (upload or self._device.send(part(start, stop))).wait()
                 stop = start + len(data)
                 # The next samples travel while these are computed.
-                upload = self._device.send(part(stop, stop + self._micro_batch.size))
+                upload = self._device.send(part(stop, min(piece.stop, stop + self._micro_batch.size)))
                 self._device.run(self._session, {self._data: data, **bound}, (EMBEDDING, out[start:stop]))
             except OutOfMemory as error:
                 if stop - start == 1:
@@ -86,4 +107,3 @@ class Tower:
             self._micro_batch.fitted()
             self._metrics.micro_batch.observe(stop - start)
             start = stop
-        return out

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling.embeddings import Embedded
-from selector_server.sampling.losses.strips import Side, tiles
+from selector_server.sampling.losses.strips import Side, for_each_tile
 
 
 class Apart:
@@ -16,12 +16,20 @@ class Apart:
     def __init__(self, reference: Embedded, limit: float, tile_bytes: int | None = None) -> None:
         """`reference` are the candidates as the reference sees them."""
         self._sides, self._tile_bytes, self.limit = [Side(reference.image), Side(reference.text)], tile_bytes, limit
-        self.near = torch.zeros(len(reference), dtype=torch.bool, device=reference.image.device)
+        self._near = torch.zeros((2, len(reference)), dtype=torch.bool, device=reference.image.device)
+
+    @property
+    def near(self) -> Tensor:
+        """Which candidates are too much like a pick so far, by image or text, bool [B]."""
+        return self._near.any(dim=0)
 
     def add(self, picks: Embedded) -> None:
-        """Takes these picks into account: `near`, bool [B], says which candidates are too much like one so far."""
-        for _, rows, cosines in tiles(self._sides, [picks.image, picks.text], self._tile_bytes):
-            self.near[rows] |= (cosines > self.limit).any(dim=2).any(dim=0)
+        """Takes these picks into account."""
+
+        def compare(which: slice, rows: slice, cosines: Tensor) -> None:
+            self._near[which, rows] |= (cosines > self.limit).any(dim=2)
+
+        for_each_tile(self._sides, [picks.image, picks.text], self._tile_bytes, compare)
 
     def first(self, offered: Embedded, shares: Tensor, left: Tensor) -> Tensor:
         """Goes through what is `offered`, in order, and keeps what is not too much like one kept before, as many of

@@ -43,7 +43,7 @@ def test_torch_knows_each_kind(kind):
 
 
 def test_a_device_is_of_its_kind():
-    device = Device("cpu", 1)
+    device = Device("cpu")
     assert (device.kind, device.provider) == (KINDS["cpu"], "CPUExecutionProvider")
     assert (device.kind.group_backend, device.kind.micro_batch) == ("gloo", 32)
 
@@ -51,12 +51,12 @@ def test_a_device_is_of_its_kind():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(SetupError, match="device is cuda:3; torch sees 0 CUDA devices"):
-        Device("cuda:3", 1)
+        Device("cuda:3")
 
 
 def test_a_device_of_no_kind_is_refused_instead_of_taken_for_a_cpu():
     with pytest.raises(SetupError, match="device is tpu; must be cpu, cuda or cuda:N"):
-        Device("tpu", 1)
+        Device("tpu")
 
 
 def test_settings_are_read_without_torch():

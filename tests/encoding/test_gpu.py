@@ -23,8 +23,8 @@ def test_a_gpu_encodes_as_a_cpu_does(tmp_path, precision, tolerance):
     model = TwoTower(3).eval()
     export_learner(source("gpu", model), tmp_path / "gpu", precision=precision)
     export_reference(source("cpu", model), tmp_path / "cpu")
-    on_gpu = Model(load(tmp_path / "gpu", "learner"), Device("cuda", 0), 64)
-    on_cpu = Model(load(tmp_path / "cpu", "reference"), Device("cpu", 1), 64)
+    on_gpu = Model(load(tmp_path / "gpu", "learner"), Device("cuda"), 64)
+    on_cpu = Model(load(tmp_path / "cpu", "reference"), Device("cpu"), 64)
     ours = on_gpu.encode(PIXELS, IDS, on_gpu.bundled_weights())
     theirs = on_cpu.encode(PIXELS, IDS, on_cpu.constant_weights())
     assert ours.image.is_cuda

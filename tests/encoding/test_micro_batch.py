@@ -20,7 +20,7 @@ class Tight(Device):
     without taking the whole process along."""
 
     def __init__(self, most):
-        super().__init__("cpu", 1)
+        super().__init__("cpu")
         self.most, self.tried = most, []
 
     def run(self, session, inputs, output):
@@ -42,7 +42,7 @@ def test_halved_until_it_fits(bundles, most):
     metrics = EncodingMetrics()
     tight = Tight(most)
     model = Model(load(bundles.reference_path, "reference"), tight, 64, metrics)
-    free = Model(load(bundles.reference_path, "reference"), Device("cpu", 1), 64)
+    free = Model(load(bundles.reference_path, "reference"), Device("cpu"), 64)
     pixels, tokens = samples(150)
     tokens = tokens.astype(np.int64)
     ours, theirs = (m.encode(pixels, tokens, m.constant_weights()) for m in (model, free))
@@ -90,7 +90,7 @@ from selector_server.encoding.model import Model
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 torch.set_num_threads(1)
 metrics = EncodingMetrics()
-model = Model(load(Path(sys.argv[1]), "reference"), Device("cpu", 1), 4096, metrics)
+model = Model(load(Path(sys.argv[1]), "reference"), Device("cpu"), 4096, metrics)
 pixels = np.zeros((4096, 8, 8, 3), np.uint8)
 tokens = np.ones((4096, int(sys.argv[2])), np.int64)
 model.warm_up(model.constant_weights())

@@ -124,7 +124,7 @@ def view(value):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", FORCED)
 def test_the_canary_of_the_same_activation_passes_whatever_was_rounded(name, autocast, bundles, learned):
-    model = Model(load(bundles / name, "learner"), Device("cpu", 1), 16)
+    model = Model(load(bundles / name, "learner"), Device("cpu"), 16)
     model.bind(views(learned[name], canary(learned[name], autocast)))
 
 
@@ -132,7 +132,7 @@ def test_the_canary_of_the_same_activation_passes_whatever_was_rounded(name, aut
 @pytest.mark.parametrize(("name", "other"), [("gelu", "quick_gelu"), ("quick_gelu", "gelu")])
 def test_the_canary_of_the_other_activation_is_refused(name, other, autocast, bundles, learned):
     """By the numbers alone: the trainer published a mapping, which does not tell what its model is made of."""
-    model = Model(load(bundles / name, "learner"), Device("cpu", 1), 16)
+    model = Model(load(bundles / name, "learner"), Device("cpu"), 16)
     with pytest.raises(NotPossible, match=r"canary: cosine to the trainer's (image|text) embedding is 0\.99"):
         model.bind(views(learned[other], canary(learned[other], autocast)))
 
@@ -160,7 +160,7 @@ def test_the_manifest_tells_the_activation_and_older_bundles_do_not(bundles, lea
     del manifest["activations"]
     (older / "manifest.json").write_text(json.dumps(manifest))
     assert load(older, "learner").fingerprint == load(bundles / "gelu", "learner").fingerprint
-    model = Model(load(older, "learner"), Device("cpu", 1), 16)
+    model = Model(load(older, "learner"), Device("cpu"), 16)
     told = {ACTIVATIONS: view(torch.tensor(list(b"quick_gelu"), dtype=torch.uint8))}
     model.bind(tensor_views(learned["quick_gelu"].state_dict()) | told)
 
@@ -180,7 +180,7 @@ def test_activations_of_models():
 
 def test_a_canary_tolerates_rounding_and_not_much_more(bundles, learned):
     """Seven parts in a hundred are what GELU makes of a large model that was trained with QuickGELU."""
-    model, exact = Model(load(bundles / "gelu", "learner"), Device("cpu", 1), 16), canary(learned["gelu"])
+    model, exact = Model(load(bundles / "gelu", "learner"), Device("cpu"), 16), canary(learned["gelu"])
     model.bind(views(learned["gelu"], moved(exact, 0.03)))
     with pytest.raises(NotPossible, match=r"is 0\.99\d\d; at least 0\.999: these are not the weights"):
         model.bind(views(learned["gelu"], moved(exact, 0.07)))

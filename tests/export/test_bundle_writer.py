@@ -43,7 +43,7 @@ class Awkward(TwoTower):
 
 def served(model, path):
     """The learner's bundle with these weights published to it."""
-    served = Model(load(path, "learner"), Device("cpu", 1), 5)
+    served = Model(load(path, "learner"), Device("cpu"), 5)
     return served.encode(PIXELS, IDS, served.bind(tensor_views(_floats(model.state_dict()))))
 
 
@@ -209,4 +209,4 @@ def test_a_manifest_whose_map_does_not_fit_its_graph(tmp_path):
     manifest["parameters"]["image.weight"]["resize"] = resize("positions", (4, 4), (2, 2)).model_dump()
     file.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"parameters\.image\.weight is positions; a graph input of shape"):
-        Model(load(tmp_path / "tiny", "learner"), Device("cpu", 1), 4)
+        Model(load(tmp_path / "tiny", "learner"), Device("cpu"), 4)

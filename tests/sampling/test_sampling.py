@@ -192,15 +192,17 @@ def test_tile_size_changes_nothing(tile_bytes, loss):
 
 @pytest.mark.parametrize("loss", Loss)
 def test_no_tile_is_larger_than_the_bound(loss, monkeypatch):
-    bytes_, bound, tiles = [], 8_000, strips.tiles
+    bytes_, bound, for_each_tile = [], 8_000, strips.for_each_tile
 
-    def watched(*arguments):
-        for which, rows, products in tiles(*arguments):
+    def watched(lefts, rights, tile_bytes, work):
+        def watched_work(which, rows, products):
             bytes_.append(products.untyped_storage().nbytes())
-            yield which, rows, products
+            work(which, rows, products)
+
+        for_each_tile(lefts, rights, tile_bytes, watched_work)
 
     for module in (softmax, strips):
-        monkeypatch.setattr(module, "tiles", watched)
+        monkeypatch.setattr(module, "for_each_tile", watched)
     scores = PairScores(Criterion.LEARNABILITY, *models(700), loss, bound)
     for compute in (
         lambda: POLICIES["joint"].pick(scores, Plan(chunk_sizes(60, 3), 1.0, Draw.SAMPLE, seed=1)),

@@ -76,7 +76,7 @@ def test_a_draw_ends_after_the_round_in_which_its_caller_leaves():
 
 @pytest.fixture(scope="module")
 def models(bundles):
-    device = Device("cpu", 1)
+    device = Device("cpu")
     learner, reference = (
         Model(bundle.load(path, role), device, 2)
         for path, role in ((bundles.learner_path, "learner"), (bundles.reference_path, "reference"))

@@ -126,7 +126,7 @@ def test_uniform_without_models_leaves_out_what_can_be_seen(plain_server):
 
 @pytest.mark.parametrize("micro_batch", [3, 64])
 def test_some_rows_are_encoded_as_among_all(bundles, micro_batch):
-    model = Model(bundle.load(bundles.learner_path, "learner"), Device("cpu", 1), micro_batch)
+    model = Model(bundle.load(bundles.learner_path, "learner"), Device("cpu"), micro_batch)
     weights, rows = model.bundled_weights(), np.array([0, 3, 4, 11, 39])
     whole = model.encode(PIXELS, IDS.astype(np.int64), weights)
     some = model.encode(PIXELS, IDS.astype(np.int64), weights, rows=rows)

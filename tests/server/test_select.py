@@ -103,7 +103,7 @@ def test_short_rows_of_tokens_are_padded_and_both_widths_are_taken(server, bundl
 
 @pytest.mark.parametrize("micro_batch", [1, 7, 120])
 def test_micro_batches_change_nothing(bundles, micro_batch):
-    model = Model(bundle.load(bundles.learner_path, "learner"), Device("cpu", 1), micro_batch)
+    model = Model(bundle.load(bundles.learner_path, "learner"), Device("cpu"), micro_batch)
     seen = model.encode(PIXELS, IDS.astype(np.int64), model.bundled_weights())
     wanted = embed(bundles.learner, PIXELS, IDS)
     torch.testing.assert_close(seen.image, wanted.image, rtol=0, atol=1e-6)

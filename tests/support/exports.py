@@ -24,7 +24,7 @@ def export(*arguments) -> int:
 
 def served(path: Path, state, pixels, tokens, role="learner"):
     """The sidecar's raw embeddings, image and text, with the trainer's `state` bound after the export."""
-    model = Model(load(path, role), Device("cpu", 1), micro_batch=3)
+    model = Model(load(path, role), Device("cpu"), micro_batch=3)
     floats = {name: value for name, value in (state or {}).items() if value.is_floating_point()}
     weights = model.bind(tensor_views(floats)) if role == "learner" else model.constant_weights()
     return model.raw(pixels, tokens, weights)

@@ -61,7 +61,7 @@ def test_one_selection_is_counted_by_picked_and_left():
 
 
 def test_memory_of_this_process():
-    kinds, limit = Device("cpu", 1).memory(), Device("cpu", 1).memory_limit()
+    kinds, limit = Device("cpu").memory(), Device("cpu").memory_limit()
     assert kinds.keys() == {"anonymous", "file", "shared"}
     assert 10 << 20 < sum(kinds.values()) < limit
     assert resident(Path("/nowhere")) == {}

@@ -1,6 +1,9 @@
 """The benchmark commands, at sizes that say nothing."""
 
 import json
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from selector_tools import cli
 from selector_tools.bench import chunks_study as study
 from selector_tools.bench.baselines import gibbs, matrix, pseudo_code
+from selector_tools.bench.neighbours import Neighbours
 from selector_tools.bench.synthetic import candidates
 
 from selector_server.sampling import Criterion, Draw, PairScores, Plan, chunk_sizes
@@ -28,7 +32,36 @@ def test_sampler_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> N
     assert result["setting"]["pair_criterion"] == "easy-reference"
     assert result["speedup"] == pytest.approx(result["literal_seconds"] / result["seconds"])
     assert result["over_matmul"] == pytest.approx(result["seconds"] / result["matmul_seconds"])
+    assert (result["busy"], result["slowdown"]) == (0, None)
     assert {"peak_mib", "literal_peak_mib", "peak_is", "device", "threads", "versions", "load_average"} <= set(result)
+
+
+def test_sampler_beside_a_busy_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "sampler", *SMALL, "--threads", "2", "--busy", "1"]) == 0
+    assert "beside 1 busy processes it takes" in capsys.readouterr().out
+
+
+def test_neighbours_are_busy_only_while_something_is_measured() -> None:
+    def ticks(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+    with Neighbours(2) as neighbours:
+        pids = [process.pid for process in neighbours._processes]
+        assert len({os.getsid(pid) for pid in (os.getpid(), *pids)}) == 3
+
+        def until_all_ran() -> float:
+            before, until = [ticks(pid) for pid in pids], time.monotonic() + 60
+            while not all(ticks(pid) > then for pid, then in zip(pids, before, strict=True)):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            return 7.0
+
+        assert neighbours.beside(until_all_ran) == 7.0
+        until = time.monotonic() + 60  # a process that has no core stops when it gets one
+        while any(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T" for pid in pids):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @pytest.mark.parametrize("criterion", ["easy-reference", "hard-learner", "none", "learnability"])
@@ -117,6 +150,7 @@ def test_a_trial_measures_picks_as_the_sampler_does() -> None:
         (["sampler", "--literal-repeats", "4", "--repeats", "2"], "--literal-repeats"),
         (["sampler", "--device", "abacus"], "--device"),
         (["sampler", "--pair-criterion", "luck"], "--pair-criterion"),
+        (["sampler", "--busy", "-1"], "--busy"),
         (["sampler", "--dim", "many"], "--dim"),
         (["chunks", "--super-batch", "99"], "--super-batch"),
         (["chunks", "--seeds", "1"], "--seeds"),

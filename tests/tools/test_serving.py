@@ -30,12 +30,15 @@ def tiny(tmp_path_factory):
 
 def test_serve_prints_one_json_object(capsys, monkeypatch):
     monkeypatch.setattr("selector_tools.bench.serve.TRIFLES", 200)
-    assert cli.main(["bench", "serve", *SMALL, "--repeats", "2"]) == 0
+    monkeypatch.setattr("selector_tools.bench.serve.DRAWN", 500)
+    assert cli.main(["bench", "serve", *SMALL, "--repeats", "2", "--busy", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     seconds = result["seconds"]
-    assert {name: len(runs) for name, runs in seconds.items()} == dict.fromkeys(
-        ("sidecar", "files", "bare", "constants"), 2
-    )
+    contenders = ("sidecar", "files", "bare", "constants", "draw", "sidecar, busy", "draw, busy")
+    assert {name: len(runs) for name, runs in seconds.items()} == dict.fromkeys(contenders, 2)
+    for of, name in (("slowdown", "sidecar"), ("slowdown_draw", "draw")):
+        pairs = zip(seconds[f"{name}, busy"], seconds[name], strict=True)
+        assert result[of] == pytest.approx(sum(busy / alone for busy, alone in pairs) / 2)
     assert result["ratio_to_constants"] == pytest.approx(
         sum(a / b for a, b in zip(seconds["constants"], seconds["sidecar"], strict=True)) / 2
     )
@@ -113,6 +116,7 @@ def test_a_cache_that_is_never_written_is_told(monkeypatch):
     ("arguments", "message"),
     [
         (["serve", "--image-size", "40"], "--image-size is 40; must be a multiple of 16"),
+        (["serve", "--busy", "257"], "--busy is 257; must be 0 to 256"),
         (["serve", "--candidates", "4"], "--candidates is 4; must be 5 to 65536"),
         (["serve", "--device", "tpu"], "--device is tpu; must be cpu, cuda or cuda:N"),
         (["serve", "--open-clip", "ViT-B-17"], "ViT-B-17"),

@@ -18,6 +18,7 @@ from selector_server.encoding.preprocess import Preprocessor
 from selector_server.encoding.reference_cache import Found, ReferenceCache
 from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
+from selector_server.sampling.threads import use_threads
 from selector_tools.pools.exclusions import Exclusions
 from selector_tools.pools.pool import Batch, Pool
 from selector_tools.pools.reading import LIMITS, Inputs, read_batch
@@ -108,9 +109,9 @@ def embedder(
     """Yields the reference of a bundle on `device`, with the cache in the folder `cache`; `threads` is 0 for all
     processors. `exclusions` counts what cannot be used. Raises SetupError."""
     threads = threads or usable_cpus()
-    torch.set_num_threads(threads)
+    use_threads(threads)
     with ExitStack() as stack:
-        bundle, place = bundles.load(reference, "reference"), Device(device, threads)
+        bundle, place = bundles.load(reference, "reference"), Device(device)
         model = Model(bundle, place, place.kind.micro_batch)
         model.warm_up(model.constant_weights())
         decoder = stack.enter_context(Decoder(threads))

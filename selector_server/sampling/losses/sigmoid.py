@@ -4,7 +4,7 @@ The loss of a batch is a sum over pairs, so the score of a sub-batch is the sum 
 it adds S_ii and, for each member k, both S_ki and S_ik.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from selector_server.sampling.losses.all_pairs import uniform_total
 from selector_server.sampling.losses.base import SAMPLE, Chunk, LossScores, Weighted
 from selector_server.sampling.losses.kernel import StripModel, strips
 from selector_server.sampling.losses.strips import Sides, softplus
+from selector_server.sampling.threads import spread
+
+# The sampler's threads take so many rows of a matrix of pairs at a time.
+PAIR_ROWS = 64
 
 
 class SigmoidScores(LossScores):
@@ -52,12 +56,25 @@ class SigmoidScores(LossScores):
 
     @staticmethod
     def pairs(models: Sequence[Weighted]) -> Tensor:
-        one_way = torch.zeros((), device=models[0][1].image.device)
-        for weight, model in models:
-            products = torch.mm(model.image, (model.text * -model.scale).T).sub_(model.bias)
-            # This is -softplus(logit).
-            torch.ops.aten.log_sigmoid.out(products, out=products)
-            one_way = one_way - products.mul_(weight)
+        texts = [(model.text * -model.scale).T for _, model in models]
+        image = models[0][1].image
+        count, height = len(image), PAIR_ROWS if image.device.type == "cpu" else len(image)
+        one_way = image.new_zeros((count, count))
+
+        def adder() -> Callable[[int], None]:
+            room = image.new_empty((height, count))
+
+            def add(start: int) -> None:
+                rows = slice(start, min(start + height, count))
+                for (weight, model), text in zip(models, texts, strict=True):
+                    products = torch.mm(model.image[rows], text, out=room[: rows.stop - start]).sub_(model.bias)
+                    # This is -softplus(logit).
+                    torch.ops.aten.log_sigmoid.out(products, out=products)
+                    one_way[rows].sub_(products, alpha=weight)
+
+            return add
+
+        spread(adder, range(0, count, height), image.device)
         return (one_way + one_way.T).fill_diagonal_(0.0)
 
     def _count(self, chunk: Chunk, strip: Tensor) -> None:

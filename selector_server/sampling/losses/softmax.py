@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selector_server.sampling.embeddings import Embedded
 from selector_server.sampling.losses.base import SAMPLE, Chunk, LossScores, Weighted
-from selector_server.sampling.losses.strips import Side, softplus, tiles
+from selector_server.sampling.losses.strips import Side, for_each_tile, softplus
 
 
 class SoftmaxScores(LossScores):
@@ -79,6 +79,9 @@ def _log_sums(candidates: tuple[Side, Side], picked: Embedded, tile_bytes: int |
     """The log-sum-exp over picks k of a s_ik (row 0) and of a s_ki (row 1), float64 [2, B]."""
     others = [picked.text * picked.scale, picked.image * picked.scale]
     sums = others[0].new_empty((2, candidates[0].count), dtype=torch.float64)
-    for which, rows, products in tiles(candidates, others, tile_bytes):
+
+    def add_up(which: slice, rows: slice, products: Tensor) -> None:
         sums[which, rows] = torch.logsumexp(products, dim=2).double()
+
+    for_each_tile(candidates, others, tile_bytes, add_up)
     return sums

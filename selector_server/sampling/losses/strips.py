@@ -1,12 +1,13 @@
 """Strips of logits between candidates and picks: where the sampler spends its time, and what bounds its memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from selector_server.sampling.embeddings import Embedded
+from selector_server.sampling.threads import spread
 
 # So many bytes of logits are held at once, in at most so many rows. On a CPU they stay in the cache between the product
 # and the sum; a GPU wants them large.
@@ -51,40 +52,53 @@ class Sides:
         """
         others = [rows * -model.scale for model in picked for rows in (model.image, model.text)]
         sums = others[0].new_empty((len(others), self._sides[0].count))
-        for which, rows, products in tiles(self._sides, others, tile_bytes):
+
+        def add_up(which: slice, rows: slice, products: Tensor) -> None:
             products.sub_(self._biases[which, None, None])
             # This is -softplus(logit), in place: a second tile would push the first out of the cache.
             torch.sum(torch.ops.aten.log_sigmoid.out(products, out=products), dim=2, out=sums[which, rows])
+
+        for_each_tile(self._sides, others, tile_bytes, add_up)
         return -sums.double().view(len(picked), 2, -1).sum(dim=1)
 
 
-def tiles(
-    lefts: Sequence[Side], rights: Sequence[Tensor], tile_bytes: int | None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Multiplies each of the sides, [B, D], with its picks, [c, D], tile by tile.
+def for_each_tile(
+    lefts: Sequence[Side],
+    rights: Sequence[Tensor],
+    tile_bytes: int | None,
+    work: Callable[[slice, slice, Tensor], object],
+) -> None:
+    """Multiplies each of the sides, [B, D], with its picks, [c, D], tile by tile, in the sampler's threads.
 
-    It yields (which, rows, products), where products[j] = lefts[which][j][rows] @ rights[which][j].T, [n, rows, c], lie
-    in one buffer that the next tile overwrites. A tile takes as many sides at once as fit into it, for each step costs
-    some microseconds however small it is. `tile_bytes` bounds the buffer; None suits the device.
+    It calls work(which, rows, products), where products[j] = lefts[which][j][rows] @ rights[which][j].T, [n, rows, c],
+    lie in a buffer that the thread's next tile overwrites. A tile takes as many sides at once as fit into it, for each
+    step costs some microseconds however small it is. `tile_bytes` bounds the buffer of a thread; None suits the device.
 
     All products have one shape, which depends on the number of picks and the bound alone: the last one overlaps the one
     before or is filled up with zeros. So a candidate's products come out bit-equal however candidates are divided among
-    shards.
+    shards and threads.
     """
     rights, first = [_aligned(right) for right in rights], lefts[0]
     bound = tile_bytes or first.tile_bytes
     row_bytes = len(rights[0]) * rights[0].element_size()
     height = max(16, min(first.tile_rows, bound // row_bytes))
     together = max(1, min(len(lefts), bound // (height * row_bytes)))
-    buffer = rights[0].new_empty((together, height, len(rights[0])))
-    for start in range(0, len(lefts), together):
-        some = slice(start, min(start + together, len(lefts)))
-        for end in range(height, first.count + height, height):
-            stop = max(height, min(end, first.count))
+
+    def multiplier() -> Callable[[tuple[int, int]], None]:
+        buffer = rights[0].new_empty((together, height, len(rights[0])))
+
+        def multiply(piece: tuple[int, int]) -> None:
+            start, end = piece
+            some, stop = slice(start, min(start + together, len(lefts))), max(height, min(end, first.count))
             for left, right, room in zip(lefts[some], rights[some], buffer, strict=False):
                 torch.mm(left.rows[stop - height : stop], right.T, out=room)
             rows = slice(end - height, min(end, first.count))
-            yield some, rows, buffer[: some.stop - start, rows.start - stop + height : rows.stop - stop + height]
+            work(some, rows, buffer[: some.stop - start, rows.start - stop + height : rows.stop - stop + height])
+
+        return multiply
+
+    ends = range(height, first.count + height, height)
+    spread(multiplier, [(start, end) for start in range(0, len(lefts), together) for end in ends], rights[0].device)
 
 
 def _aligned(rows: Tensor, least: int = 0) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Any
 from selector_proto.contract import sub_batch_size
 
 from selector_server.device_kinds import DEVICE_NAMES, is_device
+from selector_server.machine import usable_cpus
 from selector_tools.bench import harness
+from selector_tools.bench.neighbours import add_busy, busy_mistake
 from selector_tools.reference.flags import device_check
 
 PAIR_CRITERIA = ("easy-reference", "hard-learner", "none", "learnability")
@@ -36,9 +38,10 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--repeats", type=int, default=9, help="runs of the sampler (default %(default)s)")
     parser.add_argument("--literal-repeats", type=int, default=3, help="of the pseudo-code (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's)")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: all that may be used)")
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of candidates and noise (default %(default)s)")
+    add_busy(parser)
     harness.add_json(parser)
 
 
@@ -60,18 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         (a.threads < 0, "--threads", a.threads, "must be 0 or more"),
         (a.seed < 0, "--seed", a.seed, "must be 0 or more"),
+        busy_mistake(a.busy),
         device_check(a.device),
         (is_device(a.device) and not _seen(a.device), "--device", a.device, "torch sees none"),
     ]
 
     def measure(_: Path) -> dict[str, Any]:
-        import torch  # noqa: PLC0415 - heavy, as is the other
+        from selector_tools.bench.sampler_race import Race  # noqa: PLC0415 - heavy
 
-        from selector_tools.bench.sampler_race import Race  # noqa: PLC0415
-
-        threads = a.threads or torch.get_num_threads()
+        threads = a.threads or usable_cpus()
         race = Race(a.super_batch, picks, a.dim, a.chunks, a.gain, a.seed, a.device, threads, a.pair_criterion)
-        return race.run(a.repeats, a.literal_repeats, lambda text: print(text, file=sys.stderr, flush=True))
+        return race.run(a.repeats, a.literal_repeats, a.busy, lambda text: print(text, file=sys.stderr, flush=True))
 
     return harness.run(a, mistakes, measure, _table)
 
@@ -96,5 +98,7 @@ def _table(result: dict[str, Any]) -> str:
     same = "the same picks" if r["same_picks"] else "OTHER PICKS"
     lines.append(f"{r['speedup']:.1f} times as fast, {r['over_matmul']:.2f} times its matrix products; {same}")
     lines.append(f"pairs by {r['setting']['pair_criterion']} take {r['other_pairs_ratio']:.2f} of the sampler's time")
+    if r["busy"]:
+        lines.append(f"beside {r['busy']} busy processes it takes {r['slowdown']:.2f} times as long")
     lines.append(f"{r['device']}, {r['threads']} threads, load {r['load_average'][0]}")
     return "\n".join(lines)

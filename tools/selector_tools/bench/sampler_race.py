@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan, chunk_sizes
-from selector_server.sampling.losses.strips import Side, tiles
+from selector_server.sampling.losses.strips import Side, for_each_tile
 from selector_server.sampling.policies import Joint
+from selector_server.sampling.threads import use_threads
 from selector_tools.bench import baselines
 from selector_tools.bench.measuring import describe, in_turns, medians, paired_ratio, seconds_of
 from selector_tools.bench.memory import HOW, peak_mib
+from selector_tools.bench.neighbours import Neighbours
 from selector_tools.bench.synthetic import candidates
 
 
@@ -32,16 +34,19 @@ class Race:
     threads: int
     pair_criterion: str
 
-    def run(self, repeats: int, literal_repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-        """Returns medians, memory and whether the picks agree, with everything that a figure depends on."""
-        torch.set_num_threads(self.threads)
+    def run(self, repeats: int, literal_repeats: int, busy: int, say: Callable[[str], None]) -> dict[str, Any]:
+        """Returns medians, memory and whether the picks agree, with everything that a figure depends on; and how much
+        slower the sampler is beside so many busy processes."""
+        use_threads(self.threads)
         machine = describe(self.device)  # before the race loads the machine
         scores, plan = candidates(self.super_batch, self.dim, self.seed, self.device), self.plan
         ours = theirs = sampled(scores, plan)  # this warms up, too
 
         def literal() -> None:
             nonlocal theirs
+            torch.set_num_threads(self.threads)
             theirs = pseudo_code(scores, plan)
+            torch.set_num_threads(1)
 
         calls: dict[str, Callable[[], object]] = {
             "sampler": partial(sampled, scores, plan),
@@ -49,12 +54,16 @@ class Race:
             "products": partial(products, scores, torch.split(ours, list(plan.sizes))),
             "pseudo-code": literal,
         }
-        seconds = in_turns(
-            {name: partial(self._seconds, call) for name, call in calls.items()},
-            repeats,
-            fewer={"pseudo-code": literal_repeats},
-            on_run=lambda name, turn, took: say(f"{name} {turn + 1}: {took:.3f} s"),
-        )
+        contenders = {name: partial(self._seconds, call) for name, call in calls.items()}
+        with Neighbours(busy) as neighbours:
+            if busy:
+                contenders["beside"] = partial(neighbours.beside, contenders["sampler"])
+            seconds = in_turns(
+                contenders,
+                repeats,
+                fewer={"pseudo-code": literal_repeats},
+                on_run=lambda name, turn, took: say(f"{name} {turn + 1}: {took:.3f} s"),
+            )
         say("memory")
         middle = medians(seconds)
         return {
@@ -65,6 +74,8 @@ class Race:
             "other_pairs_ratio": paired_ratio(seconds["other pairs"], seconds["sampler"]),
             "speedup": middle["pseudo-code"] / middle["sampler"],
             "over_matmul": middle["sampler"] / middle["products"],
+            "busy": busy,
+            "slowdown": paired_ratio(seconds["beside"], seconds["sampler"]) if busy else None,
             "peak_mib": peak_mib(partial(_prepare, self, sampled), self.device, self.threads),
             "literal_peak_mib": peak_mib(partial(_prepare, self, pseudo_code), self.device, self.threads),
             "peak_is": HOW,
@@ -72,6 +83,7 @@ class Race:
             "runs": seconds,
             "setting": {name: value for name, value in asdict(self).items() if name != "threads"},
             **machine,
+            "threads": self.threads,
         }
 
     @property
@@ -107,11 +119,13 @@ def products(scores: PairScores, chunks: tuple[Tensor, ...]) -> None:
         for _, model in scores.models:
             picked = model.at(rows)
             sides: Embedded = model if round_ + 1 < len(chunks) else picked
-            for _ in tiles([Side(sides.text), Side(sides.image)], [picked.image, picked.text], scores.tile_bytes):
-                pass
+            for_each_tile(
+                [Side(sides.text), Side(sides.image)], [picked.image, picked.text], scores.tile_bytes, lambda *_: None
+            )
 
 
 def _prepare(race: Race, pick: Callable[[PairScores, Plan], Tensor]) -> Callable[[], Tensor]:
     """Returns the draw whose memory is measured. A small draw beforehand loads what only the first one loads."""
+    use_threads(race.threads)
     pick(candidates(64, race.dim, race.seed, race.device), Plan((8, 8), race.gain, Draw.SAMPLE, race.seed))
     return partial(pick, candidates(race.super_batch, race.dim, race.seed, race.device), race.plan)

@@ -120,7 +120,7 @@ def compiled(device: Device, source: TorchModel, dtype: torch.dtype, times: int)
 def _bare_towers(bundle: Bundle, device: Device) -> list[tuple[str, Callable[[NDArray[Any]], None]]]:
     bound: dict[str, Any] = {}
     if bundle.manifest.role == "learner":
-        weights = Model(bundle, Device("cpu", 1), 1).bundled_weights()
+        weights = Model(bundle, Device("cpu"), 1).bundled_weights()
         bound = {name: _put(tensor.numpy(), device) for name, tensor in weights.bound.items()}
     files = ((PIXELS, IMAGE_TOWER), (TOKENS, TEXT_TOWER))
     return [(data, _bare(bundle.path / file, data, bound, device)) for data, file in files]

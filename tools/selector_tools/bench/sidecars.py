@@ -21,7 +21,8 @@ from selector_tools.processes import free_port, sidecar
 
 POLL_SECONDS = 0.02  # asking more often would take a part of the core that is measured
 
-Ask = Callable[[dict[str, Any]], tuple[float, Selection]]  # it takes samples as Selector.select does
+# It takes samples as Selector.select does, or embeddings as select_embeddings does.
+Ask = Callable[[dict[str, Any]], tuple[float, Selection]]
 
 
 class TimedSidecar:
@@ -47,9 +48,10 @@ class TimedSidecar:
         """Returns a function that selects with these settings, and returns the seconds that it takes and the selection.
         The noise of its n-th selection does not depend on the settings."""
         selector = Selector(self._address, seed=0, timeout=600.0, on_error="raise", **settings)
-        select = self._stack.enter_context(selector).select
+        self._stack.enter_context(selector)
 
         def ask(samples: dict[str, Any]) -> tuple[float, Selection]:
+            select = selector.select_embeddings if "learner" in samples else selector.select
             started = time.perf_counter()
             selection = select(**samples)
             return time.perf_counter() - started, selection

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from selector_client import ModelEmbeddings
 
 from selector_server.encoding.bundle import PIXELS, TOKENS, ImageInput, TextInput
 from selector_server.sampling import Embedded, PairScores
@@ -34,6 +35,17 @@ def candidates(size: int, dim: int, seed: int, device: str = "cpu") -> PairScore
         return Embedded.normalise(image, text, scale, bias)
 
     return PairScores(Criterion.LEARNABILITY, model(1.5, *LEARNER), model(0.8, *REFERENCE))
+
+
+def embeddings(size: int, dim: int, seed: int) -> dict[str, Any]:
+    """Returns the embeddings of such candidates as `Selector.select_embeddings` takes them."""
+    scores = candidates(size, dim, seed)
+    models = {"learner": scores.learner, "reference": scores.reference}
+    return {
+        name: ModelEmbeddings(model.image.numpy(), model.text.numpy(), model.scale, model.bias)
+        for name, model in models.items()
+        if model is not None
+    }
 
 
 @dataclass(frozen=True)

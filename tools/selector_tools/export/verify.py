@@ -22,7 +22,7 @@ def difference_to_torch(bundle: Bundle, model: TorchModel) -> float:
     manifest = bundle.manifest
     if manifest.precision == "bf16":
         return float("nan")
-    served = Model(bundle, Device("cpu", 0), MICRO_BATCH)
+    served = Model(bundle, Device("cpu"), MICRO_BATCH)
     weights = served.bundled_weights() if manifest.role == "learner" else served.constant_weights()
     rng, image, text = np.random.default_rng(0), manifest.image, manifest.text
     pixels = rng.integers(0, 256, (SAMPLES, image.height, image.width, image.channels), dtype=np.uint8)

@@ -36,7 +36,7 @@ def fit_and_export(flags: argparse.Namespace, model: TorchModel, command: str) -
     """Does what the flags of `selector reference fit` say, and prints what came of it. Raises SelectorError."""
     threads = flags.threads or usable_cpus()
     torch.set_num_threads(threads)
-    Device(flags.device, threads)  # fails now if it is not there
+    Device(flags.device)  # fails now if it is not there
     if flags.shift >= (side := min(model.image.height, model.image.width)):
         raise SetupError("--shift", flags.shift, f"must be less than the image's side, {side} pixels")
     pool, excluded = open_pool(flags.pool), shared.exclusions(flags)

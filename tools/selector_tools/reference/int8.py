@@ -14,6 +14,7 @@ from selector_server.encoding.device import Device
 from selector_server.encoding.model import Model
 from selector_server.errors import BundleError
 from selector_server.machine import usable_cpus
+from selector_server.sampling.threads import use_threads
 from selector_tools.export.bundle_writer import new_folder, write_manifest
 from selector_tools.reference.rank_statistics import rank_correlation
 
@@ -50,7 +51,8 @@ def quantise_reference(
 
 def on_cpu(bundle: Bundle) -> Model:
     """Loads a bundle's model on all usable processors."""
-    device = Device("cpu", usable_cpus())
+    use_threads(usable_cpus())
+    device = Device("cpu")
     return Model(bundle, device, device.kind.micro_batch)
 
 
