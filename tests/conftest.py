@@ -82,6 +82,14 @@ def sidecar(start_sidecars):
         yield start
 
 
+@pytest.fixture
+def forked_benchmarks(monkeypatch) -> None:
+    """Sidecars and other processes of benchmarks are forked from one that has imported what they need."""
+    from support.benchmarks import fork_processes
+
+    fork_processes(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def server(start_sidecars, bundles) -> Sidecar:
     """A sidecar with both models and the default settings. Tests leave it as they find it."""

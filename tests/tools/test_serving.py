@@ -13,6 +13,7 @@ from selector_tools.export.torchvision import make_importable
 make_importable()
 import open_clip  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("forked_benchmarks")
 TINY = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
