@@ -61,14 +61,15 @@ RUN python -m pip --python /opt/selector check \
 FROM ${BASE} AS runtime
 RUN rm -rf /usr/local/bin/pip* /usr/bin/pip* /usr/local/lib/python3*/ensurepip /usr/lib/python3*/ensurepip \
     /usr/local/lib/python3*/site-packages/* /usr/lib/python3/dist-packages/* /usr/share/python-wheels
+# [::] is every address, IPv6 and IPv4, and IPv4 alone where IPv6 is off.
 # The working directory, home and temporary folder is the one that may be writable; nothing needs it to be.
 ENV PATH=/opt/selector/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    SELECTOR_LISTEN=0.0.0.0:50051 \
+    SELECTOR_LISTEN=[::]:50051 \
     SELECTOR_HEALTH_LISTEN=127.0.0.1:50053 \
-    SELECTOR_METRICS_LISTEN=0.0.0.0:9464
+    SELECTOR_METRICS_LISTEN=[::]:9464
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 50051 9464

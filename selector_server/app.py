@@ -54,6 +54,8 @@ class App:
             log.info("%s is on %s, port %d", one.setting, one.listen, one.port)
         while not signals.stop.is_set() and not self._failed:
             await self._follow(server)
+            for one in (server, *others):
+                one.connections.warn()
             await _wait(signals.stop, TICK_SECONDS)
         failed = self._failed
         if failed:

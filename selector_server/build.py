@@ -27,6 +27,7 @@ from selector_server.errors import BundleError, SelectorError, SetupError
 from selector_server.machine import memory_bounds, usable_cpus
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.call_log import CallLog
+from selector_server.rpc.connections import allow_files
 from selector_server.rpc.idempotency import Idempotency
 from selector_server.rpc.read_candidates import KnownReference
 from selector_server.rpc.receive import Reception
@@ -136,6 +137,8 @@ def build_servers(sidecar: Sidecar) -> list[RpcServer]:
     for setting, theirs in others.items():
         if getattr(config, setting):
             servers.append(RpcServer(setting, config, theirs, access, metrics, servers[0].health))
+    allow_files(len(servers) * config.max_connections)
+    metrics.connections.read = lambda: {one.setting: one.connections.share() for one in servers}
     return servers
 
 
@@ -144,11 +147,10 @@ def build_metrics_server(sidecar: Sidecar) -> MetricsServer | None:
     listen = sidecar.config.metrics_listen
     if not listen:
         return None
-    host, _, port = listen.rpartition(":")
     try:
-        return MetricsServer(sidecar.metrics.registry, host.strip("[]"), int(port))
-    except (OSError, ValueError, OverflowError) as error:
-        raise SetupError("metrics_listen", listen, str(error)) from error
+        return MetricsServer(sidecar.metrics.registry, listen)
+    except (OSError, ValueError) as error:
+        raise SetupError("metrics_listen", listen, f"must be a free host:port: {error}") from error
 
 
 def _model(config: Config, role: Literal["learner", "reference"], device: Device, metrics: Metrics) -> Model | None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from selector_proto.contract import is_local
+from selector_proto.environment import variable_of
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkError, LinkOptions, masked
 from selector_proto.weights.transports import check_link
@@ -15,7 +17,15 @@ from selector_proto.weights.transports import check_link
 from selector_server.device_kinds import DEVICE_NAMES, DEVICE_PATTERN
 from selector_server.errors import SetupError
 
-ENV_PREFIX = "SELECTOR_"
+
+def _path(value: object) -> object:
+    """An empty path is a mistake: it would mean the working directory."""
+    if value == "":
+        raise PydanticCustomError("empty", "must be a path, and is empty")
+    return value
+
+
+File = Annotated[Path, BeforeValidator(_path)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
@@ -33,19 +43,21 @@ class Config(BaseModel):
     health_listen: str = Field(
         "", description="address of grpc.health.v1 alone, plain text, no token, for probes: host:port; empty for none"
     )
-    metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics: host:port, empty for none")
-    tls_certificate_file: Path | None = Field(
+    metrics_listen: Annotated[str, BeforeValidator(lambda value: "" if value == "none" else value)] = Field(
+        "127.0.0.1:9464", description="address of /metrics: host:port, or none"
+    )
+    tls_certificate_file: File | None = Field(
         None,
         description="this server's certificate, for listen and admin_listen but unix sockets; read again on change",
     )
-    tls_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
-    tls_client_ca_file: Path | None = Field(
+    tls_key_file: File | None = Field(None, description="its key, unless the certificate's file has it")
+    tls_client_ca_file: File | None = Field(
         None, description="who may sign clients' certificates; with it, clients must have one (mutual TLS)"
     )
-    token_file: Path | None = Field(
+    token_file: File | None = Field(
         None, description="tokens that data calls must carry, one a line; read again when it changes"
     )
-    admin_token_file: Path | None = Field(
+    admin_token_file: File | None = Field(
         None, description="tokens that admin calls must carry, one a line; good for data calls too"
     )
     plaintext_tokens: bool = Field(
@@ -55,17 +67,28 @@ class Config(BaseModel):
     socket_group: str | None = Field(None, description="group of unix sockets, by name or number")
     reflection: bool = Field(True, description="tell whoever asks which services there are, without a token")
     max_connections: Positive = Field(1024, description="most connections to each address; one more is closed")
-    learner: Path | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
-    reference: Path | None = Field(None, description="reference's bundle")
+    max_connection_idle_seconds: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        600.0, description="a connection without calls for so long is closed; clients make another one by themselves"
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        3600.0, description="a connection takes no more calls after so long; those that it has may end"
+    )
+    keepalive_seconds: Annotated[float, Field(ge=1, le=7200)] = Field(
+        10.0,
+        description="a connection silent for so long is pinged, and closed if it stays silent for as long again; "
+        "clients are told to ping as often, and may ping twice as often",
+    )
+    learner: File | None = Field(None, description="learner's bundle; without it, raw samples cannot be sent")
+    reference: File | None = Field(None, description="reference's bundle")
     redis: str | None = Field(
         None, description="where the trainer publishes weights: redis[s]://, unix://, redis+sentinel://… or file://"
     )
-    redis_ca_file: Path | None = Field(None, description="who may sign Redis's certificate, for rediss://")
-    redis_certificate_file: Path | None = Field(None, description="this side's certificate, for rediss://")
-    redis_key_file: Path | None = Field(None, description="its key, unless the certificate's file has it")
+    redis_ca_file: File | None = Field(None, description="who may sign Redis's certificate, for rediss://")
+    redis_certificate_file: File | None = Field(None, description="this side's certificate, for rediss://")
+    redis_key_file: File | None = Field(None, description="its key, unless the certificate's file has it")
     redis_username: str | None = Field(None, description="user of Redis")
-    redis_password_file: Path | None = Field(None, description="file with its password, read at each connection")
-    redis_sentinel_password_file: Path | None = Field(None, description="file with the password of the Sentinels")
+    redis_password_file: File | None = Field(None, description="file with its password, read at each connection")
+    redis_sentinel_password_file: File | None = Field(None, description="file with the password of the Sentinels")
     run: str = Field("default", description="training run whose weights are served")
     device: str = Field("cpu", pattern=DEVICE_PATTERN, description=f"{DEVICE_NAMES}; never falls back")
     threads: Annotated[int, Field(ge=0)] = Field(
@@ -77,7 +100,7 @@ class Config(BaseModel):
     preprocess_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="threads that decode images beside the device, 0 for what the cgroup's quota allows"
     )
-    cache: Path | None = Field(None, description="folder of the reference cache, for requests with sample ids")
+    cache: File | None = Field(None, description="folder of the reference cache, for requests with sample ids")
     cache_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 46)] = Field(32 << 30, description="largest reference cache")
     sampler_tile_bytes: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -85,7 +108,7 @@ class Config(BaseModel):
     )
     sampler_fused: bool = Field(False, description="sum strips by the fused GPU kernel, in bfloat16; CUDA only")
     weights_poll_seconds: Seconds = Field(0.25, description="how often the newest weights version is looked up")
-    weights_share: Path | None = Field(
+    weights_share: File | None = Field(
         None, description="folder in memory where the sidecars of a host share what one of them fetched"
     )
     max_weights_bytes: Positive = Field(16 << 30, description="largest published weights taken")
@@ -98,7 +121,7 @@ class Config(BaseModel):
     max_weights_age_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         0.0, description="age of weights that requests accept unless they name one, 0 for any"
     )
-    shared_memory_dir: Path | None = Field(
+    shared_memory_dir: File | None = Field(
         None, description="folder in memory where clients of this host leave payloads; of this sidecar alone"
     )
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message taken")
@@ -173,7 +196,8 @@ class Config(BaseModel):
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | None) -> Config:
-    """Merges file < environment (SELECTOR_…) < flags and validates. Raises SetupError naming the setting."""
+    """Merges file < environment (SELECTOR_…) < flags and validates. An empty environment variable counts as unset, for
+    so it comes from files and scripts that leave something out. Raises SetupError naming the setting."""
     values: dict[str, object] = {}
     if file is not None:
         try:
@@ -185,7 +209,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         ) as error:  # TOMLDecodeError, or what is no text or nested too deep.
             raise SetupError("config", file, f"cannot be read: {error}") from error
     for name in Config.model_fields:
-        if (value := environment.get(ENV_PREFIX + name.upper())) is not None:
+        if value := environment.get(variable_of(name)):
             values[name] = value
     values |= flags
     try:
@@ -194,7 +218,8 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         value = repr(first.get("input"))
-        if field.startswith("redis") or first["type"] == "extra_forbidden":  # It may hold a password.
+        secret = field.startswith("redis") and first["type"] != "empty"
+        if secret or first["type"] == "extra_forbidden":  # It may hold a password.
             value = "not text" if field.startswith("redis") else "set"
         raise SetupError(field, value, first["msg"]) from error
     try:

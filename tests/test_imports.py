@@ -1,6 +1,7 @@
 """The rules of the house: one direction of imports, and a light trainer's side."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,8 @@ def test_the_engine_is_built_from_the_ground_up():
         files = [file for file in within("engine") if name in (file.stem, file.parent.name)]
         assert files
         assert not breaches(files, *(f"{SERVER}engine.{above}" for above in ENGINE[floor + 1 :]))
+    [told] = re.findall(r"built from the ground up: ([^.]+)\.", (ROOT / "docs" / "architecture.md").read_text())
+    assert tuple(re.findall(r"`(\w+)/?`", told)) == ENGINE
 
 
 def module_of(package: str, file: Path) -> str:

@@ -1,6 +1,7 @@
 """Regenerates the files of deploy/ that follow from others. `make manifests` and the tests that compare run it.
 
-The chart's schema of `settings` follows from selector_server.config, the objects of deploy/kustomize from the chart.
+The chart's schema of `settings` follows from selector_server.config, what it requires from values.yaml, and the objects
+of deploy/kustomize from the chart.
 """
 
 import json
@@ -22,6 +23,8 @@ OWNED = {
     "listen", "admin_listen", "metrics_listen", "health_listen", "redis", "redis_username", "device", "cache_bytes",
     "peers", "peer_rank", "peer_count", "drain_seconds",
 }  # fmt: skip
+# Null takes a value away. Of these, a chart without any is as good, and that is the only way to say so.
+MAY_LACK = {"settings", "resources", "securityContext"}
 REDIS = ("Service/selector-redis", "Deployment/selector-redis", "NetworkPolicy/selector-redis")
 # For each folder of deploy/kustomize: the example that its objects come from, and which of them (None means all).
 FOLDERS: dict[str, tuple[str, tuple[str, ...] | None]] = {
@@ -49,10 +52,21 @@ def settings_schema() -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+def require(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Has a schema require, at every depth, the values whose default says something: without them, a template would say
+    something else, or fail at a line of its own."""
+    required = [name for name, default in defaults.items() if default and name not in MAY_LACK]
+    schema |= {"required": required} if required else {}
+    for name in required:
+        if isinstance(defaults[name], dict):
+            require(schema["properties"][name], defaults[name])
+
+
 def schema() -> str:
-    """Returns the text of the chart's schema with those settings."""
+    """Returns the text of the chart's schema with those settings, and what it requires."""
     whole = json.loads(SCHEMA.read_text())
     whole["properties"]["settings"] = settings_schema()
+    require(whole, yaml.safe_load((CHART / "values.yaml").read_text()))
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 

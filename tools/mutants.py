@@ -68,12 +68,14 @@ PACKAGES = {
     "engine": Package(
         ["selector_server/engine"],
         [
-            *files("server", "abandoned admission bad_samples bad_tensors engine front_door group_life joining select"),
+            *files("server", "abandoned admission bad_samples bad_tensors closed engine front_door group_life joining"),
+            *files("server", "select"),
             *files("weights", "staleness"),
         ],
     ),
     "loader": Package(
-        ["selector_client/loading"], files("client", "iteration loader positions resume callbacks metrics")
+        ["selector_client/loading"],
+        files("client", "iteration layouts loader positions resume epochs short_super_batches callbacks metrics"),
     ),
 }
 

@@ -9,7 +9,15 @@ for step, batch in enumerate(SelectingLoader(super_batches, selector)):
 
 from selector_proto.weights.link import LinkOptions
 
-from selector_client.errors import Denied, PublishError, RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.errors import (
+    Denied,
+    Misrouted,
+    PublishError,
+    RemoteError,
+    SelectorClientError,
+    Unreachable,
+    Untrusted,
+)
 from selector_client.loading.loader import SelectingLoader
 from selector_client.publishing.canary import Canary
 from selector_client.publishing.publisher import WeightPublisher
@@ -26,6 +34,7 @@ __all__ = [
     "Canary",
     "Denied",
     "LinkOptions",
+    "Misrouted",
     "ModelEmbeddings",
     "PublishError",
     "RemoteError",

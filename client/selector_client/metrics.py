@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 # These are shown from the start, because Prometheus does not take the first value of a series for an increase.
-REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open")
+REASONS = ("unavailable", "deadline_exceeded", "resource_exhausted", "breaker_open", "proxy")
 UNSERVED = ("rejected", "disconnected", "pinned")
 EXCLUSIONS = ("missing", "unreadable", "format", "too_large", "text", "value", "repeated")
 
@@ -43,6 +43,7 @@ class _Selector(_Source):
             ("candidates", "Candidates that were selected from", counts.candidates),
             ("picks", "Candidates that were picked", counts.picks),
             ("retries", "Requests that were sent again", counts.retries),
+            ("renewals", "Connections that were given up after deadlines in a row", counts.renewals),
             ("stale", "Selections by weights older than accepted", counts.stale),
             ("not_examined", "Candidates that nobody looked at, for they were in a cache", counts.not_examined),
             ("breaker_opened", "Times that the breaker opened", breaker.opened),

@@ -65,17 +65,23 @@ def locked(path: Path, seconds: float, mode: int = 0o600) -> Iterator[bool]:
     not there. Yields whether that came true; the lock ends with the block, and with the process. Raises OSError."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        deadline = time.monotonic() + seconds
-        while not (held := try_lock(lock)) and time.monotonic() <= deadline:
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield held
+        yield wait_lock(lock, seconds)
     finally:
         os.close(lock)
 
 
+def wait_lock(file: int, seconds: float) -> bool:
+    """Waits up to `seconds` for the exclusive lock of an open file or folder, which ends when that is closed. Returns
+    whether it came. Raises OSError."""
+    deadline = time.monotonic() + seconds
+    while not (held := try_lock(file)) and time.monotonic() <= deadline:
+        time.sleep(_LOCK_POLL_SECONDS)
+    return held
+
+
 def try_lock(file: int) -> bool:
-    """Takes the exclusive lock of an open file, which ends when the file is closed; False if another holds it. Raises
-    OSError."""
+    """Takes the exclusive lock of an open file or folder, which ends when that is closed; False if another holds it.
+    Raises OSError."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

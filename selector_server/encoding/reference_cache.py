@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import BoundedSemaphore
+from time import monotonic
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from selector_server.encoding.image_files import DECODER
 from selector_server.encoding.lmdb_store import (
     LmdbStore,
+    NoRoom,
     StoreCorrupt,
     StoreFailed,
     StoreFull,
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # So many batches of embeddings may wait to be written. One more is dropped, and encoded again in the next epoch.
 PENDING_WRITES = 4
+# So long nothing is written after the disk turned out to be full.
+DISK_PAUSE_SECONDS = 10.0
 _HEADER = b"h"  # followed by a tag; the value is JSON about the reference
 _RECORD = b"r"  # followed by a tag and an id; the value is a CRC-32, the image's and the text's embedding
 _CRC = struct.Struct("<I")
@@ -105,8 +109,8 @@ class Stat:
 
 class ReferenceCache:
     """One reference's entries in the store at `folder`; embeddings have `width` values. `on_problem(reason)` is called
-    for whatever goes wrong: the reason is "corrupt", "full", "busy" or "failed". Raises SetupError if the store cannot
-    be opened."""
+    for whatever goes wrong: the reason is "corrupt", "full", "disk", "busy" or "failed". Raises SetupError if the store
+    cannot be opened."""
 
     def __init__(
         self,
@@ -120,14 +124,16 @@ class ReferenceCache:
         self._width, self._on_problem = width, on_problem
         self._prefix, earlier = _RECORD + tag(fingerprint), tag(fingerprint, 1)
         self._store = LmdbStore(folder, max_bytes, lambda: on_problem("corrupt"))
-        self._full = False
+        self._full, self._again = False, 0.0  # no more is kept, for ever or until this time of the monotonic clock
         self.problem = ""  # the last one, in words
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._pending = BoundedSemaphore(PENDING_WRITES)
         about = {"name": name, "fingerprint": fingerprint, "width": width, "decoder": DECODER}
+        key, header = _HEADER + tag(fingerprint), json.dumps(about).encode()
 
         def begin(transaction: Transaction) -> bytes:
-            transaction.put(_HEADER + tag(fingerprint), json.dumps(about).encode())
+            if transaction.get(key) != header:  # else a full disk does not keep what is known from being used
+                transaction.put(key, header)
             return b"" if transaction.get(_HEADER + earlier) is None else _RECORD + earlier
 
         try:
@@ -222,15 +228,22 @@ class ReferenceCache:
                 self._problem("full", "no more samples are kept; raise --cache-bytes")
             self._full = True
             return False
-        except StoreFailed as error:
-            self._problem("failed", str(error))
+        except NoRoom as error:
+            self._again = monotonic() + DISK_PAUSE_SECONDS
+            self._problem("disk", f"no samples are kept until there is room again: {error}")
             return False
+        except StoreFailed as error:
+            self._problem("corrupt" if isinstance(error, StoreCorrupt) else "failed", str(error))
+            return False
+        if self._again:
+            self._again, self.problem = 0.0, ""
+            log.info("reference cache: there is room again")
         return True
 
     def put_soon(self, ids: Sequence[bytes], image: NDArray[np.float16], text: NDArray[np.float16]) -> bool:
         """Does what `put` does on another thread, so that a selection does not wait for a disk. Returns False if the
-        embeddings are dropped at once, because the store is full or the disk too slow."""
-        if self._full:
+        embeddings are dropped at once, because the store or the disk is full or the disk too slow."""
+        if self._full or monotonic() < self._again:
             return False
         if not self._pending.acquire(blocking=False):
             self._problem("busy", f"{len(ids)} samples are not kept, the disk is too slow")
@@ -269,9 +282,10 @@ class ReferenceCache:
         self._store.close()
 
     def _problem(self, reason: str, what: str) -> None:
-        self.problem = f"{reason}: {what}"
-        log.warning("reference cache: %s", self.problem)
         self._on_problem(reason)
+        if self.problem != (problem := f"{reason}: {what}"):  # what goes on is said once
+            self.problem = problem
+            log.warning("reference cache: %s", problem)
 
 
 def _keys(transaction: Transaction, prefix: bytes) -> Iterator[bytes]:

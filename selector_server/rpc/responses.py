@@ -176,6 +176,7 @@ def _server_info(
             max_pending_requests=config.max_pending_requests,
             # Without peers every rank holds a permit here while it waits for the others.
             max_world_size=config.peer_count if config.peers else config.max_pending_requests,
+            keepalive_seconds=config.keepalive_seconds,
         ),
         policies=sorted(policies),
         criteria=[pb.Criterion.ValueType(code) for code in CRITERIA if code],

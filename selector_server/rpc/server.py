@@ -1,6 +1,5 @@
 """The grpc.aio server with its services, health that follows the worker, and reflection."""
 
-import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
 
+from selector_server.addresses import listen_at
 from selector_server.config import Config
 from selector_server.errors import SetupError
 from selector_server.rpc.admin import AdminService
+from selector_server.rpc.connections import Connections
 from selector_server.rpc.security.access import Access
 from selector_server.rpc.security.unix_socket import bound
 from selector_server.rpc.service import SelectorService
@@ -27,9 +28,10 @@ WEIGHTS = "weights"
 # No trainer has as many under way. This bounds what is held for calls before they are admitted.
 MAX_CALLS = 1024
 MAX_CALLS_A_CONNECTION = 256  # One more waits at the client.
-# A connection must have said by then what it wants, in TLS too. After that, silent ones are asked for a sign of life.
+# A connection must have said by then what it wants, in TLS too.
 HANDSHAKE_SECONDS = 5
-PING_SECONDS = 60
+# A call may be under way for so long after its connection came of age. None takes longer; dead ones are found by pings.
+GRACE_SECONDS = 3600
 MAX_METADATA_BYTES = 8 << 10
 
 
@@ -80,6 +82,7 @@ class RpcServer:
         if config.reflection and calls:
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind(setting, config, access.credentials(self.listen) if calls else None)
+        self.connections = Connections(setting, self.listen, self.port, config.max_connections)
 
     def _bind(self, setting: str, config: Config, credentials: grpc.ServerCredentials | None) -> int:
         """Binds the address and returns the port, 1 for a unix socket. Raises SetupError."""
@@ -91,7 +94,8 @@ class RpcServer:
                     return self._server.add_insecure_port(self.listen)
                 return self._server.add_secure_port(self.listen, credentials)
         except RuntimeError as error:
-            raise SetupError(setting, self.listen, "the address cannot be bound") from error
+            _check_free(setting, self.listen)  # says why, unless it is free again
+            raise SetupError(setting, self.listen, f"cannot be bound: {error}") from error
 
     async def start(self) -> None:
         await self.set_health("", True)
@@ -111,6 +115,7 @@ class RpcServer:
 
 
 def _options(config: Config) -> list[tuple[str, int]]:
+    keepalive = _milliseconds(config.keepalive_seconds)
     return [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", 64 << 20),
@@ -119,18 +124,30 @@ def _options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", MAX_CALLS_A_CONNECTION),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
-        ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
+        # Without the second line no ping is sent over a connection without calls, nor tolerated there.
+        ("grpc.keepalive_time_ms", keepalive),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_timeout_ms", keepalive),
+        # gRPC also pings to measure the bandwidth, and sends no other ping while it waits for that answer.
+        ("grpc.http2.ping_timeout_ms", keepalive),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", keepalive // 2),
+        ("grpc.max_connection_idle_ms", _milliseconds(config.max_connection_idle_seconds)),
+        ("grpc.max_connection_age_ms", _milliseconds(config.max_connection_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", GRACE_SECONDS * 1000),
         ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a twin
     ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _check_free(setting: str, listen: str) -> None:
     """Binds the address for a moment: grpc says only to its own log why it cannot. Raises SetupError."""
     if listen.startswith("unix:"):
         return
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
     try:
-        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, ValueError, OverflowError) as error:
+        listen_at(listen).close()
+    except (OSError, ValueError) as error:
         raise SetupError(setting, listen, f"must be a free host:port or unix:/path: {error}") from error

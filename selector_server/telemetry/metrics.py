@@ -20,8 +20,7 @@ class Metrics:
     """Every metric of the server. Names carry unit and kind; no label is an id."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
+        self.registry = r = CollectorRegistry()
         self.process = ProcessCollector(registry=r)
         self.encoding = EncodingMetrics(r)
         self.quality = QualityMetrics(r)
@@ -60,6 +59,12 @@ class Metrics:
         self.queue = Gauge("selector_queue_depth", "Requests that wait for the device's worker.", registry=r)
         self.inflight_bytes = Gauge("selector_inflight_bytes", "Payload bytes of pending requests.", registry=r)
         self.inflight_bytes_limit = Gauge("selector_inflight_bytes_limit", "More are rejected.", registry=r)
+        self.connections = Readings(
+            "selector_connections_ratio",
+            "Connections to each address, of as many as it may have; at 1, one more is closed.",
+            "listener",
+            r,
+        )
         self.candidates = Counter("selector_candidates_total", "Candidates scored.", registry=r)
         self.excluded = Counter(
             "selector_excluded_total",
@@ -80,7 +85,7 @@ class Metrics:
         )
         self.cache_problems = Counter(
             "selector_reference_cache_problems_total",
-            "What went wrong with the cache; reason: full, busy, corrupt, failed.",
+            "What went wrong with the cache; reason: full, disk, busy, corrupt, failed.",
             ["reason"],
             registry=r,
         )
@@ -174,7 +179,7 @@ class Metrics:
             self.sync.labels(result)
         for action in ("serve", "wait", "refuse"):
             self.stale.labels(action)
-        for reason in ("full", "busy", "corrupt", "failed"):
+        for reason in ("full", "disk", "busy", "corrupt", "failed"):
             self.cache_problems.labels(reason)
         for exclusion in Exclusion:
             self.excluded.labels(exclusion.value)

@@ -5,10 +5,12 @@ from collections import OrderedDict
 from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
+
+from selector_server.addresses import listen_at
 
 MAX_CONNECTIONS = 16
 # The longest pause between two pieces of a request or of its answer.
@@ -16,12 +18,11 @@ PAUSE_SECONDS = 5.0
 
 
 class MetricsServer:
-    """One thread accepts, and each connection has one."""
+    """One thread accepts, and each connection has one. Raises what `listen_at` raises."""
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        kind = _Server6 if ":" in host else _Server
-        app = make_wsgi_app(registry)
-        self._server: WSGIServer = make_server(host, port, app, kind, handler_class=_Handler)
+    def __init__(self, registry: CollectorRegistry, address: str) -> None:
+        self._server = _Server(listen_at(address))
+        self._server.set_app(make_wsgi_app(registry))
         self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
         self.port: int = self._server.server_port
@@ -43,12 +44,14 @@ class _Server(ThreadingWSGIServer):
     """Cuts the oldest connection for one too many: whoever sends a byte now and then keeps no scrape away, which is
     over in milliseconds."""
 
-    request_queue_size = 128  # By default it is five, and more at once wait for seconds.
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, listening: socket.socket) -> None:
         self._open: OrderedDict[Any, None] = OrderedDict()
         self._lock = Lock()
-        super().__init__(*arguments, **options)
+        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()  # The base class made one of its own, which is not bound.
+        self.socket = listening
+        self.server_name, self.server_port = listening.getsockname()[:2]
+        self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -70,7 +73,3 @@ class _Server(ThreadingWSGIServer):
         del self._open[request]
         with suppress(OSError):  # It is gone by itself.
             request.shutdown(socket.SHUT_RDWR)
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6

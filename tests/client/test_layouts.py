@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from selector_client import SelectingLoader, Selection, Selector
-from selector_client.loading.batch_layout import default_take, default_view
+from selector_client.loading.batch_layout import default_take, default_view, with_caption
 from support.loaders import Chooser, over, rest
 from support.model import samples
 
@@ -177,6 +177,22 @@ def test_a_dataset_yields_the_caption_that_was_shown():
         [{"row": 2, "captions": "2 b"}, {"row": 0, "captions": "0 a"}],
         [{"row": 5, "captions": "5 b"}, {"row": 3, "captions": "3 a"}],
     ]
+
+
+@pytest.mark.parametrize(
+    ("sample", "shown"),
+    [
+        (("image", ["a", "b"], 0.5), ("image", "b", 0.5)),
+        (["image", ["a", "b"], 0.5], ["image", "b", 0.5]),
+        (Pair("image", ["a", "b"], 0.5), Pair("image", "b", 0.5)),
+        ({"image": 1, "en.TXT": ["a", "b"], "row": 2}, {"image": 1, "en.TXT": "b", "row": 2}),
+        ({"image": 1, "row": 2}, {"image": 1, "row": 2}),
+    ],
+)
+def test_a_sample_keeps_its_layout_with_one_of_its_captions(sample, shown):
+    found = with_caption(sample, 1)
+    assert (type(found), found) == (type(shown), shown)
+    assert with_caption(sample, None) is sample
 
 
 def test_a_take_of_ones_own_is_given_the_caption_that_was_shown(server):

@@ -162,6 +162,16 @@ def test_the_last_sub_batch_of_an_epoch_may_still_be_in_use():
         assert rest(other, count) == rest(over(Chooser()), 10)[-count:]
 
 
+def test_the_last_sub_batch_of_an_epoch_comes_again_if_it_was_not_used():
+    loader = over(Chooser())
+    loader.tell_used()
+    for number, batch in enumerate(loader):
+        last = batch
+        if number:
+            loader.used()
+    assert next(iter(loader)) == last
+
+
 # Ranks
 
 

@@ -16,6 +16,7 @@ PUBLIC = [
     "Canary",
     "Denied",
     "LinkOptions",
+    "Misrouted",
     "ModelEmbeddings",
     "PublishError",
     "RemoteError",

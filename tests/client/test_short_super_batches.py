@@ -61,6 +61,12 @@ def test_a_first_super_batch_that_is_very_short_is_warned_of(caplog):
     assert "super_batch_size=200 of the loader would pick 40" in record.getMessage()
 
 
+def test_larger_super_batches_than_the_trainer_said_are_not_warned_of(caplog):
+    """The warning says what super_batch_size should be, which it is."""
+    assert lengths(SelectingLoader(pieces(100, 200), selector(), super_batch_size=100)) == [20] * 2
+    assert "super_batch_size" not in caplog.text
+
+
 def test_drops_are_in_the_progress_line_the_hooks_metrics_and_a_warning(caplog):
     one = selector()
     loader = SelectingLoader(pieces(200, 30, 20, 200), one)
@@ -117,6 +123,13 @@ def test_a_batch_size_that_is_not_the_super_batchs_is_no_nominal_size():
         )
         loader = SelectingLoader(data, selector(), view=shown, take=lambda batch, picks: batch[picks])
         assert {len(batch) for batch in loader} == {wanted}
+
+
+@pytest.mark.parametrize(("first", "wanted"), [(197, 40), (101, 40), (100, 20)])
+def test_a_batch_size_counts_if_the_first_super_batch_has_more_than_half_of_it(first, wanted):
+    data = DataLoader(np.arange(400), batch_size=200, collate_fn=lambda rows: np.arange(200 if rows[0] else first))
+    loader = SelectingLoader(data, selector(), view=shown, take=lambda batch, picks: batch[picks])
+    assert [len(batch) for batch in loader] == [wanted] * 2
 
 
 def test_a_dropped_super_batch_stays_dropped_for_picks_that_were_made_ahead():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from selector_client.selecting import shared_ring
 from selector_client.selecting.shared_ring import MAX_SLOTS, Ring
 from selector_proto import shared_memory as layout
 from selector_proto.shared_memory import is_name
+from support.disks import BALLAST, fill_up, limited, small_disk
 from support.processes import eventually, spawn
 
 LEARNER, REFERENCE = np.random.default_rng(0).random((2, 50_000), dtype=np.float32)
@@ -97,17 +99,36 @@ def test_a_sidecar_restarted_with_another_folder_is_asked_again(sidecar, place, 
         assert len(files(other)) == 1
 
 
-def test_a_full_folder(sidecar, place):
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True)
-    if mount.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mount.stderr.decode()}")
-    try:
+def test_a_full_folder_is_said_once_and_used_again_when_there_is_room(sidecar, tmp_path, caplog):
+    with small_disk(tmp_path / "disk", "size=2m") as place:
         server = sidecar({"shared_memory_dir": place})
-        assert picks(server.address) == picks(server.address, shared_memory=False)
-        assert files(place) == []
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        fill_up(place, leave=256 << 10)
+        with selector_of(server) as selector, selector_of(server, shared_memory=False) as streaming:
+            for _ in range(3):
+                assert select(selector) == select(streaming)
+            assert files(place) == []
+            assert len([line for line in caplog.messages if "No space left on device" in line]) == 1
+            (place / BALLAST).unlink()
+            assert select(selector) == select(streaming)
+            assert len(files(place)) == 1
+
+
+def test_a_limit_of_file_sizes_is_no_room(sidecar, place, caplog):
+    server = sidecar({"shared_memory_dir": place})
+    wide = np.random.default_rng(0).random((2, 500_000), dtype=np.float32)
+    with selector_of(server) as selector, limited(resource.RLIMIT_FSIZE, 1 << 20):
+        assert len(selector.select_losses(*wide).indices) == 100_000
+    assert "payloads go in the stream, which is slower: [Errno 27] File too large" in caplog.text
+
+
+def test_a_limit_of_addresses_is_an_error_that_the_stream_makes_up_for(tmp_path):
+    ring, data = Ring(str(tmp_path)), memoryview(bytes(1 << 20))
+    slot = ring.take()
+    with limited(resource.RLIMIT_AS, 0), pytest.raises(OSError, match="Cannot allocate memory"):
+        slot.write([data], len(data))
+    slot.write([data], len(data))
+    ring.give(slot)
+    ring.close()
 
 
 def test_no_free_slot(tmp_path):
@@ -172,6 +193,19 @@ def test_who_truncates_a_file_that_is_being_written_waits(tmp_path, monkeypatch)
     monkeypatch.undo()
     slot.write([memoryview(bytes(size))], size)
     assert path.stat().st_size == layout.PAYLOAD_OFFSET + size
+    ring.give(slot)
+    ring.close()
+
+
+def test_a_file_that_was_cut_and_made_long_again_is_given_its_room_anew(tmp_path):
+    """Its holes would be a bus error where the folder is full."""
+    ring = Ring(str(tmp_path))
+    slot, data = ring.take(), memoryview(bytes(8 << 20))
+    slot.write([data], len(data))
+    for size in (0, (tmp_path / slot.name).stat().st_size):
+        os.truncate(tmp_path / slot.name, size)
+    slot.write([data[:10]], 10)
+    assert 512 * (tmp_path / slot.name).stat().st_blocks >= layout.PAYLOAD_OFFSET + (1 << 20)
     ring.give(slot)
     ring.close()
 

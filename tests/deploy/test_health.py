@@ -50,7 +50,8 @@ def test_a_service_that_there_is_not(health, plain_server):
 
 def test_its_default_address_is_that_of_the_sidecar_with_its_environment(health, plain_server):
     everywhere = f"0.0.0.0:{plain_server.port}"
-    assert health(SELECTOR_LISTEN=everywhere) == (0, "SERVING")
+    for listen in (everywhere, f"[::]:{plain_server.port}"):
+        assert health(SELECTOR_LISTEN=listen) == (0, "SERVING")
     nothing = f"127.0.0.1:{free_port()}"
     status, line = health(SELECTOR_HEALTH_LISTEN=nothing)
     assert status == 1
@@ -63,7 +64,7 @@ def test_the_images_check_is_answered_beside_tls_and_tokens(health, sidecar, tmp
     needs("openssl")
     files = certificates(tmp_path)
     (token := tmp_path / "token").write_text(DATA_TOKEN)
-    hosts = dict(re.findall(r"SELECTOR_(HEALTH_LISTEN|LISTEN)=([\d.]+):\d+", DOCKERFILE.read_text()))
+    hosts = dict(re.findall(r"SELECTOR_(HEALTH_LISTEN|LISTEN)=([^\s:]+|\[::\]):\d+", DOCKERFILE.read_text()))
     environment = {f"SELECTOR_{name}": f"{host}:{free_port()}" for name, host in hosts.items()}
     flags = {
         "tls_certificate_file": files["server.pem"],
@@ -108,9 +109,14 @@ def test_a_draining_sidecar_does_not_serve(health, sidecar):
     assert running.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:99999", "host:-1", "unix:", "host:1x"])
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":1", "host:99999", "host:-1", "unix:", "host:1x", "::1:50051"]
+)
 def test_what_is_no_address(health, address):
-    assert health(address) == (2, f"selector health: ADDRESS is {address!r}; must be host:port or unix:/path")
+    assert health(address) == (
+        2,
+        f"selector health: ADDRESS is {address!r}; must be host:port, an IPv6 address in brackets, or unix:/path",
+    )
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])

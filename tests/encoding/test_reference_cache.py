@@ -2,7 +2,11 @@
 
 import json
 import multiprocessing
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -10,6 +14,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from support.processes import spawn
 
 from selector_server.encoding.image_files import DECODER
 from selector_server.encoding.reference_cache import PENDING_WRITES, ReferenceCache, stat
@@ -261,6 +266,37 @@ def test_two_processes_share_one_cache(tmp_path, opened):
     assert found.known.all()
     assert np.array_equal(found.image[50:100], vectors(50, seed=50)[0])
     assert not problems
+
+
+CONTAINER = """
+import os, sys
+from pathlib import Path
+from selector_server.encoding.lmdb_store import LmdbStore
+from selector_server.errors import SetupError
+try:
+    store = LmdbStore(Path(sys.argv[1]), 1 << 20)
+    store.run(lambda transaction: transaction.put(b"key", b"value"), write=True)
+    print("process", os.getpid(), "has it", flush=True)
+    sys.stdin.read()
+except SetupError as error:
+    print(error, flush=True)
+"""
+
+
+def test_processes_of_one_number_in_two_containers_cannot_share_one(tmp_path):
+    """LMDB takes the second for the first, in whose place it would read what is being overwritten."""
+    unshare = shutil.which("unshare")
+    if unshare is None or os.geteuid() != 0:
+        pytest.skip("process namespaces need root, and unshare of util-linux")
+    pipes = {"program": unshare, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = ["--pid", "--fork", "--kill-child", sys.executable, "-c", CONTAINER, tmp_path]
+    first = spawn(*command, **pipes)
+    assert first.stdout.readline() == "process 1 has it\n"
+    said, _ = spawn(*command, **pipes).communicate(timeout=60)
+    assert "a process of another container has it open, whose number there is 1 too" in said
+    assert first.communicate(timeout=60) == ("", None)
+    said, _ = spawn(*command, **pipes).communicate(timeout=60)
+    assert said == "process 1 has it\n", "the lock ended with its owner"
 
 
 # Merging what is known with what is new

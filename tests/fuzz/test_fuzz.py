@@ -3,12 +3,14 @@ the fuzzer forks, and limits memory."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = Path(__file__).with_name("findings")
 BROKEN = """
 import os, signal, time
@@ -99,6 +101,21 @@ def test_a_slice_over_every_decoder(tmp_path):
         assert row["inputs"] >= 40, row
         assert row["accepted"] > 0, row  # otherwise nothing behind the first check is reached
         assert row["outcomes"] > 1, row
+
+
+def test_figures_of_every_target_are_committed_and_told():
+    """The table of the docs has the rows of the report."""
+    report = json.loads((ROOT / "benchmarks" / "results" / "fuzz.json").read_text())
+    rows = set()
+    for one in report["targets"]:
+        share, speed = f"{one['accepted'] / one['inputs']:.1%}", f"{one['inputs_per_second']:,}"
+        cells = (f"`{one['target']}`", one["decodes"], f"{one['inputs']:,}", share, one["outcomes"], speed)
+        rows.add(f"| {' | '.join(map(str, cells))} | {one['slowest_cpu_ms']:.0f} | {one['peak_growth_mib']:.1f} |")
+    page = (ROOT / "docs" / "fuzzing.md").read_text()
+    assert rows == set(re.findall(r"^\| `.*\|$", page, re.MULTILINE))
+    assert f"{report['inputs']:,} inputs took {report['seconds']:.0f} s" in page
+    names = python("-c", "from fuzz.registry import TARGETS\nfor one in TARGETS: print(one.name)").stdout.split()
+    assert sorted(names) == sorted(one["target"] for one in report["targets"])
 
 
 def test_the_same_seed_gives_the_same_inputs_and_outcomes(tmp_path):

@@ -43,6 +43,10 @@ def test_names_match_whatever_wraps_parts_of_the_model():
             "1 of 3 parameters are missing: text.proj; another came instead: text.projection",
         ),
         ({f"vit.block.{i}.w": None for i in range(9)}, "and 6 more; each of those begins with 'vit.block.'"),
+        (
+            {"vit.a.w": None, "vit.b.w": None},
+            "2 others came instead: vit.a.w, vit.b.w; each of those begins with 'vit.'",
+        ),
         ({}, "3 of 3 parameters are missing: logit_scale, text.proj, visual.proj; nothing came"),
         ({"visual.proj": None}, "nothing came instead"),
         ({"visual.proj.lora_A.default.weight": None}, "belongs to an adapter that is not merged"),

@@ -246,8 +246,11 @@ class Aware(Last):
 
 
 class Stranger(Last):
+    def __init__(self, *rows):
+        self.rows = torch.tensor(rows)
+
     def pick(self, scores, plan):
-        return Picks(torch.tensor([0, -1]), torch.zeros(2), 0.0)
+        return Picks(self.rows, torch.zeros(2), 0.0)
 
 
 class Changed(Independent):
@@ -267,8 +270,9 @@ def test_a_policy_that_does_not_know_of_closed_candidates_sees_the_others_only(k
     assert (policy.given.size, policy.given.open) == (6, None)
     np.testing.assert_allclose(policy.given.own(), scores.own()[[1, 2, 3, 5, 6, 7]])
     assert policy.given.uniform_total(2) == pytest.approx(scores.uniform_total(2))
-    with pytest.raises(RuntimeError, match=r"'last' picked \[0, -1\] … of 6 candidates"):
-        pick_open(Stranger(), scores, plan)
+    for row in (-1, 6):
+        with pytest.raises(RuntimeError, match=rf"'last' picked \[0, {row}\] … of 6 candidates"):
+            pick_open(Stranger(0, row), scores, plan)
 
 
 def test_a_policy_says_itself_that_it_knows_which_are_open():

@@ -86,7 +86,7 @@ def test_connections_are_bounded_and_given_back(loopback):
 def metrics():
     registry = CollectorRegistry()
     Gauge("answer", "Of all.", registry=registry).set(42)
-    server = MetricsServer(registry, "127.0.0.1", 0)
+    server = MetricsServer(registry, "127.0.0.1:0")
     yield server
     server.close()
 

@@ -1,19 +1,24 @@
 """Unix sockets: who may connect, what a killed server leaves, and what is never replaced."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from selector_client import Selector
+from selector_proto.files import try_lock
 from selector_tools.cli import main
+from support.disks import small_disk
 from support.processes import eventually
 from support.secured import ADMIN_TOKEN, DATA_TOKEN
 
 from selector_server.errors import SetupError
+from selector_server.rpc.security import unix_socket
 from selector_server.rpc.security.unix_socket import bound
 
 NOBODY = 65534
@@ -163,8 +168,8 @@ def test_other_users_are_kept_out_by_the_kernel(place):
 
 def test_nothing_of_others_is_replaced(place):
     path = place / "s.sock"
-    with listen(path), pytest.raises(SetupError, match="another server listens there"), bind(path):
-        pass
+    with listen(path), pytest.raises(SetupError, match=f"another server listens there, process {os.getpid()}$"):
+        bind(path)
     path.unlink()
     path.write_text("kept")
     with pytest.raises(SetupError, match="something else than a socket; move it away"), bind(path):
@@ -192,6 +197,72 @@ def test_what_takes_the_sockets_place_is_not_followed(place):
             with bound("listen", f"unix:{path}", 0o666, None):
                 path.symlink_to(target)
         assert mode_of(target) == 0o640
+
+
+def _race(path, go, answers):
+    go.wait(20)
+    try:
+        server = bind(path)
+    except SetupError as error:
+        answers.put(str(error))
+    else:
+        answers.put("")
+        go.clear()
+        go.wait(20)
+        server.close()
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_of_servers_that_start_at_once_one_has_the_socket(place, stale, monkeypatch):
+    path, fork = place / "s.sock", multiprocessing.get_context("fork")
+    if stale:
+        listen(path).close()
+    looked = unix_socket._make_way
+    # The moment between looking and binding is longer here.
+    monkeypatch.setattr(unix_socket, "_make_way", lambda *a: (looked(*a), time.sleep(0.1)))
+    go, answers = fork.Event(), fork.Queue()
+    racers = [fork.Process(target=_race, args=(path, go, answers), daemon=True) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    go.set()
+    won, *lost = sorted(answers.get(timeout=20) for _ in racers)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    go.set()
+    assert won == ""
+    assert all("another server listens there" in error for error in lost)
+    for racer in racers:
+        racer.join(20)
+
+
+def test_a_folder_that_somebody_locks_is_not_waited_for_for_ever(place, monkeypatch):
+    monkeypatch.setattr(unix_socket, "LOCK_SECONDS", 0.05)
+    lock = os.open(place, os.O_RDONLY)
+    assert try_lock(lock)
+    with pytest.raises(SetupError, match=r"another process has locked its folder for 0\.05 s"):
+        bind(place / "s.sock")
+    os.close(lock)
+    bind(place / "s.sock").close()
+
+
+def test_why_a_path_cannot_be_bound(place):
+    with pytest.raises(SetupError, match="its folder cannot be used: No such file or directory"):
+        bind(place / "nowhere" / "s.sock")
+    with pytest.raises(SetupError, match="its folder cannot be used: Not a directory"):
+        bind(Path(__file__) / "s.sock")
+    with (
+        small_disk(place / "disk", "ro") as disk,
+        pytest.raises(SetupError, match="cannot be bound: Read-only file system"),
+    ):
+        bind(disk / "s.sock")
+    if os.geteuid() != 0:
+        pytest.skip("only root can try as another user")
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(SetupError, match="cannot be bound: Permission denied"):
+            bind(place / "s.sock")
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("name", ["x" * 120, ""])

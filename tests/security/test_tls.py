@@ -198,7 +198,7 @@ def test_a_trainer_takes_rotated_files_when_it_connects_anew(secured, losses, tm
         chosen.select_losses(*losses)
         mine["certificate_file"].write_text("nonsense")
         chosen.select_losses(*losses)  # the connection stands
-        chosen._forget(chosen._channel())  # as after any UNAVAILABLE
+        chosen._link._left()  # as after any UNAVAILABLE
         with pytest.raises(Untrusted, match=r"certificate_file is .* must be a certificate with its key"):
             chosen.select_losses(*losses)
         shutil.copy(secured.files["client.pem"], mine["certificate_file"])

@@ -27,6 +27,7 @@ from selector_server.engine.task import OwnLosses, Rule, ServedWeights, Task
 from selector_server.engine.worker import Worker
 from selector_server.errors import Abandoned, NotPossible, TooLate, Unavailable
 from selector_server.sampling import Criterion, Loss, Needs, Picks
+from selector_server.sampling.locality import Locality, near_duplicates, neighbours
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
 from selector_server.weights.freshness import Freshness
@@ -85,21 +86,37 @@ def models(bundles):
     return learner, reference, store
 
 
-def encoded(size=20) -> Task:
+def encoded(size=20, ids=()) -> Task:
     pixels, tokens = samples(size)
     inputs = ModelInput(pixels, tokens.astype(np.int64))
-    return task(PreparedSamples(size, [], inputs, inputs), 2)
+    return task(PreparedSamples(size, [*ids], inputs, inputs), 2)
 
 
 def test_a_result_tells_what_scored_and_how_it_differs_from_uniform_picks(models):
     _, _, store = models
-    one = replace(encoded(), freshness=Freshness(trainer_step=3))
+    one = replace(encoded(), freshness=Freshness(trainer_step=3), return_losses=True)
     result = scorer(*models).select(one, Request())
     assert (result.policy, result.plan) == ("joint", one.plan)
     assert result.weights == ServedWeights(0, 0, pytest.approx(store.current.age_seconds(), abs=5), 3, False)
     assert result.objective > result.objective_uniform
-    own, picks = scorer(*models).score(one, Request())[0].own(), torch.from_numpy(result.indices.copy())
-    assert result.quality == assess(own, picks, one.plan, NATS)
+    scores, picks = scorer(*models).score(one, Request())[0], torch.from_numpy(result.indices.copy())
+    assert result.quality == assess(scores.own(), picks, one.plan, NATS)
+    for found, losses in zip((result.losses.learner, result.losses.reference), scores.own_losses(), strict=True):
+        np.testing.assert_array_equal(found, losses[picks])
+    image = scores.reference.image
+    beside = neighbours(image, torch.arange(20), 20)
+    assert result.locality == Locality(beside.adjacent, beside.random, near_duplicates(image, picks))
+
+
+def test_arrays_go_to_the_device_and_pairs_are_scored_as_the_server_is_set():
+    settings = SamplerSettings(tile_bytes=1 << 20, fused=True)
+    models = Models(torch.device("cpu"), None, None, None, None, settings)
+    one = embedded(4, 1)
+    sides = (models.embedded(one.candidates.learner), models.embedded(one.candidates.reference))
+    scores = models.pairs(one, *sides, Request())
+    assert (scores.tile_bytes, scores.fused) == (1 << 20, True)
+    models.device = torch.device("meta")  # which every machine has
+    assert models.on_device(np.zeros(2, np.float32)).device == models.device
 
 
 @dataclass(frozen=True)
@@ -174,9 +191,10 @@ def test_encoding_ends_at_the_micro_batch_at_which_its_caller_leaves(models, tim
     assert request.asked == times
 
 
-def test_what_cannot_be_in_time_is_not_begun(models):
+@pytest.mark.parametrize("ids", [[], [b"s%d" % i for i in range(20)]], ids=["nameless", "named"])
+def test_what_cannot_be_in_time_is_not_begun(models, ids):
     select, served = scorer(*models), Request()
-    select.select(encoded(), served)
+    select.select(encoded(20, ids), served)
     least = sum(getattr(served.stages, name) for name in ("preprocess", "encode_learner", "encode_reference", "sample"))
 
     def begin(task, seconds, stage="preprocess"):
@@ -186,12 +204,12 @@ def test_what_cannot_be_in_time_is_not_begun(models):
         return request
 
     with pytest.raises(TooLate, match=r"from preprocess on, at least 0\.\d{3} s are needed"):
-        begin(encoded(), least * 0.9)
-    begin(encoded(), least + 60)
-    begin(encoded(10), 0.001)  # nothing is known of a smaller one
-    other = encoded()
+        begin(encoded(20, ids), least * 0.9)
+    begin(encoded(20, ids), least + 60)
+    begin(encoded(10, ids[:10]), 0.001)  # nothing is known of a smaller one
+    other = encoded(20, ids)
     begin(replace(other, rule=replace(other.rule, prefilter=2.0)), 0.001)  # nor of one by another rule
-    assert begin(encoded(), 60, "sample").stage == "sample"
+    assert begin(encoded(20, ids), 60, "sample").stage == "sample"
 
 
 # The worker

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from support.processes import eventually
+from support.spans import spans_of
 
 from selector_server.engine.admission import Admission
 from selector_server.engine.request import Request, in_thread
@@ -74,6 +75,10 @@ def test_tasks_run_in_order_and_their_wait_is_measured(worker, device):
     assert all(0.1 <= request.stages.queue < 5 for request in requests.values())
 
 
+def test_the_wait_in_the_queue_is_in_the_trace(worker, device):
+    assert spans_of(named(worker, device, "a")) == ["queue"]
+
+
 def test_a_task_whose_deadline_passed_in_the_queue_is_not_run(worker, device):
     async def main():
         first = await held(worker, device)
@@ -103,7 +108,7 @@ def test_a_task_whose_client_left_is_not_run(worker, device):
     assert device.ran == ["hold", "next"]
 
 
-def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device):
+def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device, caplog):
     async def main():
         with pytest.raises(ZeroDivisionError):
             await named(worker, device, "fail")
@@ -113,6 +118,8 @@ def test_failures_reach_their_request_and_leave_the_worker_alive(worker, device)
 
     assert asyncio.run(main()) == "fine"
     assert worker.healthy
+    (record,) = caplog.records  # A refusal is nothing that the server's log must explain.
+    assert (record.getMessage(), record.exc_info[0]) == ("unexpected failure", ZeroDivisionError)
 
 
 def test_a_stuck_task_makes_the_worker_unhealthy_until_it_ends(worker, device):

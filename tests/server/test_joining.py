@@ -85,6 +85,12 @@ def test_embeddings(with_learner):
     assert joined_bytes(ranks) == (1 + with_learner) * 2 * 2 * 2 * 3 * 4
 
 
+def test_losses_of_the_learner_that_came_with_embeddings():
+    losses = [np.array([1.0, 2.0]), np.array([3.0, 4.0])]
+    candidates = join([task(replace(embedded(), learner_losses=own), r) for r, own in enumerate(losses)]).candidates
+    assert candidates.learner_losses.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_closed_candidates_are_joined_and_shared_out():
     closed = [Closed({1: Exclusion.TEXT, 4: Exclusion.TEXT}, {Exclusion.TEXT: (1, "one")}), ALL_OPEN]
     closed.append(

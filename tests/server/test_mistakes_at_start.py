@@ -49,6 +49,7 @@ def test_an_address_that_cannot_be_bound(serve, address):
         (["--redis", "http://somewhere"], "redis is http://somewhere; must be redis://"),
         (["--redis", "redis://:hunter2@host:port"], "redis is ***; must be redis://"),
         (["--redis", "redis://:hunter2/hunter2@host"], "redis is ***; must be redis://"),
+        (["--redis", "redis://:hunter2@host\n"], "it has a line break"),  # as in a Secret made of a file
         (["--redis", "redis://localhost"], "weights need a learner"),
         (["--config", "/does/not/exist.toml"], "config is /does/not/exist.toml; cannot be read"),
         (["--metrics-listen", "localhost"], "metrics_listen is localhost; "),

@@ -1,18 +1,23 @@
 """Payloads in shared memory: what the server reads, and what it refuses."""
 
 import os
+import signal
+import socket
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from selector_client import Selector
 from selector_client.selecting.shared_ring import Ring
 from selector_proto import shared_memory as layout
 from selector_proto.copying import read_all
 from selector_proto.v1 import selector_pb2 as pb
+from support.disks import BALLAST, fill_up, small_disk
+from support.processes import one_line, run_serve
 from support.wire import some_losses
 
-from selector_server.errors import InvalidRequest
+from selector_server.errors import InvalidRequest, SetupError
 from selector_server.rpc import shared_memory
 from selector_server.rpc.shared_memory import SharedFolder
 
@@ -119,8 +124,32 @@ def test_dead_owners_files_are_swept_and_live_ones_and_others_stay(tmp_path):
     (tmp_path / "selector-mine").write_bytes(b"another's")
     folder = SharedFolder(tmp_path)
     assert folder.swept == 1
-    assert set(os.listdir(tmp_path)) == {live.name, "selector-mine", "token"}
+    folder.close()
+    assert set(os.listdir(tmp_path)) == {live.name, "selector-mine", "token", "owner"}
     ring.close()
+
+
+def test_a_folder_has_one_sidecar_at_a_time_also_by_another_name(tmp_path):
+    folder = SharedFolder(tmp_path / "shm")
+    before = (folder.path / "token").read_text()
+    (other := folder.path.parent / "link").symlink_to(folder.path)
+    with pytest.raises(SetupError, match=f"another sidecar has it, process {os.getpid()} on {socket.gethostname()}; "):
+        SharedFolder(other)
+    assert (folder.path / "token").read_text() == before
+    folder.close()
+    SharedFolder(other).close()
+
+
+def test_a_folder_that_dead_clients_filled_has_room_again_and_a_full_one_is_told(tmp_path):
+    with small_disk(tmp_path / "disk", "size=1m") as path:
+        fill_up(path)
+        with pytest.raises(SetupError, match=r"shared_memory_dir is .*No space left on device"):
+            SharedFolder(path)
+        assert set(os.listdir(path)) <= {BALLAST, "owner"}, "nothing half written is left behind"
+        (path / BALLAST).rename(path / layout.new_name())
+        folder = SharedFolder(path)
+        assert folder.swept == 1
+        folder.close()
 
 
 @given(st.binary(max_size=64))
@@ -172,6 +201,19 @@ def test_picks_are_those_of_the_stream_and_the_server_stays_whole(sharing):
     assert sharing.refuse([pb.SelectRequest(selection=header)]).code().name == "RESOURCE_EXHAUSTED"
     ring.close()
     sharing.wait_pending(0)
+
+
+def test_a_second_sidecar_ends_in_a_line_and_a_killed_ones_folder_is_taken_over(sidecar, tmp_path):
+    first = sidecar({"shared_memory_dir": tmp_path})
+    status, stderr = run_serve({"shared_memory_dir": tmp_path, "listen": "127.0.0.1:0", "metrics_listen": ""})
+    assert status == 2
+    assert f"another sidecar has it, process {first.process.pid} on" in one_line(stderr)
+    with Selector(first.address, policy="independent", shared_memory=True, on_error="raise") as selector:
+        selector.select_losses(*np.zeros((2, 50_000), np.float32))
+    first.signal(signal.SIGKILL)
+    first.process.wait(10)
+    second = sidecar({"shared_memory_dir": tmp_path})
+    assert f"process {second.process.pid} on" in (tmp_path / "owner").read_text()
 
 
 def test_a_server_without_a_folder_refuses(plain_server):

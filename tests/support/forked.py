@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # One server of forks serves all tests of a worker, so that all say here what it imports.
@@ -24,12 +25,15 @@ _PR_SET_PDEATHSIG = 1
 
 class ForkedCommand:
     """The `selector` command with these arguments, its output appended to a log; to be used like a subprocess.Popen.
-    What PYTHONPATH adds is found; it cannot replace what the process that it is forked from has imported."""
+    What PYTHONPATH adds is found; it cannot replace what the process that it is forked from has imported. The process
+    calls `first` before all else."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, arguments: list[str], env: dict[str, str], log: Path, first: Callable[[], None] | None = None
+    ) -> None:
         log.touch()
         # As a daemon, so that nobody waits for it at the end; it is killed then.
-        settings = (arguments, env, os.getcwd(), str(log))
+        settings = (arguments, env, os.getcwd(), str(log), first)
         self._process = PROCESSES.Process(target=_run, args=settings, daemon=True)
         self._process.start()
         self.pid = self._process.pid
@@ -59,7 +63,7 @@ class ForkedCommand:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], env: dict[str, str], folder: str, log: str) -> None:
+def _run(arguments: list[str], env: dict[str, str], folder: str, log: str, first: Callable[[], None] | None) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.clear()
     os.environ.update(env)
@@ -68,6 +72,8 @@ def _run(arguments: list[str], env: dict[str, str], folder: str, log: str) -> No
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(file, standard)
+    if first is not None:
+        first()
     from selector_tools.cli import main
 
     sys.argv = ["selector", *arguments]

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server that can be slow, and that cuts connections after so many bytes."""
+"""A TCP proxy between a client and a server that can be slow, cut connections after so many bytes, and freeze them."""
 
 import contextlib
 import socket
@@ -8,7 +8,8 @@ import time
 
 class Proxy:
     """Listens on `port` and forwards to `target`. `bytes_per_second` bounds each direction of each connection; once
-    `cut_after` bytes have passed in all, every connection is reset, and new ones until `mend`."""
+    `cut_after` bytes have passed in all, every connection is reset, and new ones until `mend`. `accepted` counts
+    connections."""
 
     def __init__(self, target: int, bytes_per_second: float = float("inf")) -> None:
         self._target, self.bytes_per_second = target, bytes_per_second
@@ -16,6 +17,9 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
+        self._closed = threading.Event()
+        self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, after: int) -> None:
@@ -24,7 +28,12 @@ class Proxy:
     def mend(self) -> None:
         self.cut_after = float("inf")
 
+    def freeze(self) -> None:
+        """Nothing passes any more through the connections that there are, and nobody is told; new ones work."""
+        self._frozen |= self._open
+
     def close(self) -> None:
+        self._closed.set()
         self._listener.close()
         self.cut(0)
         self._reset()
@@ -33,6 +42,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 if self.passed >= self.cut_after:
                     client.close()
                     continue
@@ -48,6 +58,9 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if source in self._frozen:
+                    self._closed.wait()
+                    return
                 self.passed += len(data)
                 if self.passed >= self.cut_after:
                     self._reset()

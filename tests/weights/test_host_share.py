@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import redis
 from selector_client import WeightPublisher
+from support.disks import BALLAST, fill_up, small_disk
 from support.model import TwoTower, as_published, plan, samples
 from support.processes import eventually, free_port
 from support.wire import raw
@@ -135,6 +136,21 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="weights_share is"):
         HostShare(tmp_path / "file" / "share")
+
+
+def test_a_full_folder_costs_the_sharing_and_not_the_weights(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", "size=1m") as folder:
+        share, digest, payload = HostShare(folder), bytes(32), memoryview(bytearray(300_000))
+        fill_up(folder, leave=100_000)
+        fetched = []
+        assert not share.fill(payload, digest, lambda: fetched.append(1))
+        assert fetched == [1]
+        assert "weights are not shared on this host: [Errno 28] No space left on device" in caplog.text
+        assert {file.suffix for file in folder.iterdir()} == {"", ".lock"}, "nothing half written is left"
+        (folder / BALLAST).unlink()
+        assert not share.fill(payload, digest, lambda: fetched.append(2))
+        assert share.fill(payload, digest, lambda: fetched.append(3))
+        assert fetched == [1, 2]
 
 
 def test_two_sidecars_serve_what_one_of_them_fetched(sidecar, bundles, redis_url, run_name, tmp_path):

@@ -262,6 +262,7 @@ def test_a_password_in_the_url_is_in_no_repr(url):
         ("redis+sentinel://a:1,/weights", r"^\*\*\*; must be redis://"),
         ("redis+sentinel://a:1/weights/x", "must end with the number"),
         ("unix://", "must be unix:///path"),
+        (f"unix:///{'x' * 107}", "must have 1 to 107 bytes"),
         ("unix://var/redis.sock", "must be unix:///path"),
         ("file://server/folder", "must be file:///folder"),
         ("file:///folder?db=0", "must be file:///folder"),

@@ -14,6 +14,8 @@ from support.runs import IDS, PIXELS, POLL, chunk_key, fetch, newest
 from support.wire import raw
 from torch import nn
 
+from selector_server.weights.fetcher import Fetcher, Incomplete
+
 
 class Wrapped(nn.Module):
     """A trainer's own module, with the model in one of its attributes."""
@@ -213,6 +215,24 @@ def test_a_frozen_tower_travels_once(run):
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         assert b"base_version" not in publish(), "whole again"
+
+
+def test_whoever_fetches_puts_a_frozen_tower_and_the_rest_together(redis_url, run_name):
+    model = freeze(TwoTower(114), "image")
+    with WeightPublisher(redis_url, run_name, dtype="fp32", skip_frozen=True) as publisher:
+        for seed in (115, 116):
+            with torch.no_grad():
+                model.text.weight.copy_(TwoTower(seed).text.weight)
+            assert publisher.publish(0, model)
+            assert publisher.flush()
+    found = fetch(redis_url, run_name, 2)
+    assert found.manifest.base_version == 1
+    wanted = {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+    assert {name: bytes(view.data) for name, view in found.tensors.items()} == wanted
+    small = Fetcher(redis_url, run_name, found.manifest.payload_bytes)
+    with pytest.raises(Incomplete, match="version 2: payload_bytes is"):  # of the version that it rests on
+        small.fetch(2, small.manifest(2))
+    small.close()
 
 
 def test_a_sidecar_that_comes_later_composes_and_a_lost_base_is_published_again(sidecar, bundles, redis_url, run_name):

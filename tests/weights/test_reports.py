@@ -1,5 +1,6 @@
 """The trainer learns that it is not heard: by every reply, by reports in the store, once for each reason."""
 
+import json
 import logging
 import time
 
@@ -138,6 +139,20 @@ def test_many_reasons_are_not_told_for_ever(writer, listeners, caplog):
     assert listeners.refusals == 200
 
 
+def test_reasons_that_differ_in_their_numbers_are_told_once(writer, listeners, caplog):
+    for number in range(1, 4):
+        writer.report(state="rejected", version=number, reason=f"version {number} is no. {10 * number}")
+        listeners.hear()
+    assert (len(caplog.records), listeners.refusals) == (1, 3)
+
+
+def test_a_report_of_a_later_release_is_understood(writer, listeners):
+    report = {"sidecar": "s", "state": "rejected", "version": 1, "reported_at": time.time(), "told_since": "0.9"}
+    writer.put(json.dumps(report).encode())
+    listeners.hear()
+    assert (listeners.unserved, listeners.refusals) == ({"rejected": 1}, 1)
+
+
 def test_what_a_learner_needs_must_have_its_digest(writer, listeners):
     name = writer.learner({"w": (1, 2)})
     assert decode_learner(name, encode_learner({"w": (1, 2)})[1]) == {"w": (1, 2)}
@@ -190,6 +205,17 @@ def test_a_report_expires_and_follows_the_state(redis_url, run_name):
     reporter.tell()
     assert b"version 3: no" in client.get(keys.report(slot))
     assert all(0 < client.ttl(key) <= 90 for key in client.scan_iter(f"*{{{run_name}}}*"))
+
+
+def test_a_report_tells_what_the_learner_needs_and_what_is_served_instead(redis_url, run_name, listeners, caplog):
+    versions = Versions(Version(0, 0, 0.0, b""))
+    versions.swap(Version(4, 1, 1.0, b""))
+    versions.report(SyncState.REJECTED, 5, "it is odd")
+    Reporter(redis_url, run_name, versions, {"w": (1, 2)}).tell()
+    listeners.hear()
+    assert listeners.learners == ({"w": (1, 2)},)
+    (told,) = caplog.messages
+    assert told.startswith("a sidecar does not serve version 5 of these weights (rejected), but version 4; training")
 
 
 def test_what_counts_as_unserved():

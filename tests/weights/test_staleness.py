@@ -14,6 +14,7 @@ from selector_client import Selector
 from selector_proto.v1 import selector_pb2 as pb
 from support.model import TwoTower
 from support.processes import eventually
+from support.spans import spans_of
 from support.trainers import IDS, PIXELS, request
 from support.wire import embeddings, error_info, some_embeddings
 
@@ -176,6 +177,17 @@ def test_weights_that_age_in_the_queue_are_waited_for_again_or_refused(when_stal
         with pytest.raises(StaleWeights):
             asyncio.run(running)
     assert aged.runs == runs
+
+
+def test_a_wait_for_newer_weights_is_counted_and_in_the_trace():
+    aged, metrics, admission = Aged(), Metrics(), SimpleNamespace(closed=False)
+    looks = iter([StaleWeights("max_age_seconds", 1.0, "version 1 is served, 2 s old")] * 2)
+    aged.runs, aged.awaited = 1, lambda task, waited: next(looks, None)
+    request = Request(5.0)
+    task = SimpleNamespace(freshness=Freshness(max_age_seconds=1.0, when_stale=WhenStale.WAIT))
+    assert spans_of(Dispatcher(aged, aged, aged, admission, metrics).select(task, request)) == ["wait"]
+    assert metrics.stale.labels("wait")._value.get() == 1
+    assert 0 < request.stages.wait < 5
 
 
 def test_a_client_that_leaves_ends_its_wait(trainer):

@@ -158,6 +158,34 @@ def test_what_is_wrong_is_logged_when_it_changes(looking, caplog):
     ]
 
 
+class Silent:
+    """News that never come. Each wait is noted, with what the metrics say meanwhile; then the store answers otherwise,
+    until all is said."""
+
+    def __init__(self, store, metrics, answers):
+        self.store, self.metrics, self.answers, self.waited = store, metrics, iter(answers), []
+
+    def wait(self, seconds, stop):
+        self.waited.append((seconds, self.metrics.registry.get_sample_value("selector_weights_source_connected")))
+        try:
+            self.store.version = next(self.answers)
+        except StopIteration:
+            stop.set()
+
+    def close(self):
+        """It holds nothing."""
+
+
+def test_a_store_that_does_not_answer_is_asked_later_and_later_and_shown_as_gone():
+    store, metrics = Store(), Metrics()
+    silent = Silent(store, metrics, [None, None, None, 0])
+    one = Subscriber(store, Versions(Version(0, 0, 0.0, b"")), lambda tensors, timed: b"", metrics, 1.0, silent)
+    one.start()
+    eventually(lambda: not one._thread.is_alive())
+    one.stop()
+    assert silent.waited == [(1.0, 1), (2.0, 0), (4.0, 0), (subscriber.MAX_BACKOFF_SECONDS, 0), (1.0, 1)]
+
+
 class Deaf:
     """News that fail in a way that nobody thought of."""
 

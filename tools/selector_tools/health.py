@@ -9,12 +9,15 @@ from typing import Any
 import grpc
 from selector_client import Access, Untrusted
 from selector_client.selecting.channel import open_channel
+from selector_proto.contract import lacks_brackets
 
 from selector_tools.access import access_flags, add_flags
 from selector_tools.mistakes import any_mistake, seconds
 
 READY = "selector.v1.SelectorService"
-ADDRESS, ADDRESS_FORM = "localhost:50051", "must be host:port or unix:/path"
+ADDRESS, ADDRESS_FORM = "localhost:50051", "must be host:port, an IPv6 address in brackets, or unix:/path"
+# Whoever listens at all addresses is asked at either loopback: at [::] nobody answers where IPv6 is off.
+EVERY = ("0.0.0.0", "[::]")  # noqa: S104 - nothing binds here
 # These settings of `selector serve` say where health is answered, in the order in which they count.
 SETTINGS = ("SELECTOR_HEALTH_LISTEN", "SELECTOR_LISTEN")
 
@@ -62,13 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_address(environment: Mapping[str, str]) -> str:
-    """Returns the address of the sidecar that has this environment. One that listens on 0.0.0.0 or [::] is reached at
-    that address too."""
-    return next((environment[name] for name in SETTINGS if environment.get(name)), ADDRESS)
+    """Returns the address at which the sidecar that has this environment is reached."""
+    listen = next((environment[name] for name in SETTINGS if environment.get(name)), ADDRESS)
+    host, _, port = listen.rpartition(":")
+    return f"localhost:{port}" if host in EVERY else listen
 
 
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     if text.startswith("unix:"):
         return len(text) > len("unix:")
-    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+    return bool(host) and not lacks_brackets(text) and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16

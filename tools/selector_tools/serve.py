@@ -1,11 +1,17 @@
 """`selector serve` makes a configuration of flags, environment and file, and runs the server with it."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from selector_client.selecting.credentials import SETTINGS as CLIENT_SETTINGS
+from selector_proto.environment import unknown
+
+log = logging.getLogger(__name__)
 
 
 def add_parser(verbs: Any) -> None:
@@ -13,7 +19,7 @@ def add_parser(verbs: Any) -> None:
         "serve",
         help="run the sidecar",
         description="Runs the sidecar. Every setting can also come from SELECTOR_<NAME> or from a TOML file; "
-        "flags win over the environment, the environment over the file.",
+        "flags win over the environment, the environment over the file. An empty variable counts as unset.",
     )
     parser.set_defaults(handler=run, extra="server")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
@@ -52,6 +58,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         if config.log_format == "json":
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are no JSON
         logs.configure(config.log_level, config.log_format)
+        for variable, nearest in unknown(os.environ, {*Config.model_fields, *CLIENT_SETTINGS}):
+            meant = f"; did you mean {nearest}?" if nearest else ""
+            log.warning(
+                "%s is in the environment, but there is no such setting, and nothing comes of it%s", variable, meant
+            )
         return app.run(config)
     except SetupError as error:
         print(f"selector serve: {' '.join(str(error).splitlines())}", file=sys.stderr)

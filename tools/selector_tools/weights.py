@@ -10,7 +10,8 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from selector_client import Untrusted
-from selector_client.selecting.channel import error_of, open_channel
+from selector_client.selecting.call_errors import error_of
+from selector_client.selecting.channel import open_channel
 from selector_proto.v1 import admin_pb2, admin_pb2_grpc, selector_pb2, selector_pb2_grpc
 
 from selector_tools.access import access_of, add_flags

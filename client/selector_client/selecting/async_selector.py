@@ -2,18 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Literal
 
-import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable
+from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
+from selector_client.selecting.aio_link import AioLink
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
-from selector_client.selecting.channel import error_of, open_aio_channel, service, status_lost
 from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.pending import PendingSelection, View
 from selector_client.selecting.selection import Selection
@@ -35,8 +33,17 @@ class AsyncSelector(SelectorBase):
         on_error: Literal["fallback", "raise"] = "fallback",
         **settings: Any,
     ) -> None:
-        super().__init__(Session(address, timeout, seed, on_error, **settings))
-        self._channel: grpc.aio.Channel | None = None
+        self._set_up(Session(address, timeout, seed, on_error, **settings))
+
+    def __getstate__(self) -> Session:
+        return self._session
+
+    def __setstate__(self, session: Session) -> None:
+        self._set_up(session)
+
+    def _set_up(self, session: Session) -> None:
+        self._link = AioLink(session.address, session.access, session.statistics)
+        super().__init__(session, self._link)
 
     async def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
         """Waits until the sidecar answers, and returns what it is; `super_batch_size` is that of Selector.connect.
@@ -44,7 +51,7 @@ class AsyncSelector(SelectorBase):
         request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
         while True:
             try:
-                info: pb.GetServerInfoResponse = await self._call(
+                info: pb.GetServerInfoResponse = await self._link.call(
                     lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
                 )
                 self._session.learn(info)
@@ -58,7 +65,7 @@ class AsyncSelector(SelectorBase):
     async def weights_status(self) -> pb.GetWeightsStatusResponse:
         """Returns which learner weights are served. Raises SelectorClientError."""
         request = pb.GetWeightsStatusRequest()
-        status: pb.GetWeightsStatusResponse = await self._call(
+        status: pb.GetWeightsStatusResponse = await self._link.call(
             lambda stub: stub.GetWeightsStatus(request, timeout=self._session.timeout)
         )
         return status
@@ -124,9 +131,7 @@ class AsyncSelector(SelectorBase):
     async def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
         self._session.breaker.close()
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(None)
+        await self._link.close()
 
     async def __aenter__(self) -> "AsyncSelector":
         return self
@@ -151,7 +156,7 @@ class AsyncSelector(SelectorBase):
         """Asks the sidecar what it is, so that the selection gets the time that it needs."""
         request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
         try:
-            info = await self._call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+            info = await self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
@@ -185,7 +190,7 @@ class AsyncSelector(SelectorBase):
                 self._session.check(pending)
                 if self._session.expectation.asks(pending.candidates.header):
                     await self._meet(pending)
-                return await self._call(
+                return await self._link.call(
                     lambda stub: getattr(stub, method)(
                         pending.sent.messages(pending.header), timeout=max(pending.left, 1e-3), metadata=metadata
                     )
@@ -194,23 +199,3 @@ class AsyncSelector(SelectorBase):
                 if (pause := self._session.retry(pending, error)) is None:
                     raise
             await asyncio.sleep(pause)
-
-    async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        if self._channel is None:
-            self._channel = open_aio_channel(self._session.address, self._session.access)
-        try:
-            return await call(service(self._channel, self._session.access))
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._channel = None  # the next call opens a new one, while other calls may still be in this one
-            if status_lost(error):
-                raise RemoteError(
-                    "unavailable", f"{self._session.address}: refused while the request was sent"
-                ) from error
-            raise error_of(error, self._session.address, self._session.access) from error
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            raise Unreachable("cancelled", f"{self._session.address}: closed while a request was under way") from error
-        except grpc.aio.UsageError as error:  # grpc.aio raises it when the channel is closed under a running call
-            raise Unreachable("closed", f"{self._session.address}: {error}") from error

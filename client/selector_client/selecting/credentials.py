@@ -1,17 +1,21 @@
 """Credentials for a sidecar: TLS certificates and a token, from files that may be rotated."""
 
+import logging
 import os
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 from selector_proto import certificates
-from selector_proto.contract import is_local
+from selector_proto.contract import BRACKETS, MAX_SOCKET_PATH_BYTES, is_local, lacks_brackets, socket_path
+from selector_proto.environment import unknown, variable_of
 
 from selector_client.errors import Untrusted
 
-ENV_PREFIX = "SELECTOR_"
+log = logging.getLogger(__name__)
+
 MAX_TOKEN_FILE_BYTES = 64 << 10
 
 
@@ -36,7 +40,11 @@ class Access:
     @classmethod
     def of(cls, address: str, **given: Any) -> "Access":
         """Returns what is `given`, and the environment's values for the rest. Raises ValueError for values that cannot
-        be."""
+        be, and for an address that gRPC would take for another, or not at all."""
+        _check_address(address)
+        for variable, nearest in unknown(os.environ, SETTINGS):
+            if nearest and abs(len(variable) - len(nearest)) <= 2:  # others may be the sidecar's
+                _misspelt(variable, nearest)
         values = {
             one.name: given[one.name] if given.get(one.name) is not None else _env(one.name) for one in fields(cls)
         }
@@ -74,6 +82,25 @@ class Access:
 
 
 ACCESS_FIELDS = frozenset(one.name for one in fields(Access))
+# What the environment says to a trainer, as SELECTOR_<NAME>: the above, SELECTOR_OFF, and an address for its own use.
+SETTINGS = (*sorted(ACCESS_FIELDS), "off", "address")
+
+
+@cache
+def _misspelt(variable: str, nearest: str) -> None:
+    """Says so, once in a process."""
+    words = "%s is in the environment, but a trainer reads nothing of that name; did you mean %s?"
+    log.warning(words, variable, nearest)
+
+
+def _check_address(address: str) -> None:
+    """Raises ValueError."""
+    path = socket_path(address)
+    if path is not None and not 1 <= len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+        limit = f"the path of a unix socket must have 1 to {MAX_SOCKET_PATH_BYTES} bytes"
+        raise ValueError(f"address is {address!r}; {limit}")
+    if lacks_brackets(address):
+        raise ValueError(f"address is {address!r}; {BRACKETS}")
 
 
 def _check(access: Access, address: str) -> None:
@@ -106,9 +133,9 @@ def _token(file: str | Path) -> str:
 
 
 def _env(name: str) -> Any:
-    value = os.environ.get(ENV_PREFIX + name.upper()) or None
+    value = os.environ.get(variable_of(name)) or None
     if name not in ("tls", "plaintext_token") or value is None:
         return value
     if value.lower() not in ("0", "1", "false", "true"):
-        raise ValueError(f"{ENV_PREFIX}{name.upper()} is {value!r}; must be 1 or 0")
+        raise ValueError(f"{variable_of(name)} is {value!r}; must be 1 or 0")
     return value.lower() in ("1", "true")

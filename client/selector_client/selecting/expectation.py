@@ -22,7 +22,7 @@ MARGIN = 1.5
 # Asking the sidecar what it is may take this part of a selection's time.
 ASK_SHARE = 0.25
 # After these failures the sidecar is asked again with the next selection.
-_UNANSWERED = ("unavailable", "deadline_exceeded", "untrusted", "unauthenticated", "permission_denied")
+_UNANSWERED = ("unavailable", "deadline_exceeded", "untrusted", "proxy", "unauthenticated", "permission_denied")
 # So many selections without one known id are no accident.
 UNKNOWN_SELECTIONS = 3
 # Micro-batches below this waste a processor's time.

@@ -183,9 +183,10 @@ class SelectionCounts:
 class Statistics(SelectionCounts):
     """What a selector counted since its start. `seconds` were spent in requests, `fallbacks` counts uniform sub-batches
     by reason, `stale` counts selections scored by older weights than the settings accept, and `retries` counts requests
-    that were sent again. `excluded` counts candidates that were left out, by reason, and `not_examined` those that
-    nobody looked at, for they were in a cache. `unserved` counts selections whose sidecar did not serve the newest
-    weights, by its state ("rejected", "disconnected", "pinned"). `locality` is the last one that was told."""
+    that were sent again; `renewals` counts connections that were given up after deadlines in a row. `excluded` counts
+    candidates that were left out, by reason, and `not_examined` those that nobody looked at, for they were in a cache.
+    `unserved` counts selections whose sidecar did not serve the newest weights, by its state ("rejected",
+    "disconnected", "pinned"). `locality` is the last one that was told."""
 
     requests: int = 0
     candidates: int = 0
@@ -193,6 +194,7 @@ class Statistics(SelectionCounts):
     seconds: float = 0.0
     stale: int = 0
     retries: int = 0
+    renewals: int = 0
     not_examined: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)

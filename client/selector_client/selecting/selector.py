@@ -1,21 +1,17 @@
 """The blocking selector, which asks a sidecar for the best sub-batch and never holds the trainer up for long."""
 
-import os
-import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
 
-import grpc
 from numpy.typing import ArrayLike
 from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
-from selector_client.selecting.channel import error_of, open_channel, service
 from selector_client.selecting.expectation import ASK_SHARE
+from selector_client.selecting.link import BlockingLink
 from selector_client.selecting.pending import PendingSelection, View
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
@@ -52,19 +48,19 @@ class Selector(SelectorBase):
         shared_memory: bool | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(Session(address, timeout, seed, on_error, **settings))
-        self._shared_memory = shared_memory
-        self._transport = Transport(address, shared_memory, self._session.learn)
-        self._lock = threading.Lock()
-        self._connection: tuple[int, grpc.Channel] | None = None
+        self._set_up(Session(address, timeout, seed, on_error, **settings), shared_memory)
 
     def __getstate__(self) -> tuple[Session, bool | None]:
         return self._session, self._shared_memory
 
     def __setstate__(self, state: tuple[Session, bool | None]) -> None:
-        self._session, self._shared_memory = state
-        self._transport = Transport(self._session.address, self._shared_memory, self._session.learn)
-        self._lock, self._connection = threading.Lock(), None
+        self._set_up(*state)
+
+    def _set_up(self, session: Session, shared_memory: bool | None) -> None:
+        self._link = BlockingLink(session.address, session.access, session.statistics)
+        super().__init__(session, self._link)
+        self._shared_memory = shared_memory
+        self._transport = Transport(session.address, shared_memory, session.learn)
 
     def connect(self, timeout: float = 60.0, *, super_batch_size: int | None = None) -> pb.GetServerInfoResponse:
         """Waits until the sidecar answers, and returns what it is. Nobody has to call this, for `select` connects by
@@ -77,7 +73,7 @@ class Selector(SelectorBase):
         request, deadline = pb.GetServerInfoRequest(), time.monotonic() + timeout
         while True:
             try:
-                info: pb.GetServerInfoResponse = self._call(
+                info: pb.GetServerInfoResponse = self._link.call(
                     lambda stub: stub.GetServerInfo(request, timeout=max(deadline - time.monotonic(), 1e-3))
                 )
                 break
@@ -95,7 +91,7 @@ class Selector(SelectorBase):
     def weights_status(self) -> pb.GetWeightsStatusResponse:
         """Returns which learner weights are served. Raises SelectorClientError."""
         request = pb.GetWeightsStatusRequest()
-        status: pb.GetWeightsStatusResponse = self._call(
+        status: pb.GetWeightsStatusResponse = self._link.call(
             lambda stub: stub.GetWeightsStatus(request, timeout=self._session.timeout)
         )
         return status
@@ -172,10 +168,7 @@ class Selector(SelectorBase):
     def close(self) -> None:
         """Ends the connection. A later call opens a new one."""
         self._session.breaker.close()
-        with self._lock:
-            if self._connection is not None and self._connection[0] == os.getpid():
-                self._connection[1].close()
-            self._connection = None
+        self._link.close()
         self._transport.close()
 
     def __enter__(self) -> "Selector":
@@ -201,7 +194,7 @@ class Selector(SelectorBase):
         """Asks the sidecar what it is, so that the selection gets the time that it needs."""
         request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
         try:
-            info = self._call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+            info = self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
@@ -233,7 +226,7 @@ class Selector(SelectorBase):
                 self._session.check(pending)
                 if self._session.expectation.asks(pending.candidates.header):
                     self._meet(pending)
-                return self._call(
+                return self._link.call(
                     lambda stub: self._transport.send(
                         stub, method, pending.sent, pending.header, max(pending.left, 1e-3), metadata
                     )
@@ -242,30 +235,3 @@ class Selector(SelectorBase):
                 if (pause := self._session.retry(pending, error)) is None:
                     raise
             time.sleep(pause)
-
-    def _call(self, call: Callable[[Any], Any]) -> Any:
-        channel = self._channel()
-        try:
-            return call(service(channel, self._session.access))
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._forget(channel)
-            raise error_of(error, self._session.address, self._session.access) from error
-        except ValueError as error:  # gRPC raises it when the channel is closed under a running call
-            raise Unreachable("closed", f"{self._session.address}: {error}") from error
-
-    def _channel(self) -> grpc.Channel:
-        """Returns the channel of this process. One that was made before a fork would hang or crash after it, so it is
-        left behind."""
-        with self._lock:
-            if self._connection is None or self._connection[0] != os.getpid():
-                self._connection = (os.getpid(), open_channel(self._session.address, self._session.access))
-            return self._connection[1]
-
-    def _forget(self, channel: grpc.Channel) -> None:
-        """Lets the next call open a new channel. Between calls nothing drives this one's attempts to reconnect, so it
-        may take 10 s to find a sidecar that is back. It is not closed, for calls of other threads may still be in
-        it."""
-        with self._lock:
-            if self._connection is not None and self._connection[1] is channel:
-                self._connection = None

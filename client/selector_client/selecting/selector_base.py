@@ -1,6 +1,7 @@
 """What the blocking selector and its asyncio twin offer alike."""
 
 from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.link import Link
 from selector_client.selecting.selection import Statistics
 from selector_client.selecting.session import Session
 from selector_client.selecting.settings import Settings
@@ -10,8 +11,9 @@ class SelectorBase:
     """The part of a selector that makes no calls. Trainers need `settings` and `statistics`; the other names are for
     this package's loader and metrics."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, link: Link) -> None:
         self._session = session
+        session.reach(link)
 
     @property
     def settings(self) -> Settings:

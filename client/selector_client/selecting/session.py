@@ -14,16 +14,16 @@ from typing import Any, Literal
 
 from selector_proto.v1 import selector_pb2 as pb
 
-from selector_client.errors import RemoteError, SelectorClientError, Unreachable, Untrusted
+from selector_client.errors import Misrouted, RemoteError, SelectorClientError, Unreachable, Untrusted
 from selector_client.selecting.bad_samples import BadSamples, Id
 from selector_client.selecting.breaker import Breaker
 from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
-from selector_client.selecting.channel import healthy
 from selector_client.selecting.columns import Advertised, Terms
 from selector_client.selecting.credentials import ACCESS_FIELDS, Access
 from selector_client.selecting.exclusions import Exclusions, uniform
 from selector_client.selecting.expectation import DEFAULT_SECONDS, Expectation
 from selector_client.selecting.ids import read_ids
+from selector_client.selecting.link import Link
 from selector_client.selecting.pending import PendingSelection, Rows, View
 from selector_client.selecting.selection import Selection, Statistics
 from selector_client.selecting.settings import Settings
@@ -44,6 +44,8 @@ RETRIES_AT_ONCE = 10
 _FOR_NOW = ("unavailable", "resource_exhausted", "untrusted")
 # These say that the request itself is wrong.
 _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
+# These stay as they are until somebody changes the request, the sidecar or the way to it.
+_LASTING = (*_MISTAKES, "proxy", "unauthenticated", "permission_denied", "no_shared_memory")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
 # These say that it makes no shortlists: sidecars of version 0.1 do not, nor does one without a cache.
@@ -77,7 +79,6 @@ class Session:
         self.expectation, self._patience = Expectation(self.settings), DEFAULT_SECONDS
         self.statistics = Statistics()
         self._unserved, self._shuffling = Unserved(self.statistics.unserved), Shuffling()
-        self.breaker = Breaker(lambda: healthy(address, self.access))
         self.bad_samples = BadSamples(self.settings.warn_excluded_share)
         self.sidecar = Advertised()
         self.off = is_off()
@@ -91,12 +92,16 @@ class Session:
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process that is spawned gets everything but locks and threads."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "breaker")}
+        """A process that is spawned gets everything but locks, threads and the connection."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "link", "breaker")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock, self.breaker = threading.Lock(), Breaker(lambda: healthy(self.address, self.access))
+        self._lock = threading.Lock()
+
+    def reach(self, link: Link) -> None:
+        """Says through what the sidecar is reached. To be called once, and in a copy again."""
+        self.link, self.breaker = link, Breaker(link.healthy)
 
     @property
     def timeout(self) -> float:
@@ -156,6 +161,7 @@ class Session:
     def learn(self, info: pb.GetServerInfoResponse) -> None:
         """Takes note of what the sidecar says that it takes."""
         self.sidecar = Advertised.of(info)
+        self.link.keep_alive(info.limits.keepalive_seconds)
         self.expectation.learn(info)
 
     @property
@@ -208,8 +214,8 @@ class Session:
 
     def keep_waiting(self, error: Unreachable, deadline: float) -> bool:
         """Whether somebody who waits for the sidecar until `deadline` should ask it once more after this error. Waiting
-        cures no certificate."""
-        return not isinstance(error, Untrusted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
+        cures no certificate and moves no proxy."""
+        return not isinstance(error, Untrusted | Misrouted) and time.monotonic() + CONNECT_PAUSE_SECONDS < deadline
 
     def check(self, pending: PendingSelection) -> None:
         """Raises Unreachable if the sidecar must not be asked now, and RemoteError if it could only refuse. Of ranks
@@ -234,7 +240,8 @@ class Session:
             pause = max(pause, error.retry_seconds * random.uniform(1.0, 1.5))  # noqa: S311
         with self._lock:
             spent = pending.retries == MAX_RETRIES or self._budget < 1
-            if error.reason not in _FOR_NOW or spent or pending.left <= pause:
+            passes = error.reason in _FOR_NOW or error.retry_seconds is not None
+            if not passes or spent or pending.left <= pause:
                 return None
             self._budget -= 1
             self.statistics.retries += 1
@@ -302,7 +309,8 @@ class Session:
         """Logs each kind of failure once, for the statistics count them all. The breaker logs its own state."""
         if error.reason not in self._warned and error.reason != "breaker_open":
             self._warned.add(error.reason)
-            log.warning("selection failed, uniform sub-batches instead until it works again: %s", error)
+            until = "somebody mends that, for no retry does" if error.reason in _LASTING else "it works again"
+            log.warning("selection failed, uniform sub-batches instead until %s: %s", until, error)
 
 
 def _check_usable(candidates: Candidates, first: bool) -> None:

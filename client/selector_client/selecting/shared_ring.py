@@ -44,9 +44,9 @@ class Slot:
         status = os.fstat(self._file)
         if status.st_nlink == 0:
             raise FileNotFoundError(f"{self.name} was removed")
-        if status.st_size < layout.PAYLOAD_OFFSET + max(size, self._room):
+        if _room(status) < max(size, self._room):
             self._room, self._map = -(-size // _STEP) * _STEP, None
-            # This is where a full folder raises.
+            # This is where a full folder raises, for to touch mapped pages that it lacks would end this process.
             os.posix_fallocate(self._file, 0, layout.PAYLOAD_OFFSET + self._room)
         self._head(layout.Header(0, 0))
         with self._alone() as alone:
@@ -71,7 +71,7 @@ class Slot:
             yield False
             return
         try:
-            yield os.fstat(self._file).st_size >= layout.PAYLOAD_OFFSET + self._room
+            yield _room(os.fstat(self._file)) >= self._room
         finally:
             fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
@@ -154,6 +154,11 @@ class Ring:
             self._free.clear()
             if not self._all:
                 self._end()
+
+
+def _room(status: os.stat_result) -> int:
+    """Returns how many bytes of payload a file has room for; where it was cut and made long again, it has none."""
+    return min(status.st_size, 512 * status.st_blocks) - layout.PAYLOAD_OFFSET
 
 
 def _remove(owner: int, folder: int, slots: set[Slot]) -> None:

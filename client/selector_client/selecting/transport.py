@@ -46,7 +46,7 @@ class Transport:
             raise ValueError(f"shared_memory is True; {address!r} is not an address of this host")
         self._wanted, self._must = local and shared_memory is not False, bool(shared_memory)
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._asked = False
+        self._asked, self._told = False, False
         self._ring: Ring | None = None
         self._learn = learn
 
@@ -63,7 +63,7 @@ class Transport:
         RemoteError if shared memory is demanded and the sidecar has none for this process."""
         deadline, payload = time.monotonic() + timeout, candidates.payload
         if self._wanted and payload.nbytes >= MIN_BYTES and (ring := self._ready(stub, timeout)) is not None:
-            slot = _written(ring, candidates)
+            slot = self._written(ring, candidates)
             if slot is not None:
                 answer = self._shared(stub, method, candidates, header, deadline, metadata, ring, slot)
                 if answer is not None:
@@ -108,6 +108,24 @@ class Transport:
             return None
         finally:
             ring.give(slot)
+
+    def _written(self, ring: Ring, candidates: Candidates) -> Slot | None:
+        """Returns a slot that holds the payload, or None if no slot is free or the folder is full or gone. The log says
+        so once, until there is room again."""
+        slot = None
+        try:
+            if (slot := ring.take()) is not None:
+                slot.write(candidates.payload.parts(), candidates.payload.nbytes)
+                self._told = False
+        except OSError as error:
+            if not self._told:
+                words = "no room for %d bytes in shared memory, payloads go in the stream, which is slower: %s"
+                log.warning(words, candidates.payload.nbytes, error)
+            self._told = True
+            if slot is not None:
+                ring.drop(slot)
+            return None
+        return slot
 
     def _ready(self, stub: Any, timeout: float) -> Ring | None:
         """Returns the ring in the sidecar's folder, if there is one. The sidecar is asked for its folder once, and
@@ -164,17 +182,3 @@ class Transport:
     def _forget(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._asked, self._ring = False, None
-
-
-def _written(ring: Ring, candidates: Candidates) -> Slot | None:
-    """Returns a slot that holds the payload, or None if no slot is free or the folder is full or gone."""
-    slot = None
-    try:
-        if (slot := ring.take()) is not None:
-            slot.write(candidates.payload.parts(), candidates.payload.nbytes)
-    except OSError as error:
-        log.info("no room in shared memory, this payload goes in the stream: %s", error)
-        if slot is not None:
-            ring.drop(slot)
-        return None
-    return slot

@@ -1401,6 +1401,7 @@ class Limits(_message.Message):
     MAX_PENDING_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_CHUNKS_FIELD_NUMBER: _builtins.int
     MAX_WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    KEEPALIVE_SECONDS_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """One gRPC message."""
     max_payload_bytes: _builtins.int
@@ -1421,6 +1422,10 @@ class Limits(_message.Message):
     """N."""
     max_world_size: _builtins.int
     """Ranks of a group."""
+    keepalive_seconds: _builtins.float
+    """Seconds between two pings of a client on a connection where nothing else is sent; twice as many pings are
+    tolerated. 0: a client must not ping.
+    """
     def __init__(
         self,
         *,
@@ -1434,10 +1439,11 @@ class Limits(_message.Message):
         max_pending_requests: _builtins.int = ...,
         max_chunks: _builtins.int = ...,
         max_world_size: _builtins.int = ...,
+        keepalive_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chunks", b"max_chunks", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width", "max_world_size", b"max_world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keepalive_seconds", b"keepalive_seconds", "max_chunks", b"max_chunks", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_pending_requests", b"max_pending_requests", "max_super_batch", b"max_super_batch", "max_text_bytes", b"max_text_bytes", "max_width", b"max_width", "max_world_size", b"max_world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

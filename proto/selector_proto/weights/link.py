@@ -10,7 +10,8 @@ from urllib.parse import SplitResult
 
 # RFC 3986, appendix B. Python's own parser takes one host; newer ones take none in brackets after the first.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?")
+# An IPv6 address may have a zone, before which a URL has %25 (RFC 6874).
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9_.-]+)?\]|[A-Za-z0-9_.-]+)(?::(\d{1,5}))?")
 HIDDEN = "***"
 
 

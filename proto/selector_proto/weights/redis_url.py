@@ -1,11 +1,13 @@
 """What a URL of Redis says: one server, its Sentinels, or a Redis Cluster. Nothing here connects."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlunsplit
 
 from redis.connection import parse_url
 
+from selector_proto.contract import MAX_SOCKET_PATH_BYTES
 from selector_proto.weights.link import HIDDEN, HOST, LinkError, masked, split
 
 FORMS = (
@@ -40,7 +42,10 @@ def parse(url: str) -> Address:
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or parts.path in ("", "/"):
             raise LinkError(shown, "must be unix:///path, with three slashes")
-        return Address("single", path=unquote(parts.path), settings=_settings(parts, shown))
+        path = unquote(parts.path)
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise LinkError(shown, f"the path of a unix socket must have 1 to {MAX_SOCKET_PATH_BYTES} bytes")
+        return Address("single", path=path, settings=_settings(parts, shown))
     return _servers(parts, shown)
 
 
@@ -71,7 +76,7 @@ def _host(text: str, default_port: int, shown: str) -> tuple[str, int]:
     match = HOST.fullmatch(text)
     if match is None or not 0 < (port := int(match[2] or default_port)) < 1 << 16:
         raise LinkError(shown, "must have ports from 1 to 65535")
-    return match[1].strip("[]"), port
+    return unquote(match[1].strip("[]")), port
 
 
 def _settings(parts: SplitResult, shown: str) -> dict[str, Any]:

@@ -45,10 +45,13 @@ def check_link(url: str, options: LinkOptions | None = None) -> None:
 def _transport(url: str) -> Transport:
     parts, shown = split(url), masked(url)
     forms = "must be " + " or ".join(dict.fromkeys(transport.forms for transport in TRANSPORTS.values()))
+    if not url.isprintable():
+        raise LinkError(shown, f"{forms}; it has a line break, or another character that cannot be printed")
     if parts is None:
         raise LinkError(shown, forms)
     if (transport := TRANSPORTS.get(parts.scheme)) is None:
         raise LinkError(shown, f"{forms}; its scheme is unknown")
     if shown == HIDDEN or parts.fragment:
-        raise LinkError(shown, f"{forms}; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D")
+        written = "an IPv6 address stands in brackets; in a password / is %2F, ? %3F, # %23, [ %5B and ] %5D"
+        raise LinkError(shown, f"{forms}; {written}")
     return transport

@@ -52,7 +52,7 @@ def test_the_command_in_the_notes_works_in_the_container(name, sidecar, bundles,
 
     def local(value: str) -> str:
         host, port = value.rpartition(":")[::2]
-        return f"127.0.0.1{ports[f':{port}']}" if host == "0.0.0.0" else here(value)
+        return f"127.0.0.1{ports[f':{port}']}" if host == "[::]" else here(value)
 
     env = {key: local(value) for key, value in environment(pod.selector).items()}
     health = env["SELECTOR_HEALTH_LISTEN"]

@@ -133,7 +133,7 @@ def test_every_setting_is_one_of_the_servers_and_has_a_value_that_it_takes(found
     files = {name for name in values if name.endswith("_file")}
     given = {name: elsewhere[name] if value is None else value for name, value in values.items()}
     config = load({name: value for name, value in given.items() if name not in files}, {}, None)
-    assert config.metrics_listen == "0.0.0.0:9464"
+    assert config.metrics_listen == "[::]:9464"
     tools = environment(pod.selector).keys() - {f"SELECTOR_{name.upper()}" for name in values}
     assert tools <= {"GLOO_SOCKET_IFNAME"}
 

@@ -69,9 +69,7 @@ def playable(pod: Pod, folder: Path, secret: dict[str, str]) -> tuple[dict, dict
     # Those of the manifest may be taken on this host.
     numbers = {"grpc": 50051} | {port["name"]: port["containerPort"] for port in found.selector["ports"]}
     ports = {name: free_port() for name in numbers}
-    moved = {
-        f"{host}:{numbers[name]}": f"127.0.0.1:{ports[name]}" for name in ports for host in ("0.0.0.0", "127.0.0.1")
-    }
+    moved = {f"{host}:{numbers[name]}": f"127.0.0.1:{ports[name]}" for name in ports for host in ("[::]", "127.0.0.1")}
     for one in found.containers:
         for variable in one["env"]:
             if "secretKeyRef" in variable.get("valueFrom", {}):  # podman 4.3 does not read Secrets as Kubernetes does

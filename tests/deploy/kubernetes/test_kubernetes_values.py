@@ -54,6 +54,27 @@ BAD = [
     ({"drainSeconds": 0}, "/drainSeconds"),
     ({"networkPolicy": {"clients": []}}, "/networkPolicy/clients"),
     ({"podLabels": {"a": 1}}, "/podLabels/a"),
+    ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "podLabels: app.kubernetes.io/name; that one is the chart's"),
+    ({"hostNetwork": True}, "hostNetwork"),
+    ({"securityContext": {"runAsUser": 1000}}, "securityContext"),
+    # Values that would change nothing, so that a sidecar runs which is not the one that was meant.
+    ({"trainer": {"image": "trainer:1"}}, "trainer.image: set; only topology job"),
+    (JOB | {"replicas": 2}, "replicas: set; only topology shared"),
+    ({"listen": "unix"}, "listen: set; only topology job"),
+    ({"cache": {"volume": {"emptyDir": {}}}}, "cache.volume: set; only a cache of cache.gibibytes"),
+    ({"redis": {"files": ["password"]}}, "redis.files: set; only redis.mode existing"),
+    ({"gpu": {"sharing": "MPS"}}, "gpu.sharing: set; only gpu.mode dra"),
+    ({"gpu": {"resource": "nvidia.com/mig-1g.10gb"}}, "gpu.resource: set; only gpu.mode plugin"),
+    ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, "resources.limits: nvidia.com/gpu; gpu.mode plugin"),
+    (example("job-peers") | {"peers": {"enabled": True, "port": 50053}}, "peers.port: 50053; the sidecar has"),
+    (
+        JOB | {"trainer": JOB["trainer"] | {"volumes": [{"name": "tmp", "emptyDir": {}}]}},
+        "trainer.volumes: tmp; the chart has a volume of that name",
+    ),
+    (
+        JOB | {"trainer": JOB["trainer"] | {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}},
+        "trainer.volumeMounts: data; there is no such volume",
+    ),
 ]
 
 
@@ -63,6 +84,14 @@ def test_a_bad_value_is_named(values, says):
     with pytest.raises(helm_python.HelmError) as raised:
         rendered(values)
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["7b-run", "my.run", "a" * 42])
+def test_a_release_whose_objects_could_not_be_called_so_is_refused(name):
+    helm_python = pytest.importorskip("helm_python", reason=NO_HELM)
+    with pytest.raises(helm_python.HelmError, match=f"release name: {name}; objects would be called {name}-selector"):
+        rendered({}, name)
+    rendered({}, "a" * 41)
 
 
 @pytest.mark.parametrize(

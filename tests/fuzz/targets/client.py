@@ -18,8 +18,9 @@ from selector_client.loading.dataset import SuperBatches
 from selector_client.loading.loader import SelectingLoader
 from selector_client.loading.loader_state import process_name
 from selector_client.selecting.breaker import Breaker
+from selector_client.selecting.call_errors import error_of
 from selector_client.selecting.candidates import Candidates
-from selector_client.selecting.channel import error_of
+from selector_client.selecting.link import BlockingLink
 from selector_client.selecting.selection import Selection
 from selector_client.selecting.selector_base import SelectorBase
 from selector_client.selecting.session import Session
@@ -120,6 +121,7 @@ class _Failed(grpc.RpcError):
 def failures(_: Path) -> Iterator[Decode]:
     """An error, and what the sidecar says about itself, in the two places where a client looks at them."""
     session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    session.reach(BlockingLink(session.address, session.access, session.statistics))
     session.breaker = Breaker(lambda: True)  # asks nobody
     candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
     codes = list(grpc.StatusCode)
@@ -157,7 +159,8 @@ class _Selector(SelectorBase):
     """Picks the first ones."""
 
     def __init__(self) -> None:
-        super().__init__(Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=2))
+        session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=2)
+        super().__init__(session, BlockingLink(session.address, session.access, session.statistics))
 
     def select(self, images: Any, texts: Any, step: int, **_: Any) -> Selection:
         return Selection(indices=np.arange(2))

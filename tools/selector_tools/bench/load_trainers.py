@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import grpc
+from selector_client.selecting.call_errors import status_lost
 from selector_client.selecting.candidates import Candidates
-from selector_client.selecting.channel import OPTIONS, status_lost
+from selector_client.selecting.channel import OPTIONS
 from selector_client.selecting.settings import Settings
 from selector_proto.v1 import selector_pb2 as pb
 

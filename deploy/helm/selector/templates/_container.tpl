@@ -55,7 +55,7 @@ volumeMounts:
 {{- end }}
 
 {{- define "selector.resources" -}}
-{{- $resources := deepCopy .Values.resources }}
+{{- $resources := deepCopy (.Values.resources | default dict) }}
 {{- if eq .Values.gpu.mode "plugin" }}
 {{- $limits := merge (dict .Values.gpu.resource 1) ($resources.limits | default dict) }}
 {{- $resources = set $resources "limits" $limits }}

@@ -1,12 +1,12 @@
 {{/* The settings, as the environment that `selector serve` reads. */}}
 {{- define "selector.env" -}}
 {{- $shared := eq .Values.topology "shared" -}}
-- {name: SELECTOR_LISTEN, value: "{{ if $shared }}0.0.0.0:50051{{ else if eq .Values.listen "unix" }}unix:/selector-run/selector.sock{{ else }}127.0.0.1:50051{{ end }}"}
+- {name: SELECTOR_LISTEN, value: "{{ if $shared }}[::]:50051{{ else if eq .Values.listen "unix" }}unix:/selector-run/selector.sock{{ else }}127.0.0.1:50051{{ end }}"}
 {{- if and (not $shared) (eq .Values.listen "unix") }}
 - {name: SELECTOR_SOCKET_MODE, value: "0660"} # the trainer may be another user of the group
 {{- end }}
-- {name: SELECTOR_HEALTH_LISTEN, value: "0.0.0.0:50053"}
-- {name: SELECTOR_METRICS_LISTEN, value: "0.0.0.0:9464"}
+- {name: SELECTOR_HEALTH_LISTEN, value: "[::]:50053"}
+- {name: SELECTOR_METRICS_LISTEN, value: "[::]:9464"}
 - {name: SELECTOR_ADMIN_LISTEN, value: "unix:/tmp/selector-admin.sock"}
 - {name: SELECTOR_DEVICE, value: {{ if eq .Values.gpu.mode "none" }}cpu{{ else }}"cuda:0"{{ end }}}
 - {name: SELECTOR_DRAIN_SECONDS, value: {{ include "selector.value" .Values.drainSeconds | quote }}}

@@ -108,14 +108,16 @@ containers:
     ports:
       - {name: trainer-metrics, containerPort: {{ . }}}
     {{- end }}
-    {{- $resources := deepCopy $.Values.trainer.resources }}
+    {{- $resources := deepCopy ($.Values.trainer.resources | default dict) }}
     {{- if $claims }}
     {{- $resources = set $resources "claims" (list (dict "name" "gpu")) }}
     {{- end }}
     resources:
       {{- toYaml $resources | nindent 6 }}
+    {{- with $.Values.trainer.securityContext }}
     securityContext:
-      {{- toYaml $.Values.trainer.securityContext | nindent 6 }}
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
     {{- $mounts := concat (include "selector.sharedMounts" $ | fromYamlArray) ($.Values.trainer.volumeMounts | default list) }}
     {{- with $mounts }}
     volumeMounts:
