@@ -10,10 +10,10 @@ from support.wire import some_losses
 
 
 def test_mistakes_of_a_real_process_print_one_line_and_exit_2(tmp_path):
-    status, said = run_serve({"learner": tmp_path / "nowhere"}, tmp_path / "first", new=True)
+    status, said = run_serve({"learner": tmp_path / "nowhere"}, new=True)
     assert status == 2
     assert f"learner is {tmp_path / 'nowhere'}; must be a folder with a manifest.json" in one_line(said)
-    status, said = run_serve({"thread": "2", "unheard_of": "1"}, tmp_path / "second")
+    status, said = run_serve({"thread": "2", "unheard_of": "1"})
     assert status == 2
     assert "--unheard-of" in one_line(said)
 

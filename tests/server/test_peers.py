@@ -288,18 +288,18 @@ def test_a_sidecar_that_stops_answering_is_left_behind(start_sidecars):
         ({"peers": "tcp://h:1", "peer_count": 2, "peer_rank": 2}, "peer_rank is 2; must be below peer_count, 2"),
     ],
 )
-def test_wrong_settings(flags, text, tmp_path):
-    code, said = run_serve(flags, tmp_path / "log")
+def test_wrong_settings(flags, text):
+    code, said = run_serve(flags)
     assert code == 2
     assert text in said
 
 
-def test_a_rendezvous_that_is_taken(tmp_path):
+def test_a_rendezvous_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         peers = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         flags = {"peers": peers, "peer_count": 2, "metrics_listen": "", "listen": "127.0.0.1:0"}
-        code, said = run_serve(flags, tmp_path / "log")
+        code, said = run_serve(flags)
     assert code == 2
     assert f"peers is {peers}; sidecar 0 cannot serve it" in said

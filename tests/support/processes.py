@@ -55,14 +55,16 @@ def _serve(flags) -> list[str]:
     return ["serve", *(part for pair in pairs for part in pair)]
 
 
-def run_serve(flags, log: Path, *, new=False) -> tuple[int, str]:
+def run_serve(flags, *, new=False) -> tuple[int, str]:
     """Exit status and output of a `selector serve` that is expected to end by itself; it is a new Python if `new` says
     so."""
-    process = _start(_serve(flags), _environment(), log, new)
-    try:
-        return process.wait(60), log.read_text()
-    finally:
-        process.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = _start(_serve(flags), _environment(), log, new)
+        try:
+            return process.wait(60), log.read_text()
+        finally:
+            process.kill()
 
 
 def free_port() -> int:
