@@ -123,10 +123,10 @@ class App:
         current, state = versions.current, versions.status.state
         if self._sidecar.subscriber is not None:
             await server.set_health(WEIGHTS, state in (SyncState.CURRENT, SyncState.WAITING, SyncState.PINNED))
-        metrics.weights_version.set(current.version)
-        metrics.weights_pinned.set(versions.pinned is not None)
-        metrics.weights_step.set(current.trainer_step)
-        metrics.weights_age.set(current.age_seconds())
+        metrics.weights.version.set(current.version)
+        metrics.weights.pinned.set(versions.pinned is not None)
+        metrics.weights.step.set(current.trainer_step)
+        metrics.weights.age.set(current.age_seconds())
 
 
 def run(config: Config) -> int:

@@ -43,6 +43,7 @@ from selector_server.sampling.threads import use_threads
 from selector_server.telemetry.metrics import Metrics
 from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.telemetry.tracing import Tracing
+from selector_server.weights.dating import Dated
 from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.host_share import HostShare
 from selector_server.weights.reporter import Reporter
@@ -80,7 +81,7 @@ def build(config: Config) -> Sidecar:
     device = Device(config.device)
     learner, reference = (_model(config, role, device, metrics) for role in ("learner", "reference"))
     cache = _cache(config, reference, metrics)
-    versions = None if learner is None else Versions(Version(0, 0, time.time(), learner.bundled_weights()))
+    versions = None if learner is None else Versions(Version(0, 0, Dated(time.monotonic()), learner.bundled_weights()))
     subscriber = _subscriber(config, learner, versions, metrics)
     models = Models(device.torch, learner, reference, versions, cache, _sampler_settings(config, device))
     policies = _policies()
@@ -257,7 +258,7 @@ def _watch(sidecar: Sidecar, device: Device) -> None:
     metrics.memory.read = device.memory
     metrics.memory_limit.set(device.memory_limit())
     if (versions := sidecar.versions) is not None:
-        metrics.weights_state.read = lambda: {state.value: state is versions.status.state for state in SyncState}
+        metrics.weights.state.read = lambda: {state.value: state is versions.status.state for state in SyncState}
     if (cache := sidecar.cache) is not None:
         _watch_usage(cache.usage, metrics.cache_entries.set_function, metrics.cache_bytes.set_function)
         metrics.cache_bytes_limit.set(config.cache_bytes)

@@ -109,3 +109,8 @@ class _Publisher(_Source):
         yield GaugeMetricFamily(
             "selector_client_published_version", "The last version published", value=publisher.last_version
         )
+        yield GaugeMetricFamily(
+            "selector_client_publishing_unsafe",
+            "1 while Redis may evict what is published",
+            value=bool(publisher.unsafe),
+        )

@@ -152,6 +152,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         ),
         series("Age", "Since the served version was published.", "s", each("selector_weights_age_seconds")),
         series(
+            "Clocks",
+            "By how much the publisher's clock is ahead of the sidecar's, negative if it is behind.",
+            "s",
+            each("selector_weights_clock_skew_seconds"),
+        ),
+        series(
             "Lag",
             "Steps between trainer and served weights, at the last request that named its step.",
             "short",
@@ -194,9 +200,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         ),
         series(
             "Source and pin",
-            "Whether the source of weights answers, and whether a version is pinned.",
+            "Whether the source of weights answers and may evict them, and whether a version is pinned.",
             "bool",
             each("selector_weights_source_connected", "{} connected"),
+            each("selector_weights_source_evicts", "{} evicts"),
             each("selector_weights_pinned", "{} pinned"),
             width=12,
         ),

@@ -104,7 +104,7 @@ class CallLog:
         metrics.not_examined.inc(result.not_examined)
         self._count_excluded(result.closed)
         if result.weights is not None and result.weights.lag_steps is not None:
-            metrics.weights_lag.set(result.weights.lag_steps)
+            metrics.weights.lag.set(result.weights.lag_steps)
         if result.weights is not None and result.weights.stale:
             metrics.stale.labels("serve").inc()
         if result.objective is not None and result.objective_uniform is not None:

@@ -5,12 +5,12 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from selector_server.errors import Exclusion
+from selector_server.telemetry.buckets import SECONDS
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 from selector_server.telemetry.quality_metrics import QualityMetrics
 from selector_server.telemetry.readings import Readings
+from selector_server.telemetry.weights_metrics import WeightsMetrics
 
-# Edges grow by a factor of 1.7 from 1 ms to about 60 s: a selection takes milliseconds on a GPU and seconds on a CPU.
-SECONDS = tuple(round(0.001 * 1.7**i, 6) for i in range(22))
 # Refusing takes about a millisecond. One edge is at 50 ms: it should never take longer.
 REJECT_SECONDS = tuple(m * 10.0**e for e in (-4, -3, -2, -1) for m in (1, 1.5, 2, 3, 5, 7))
 POWERS = tuple(float(2**i) for i in range(4, 21))
@@ -24,6 +24,7 @@ class Metrics:
         self.process = ProcessCollector(registry=r)
         self.encoding = EncodingMetrics(r)
         self.quality = QualityMetrics(r)
+        self.weights = WeightsMetrics(r)
         self.build = Info("selector_build", "1; its labels say what runs, and where.", registry=r)
         self.requests = Counter("selector_requests_total", "Requests answered.", ["method", "code"], registry=r)
         self.rejected = Counter(
@@ -105,38 +106,10 @@ class Metrics:
             ["of"],
             registry=r,
         )
-        self.weights_version = Gauge("selector_weights_version", "Version served.", registry=r)
-        self.weights_newest = Gauge("selector_weights_newest_version", "Version announced.", registry=r)
-        self.weights_step = Gauge("selector_weights_trainer_step", "Trainer step of that version.", registry=r)
-        self.weights_age = Gauge("selector_weights_age_seconds", "Age of that version.", registry=r)
-        self.weights_lag = Gauge(
-            "selector_weights_lag_steps",
-            "Steps between the last request that named its trainer's step and the weights that scored it.",
-            registry=r,
-        )
-        self.weights_state = Readings(
-            "selector_weights_sync_state",
-            "1 for the state of weight sync; state: off, waiting, current, rejected, disconnected, pinned.",
-            "state",
-            r,
-        )
-        self.weights_connected = Gauge("selector_weights_source_connected", "1 while it answers.", registry=r)
-        self.weights_pinned = Gauge("selector_weights_pinned", "1 while a version is pinned.", registry=r)
         self.stale = Counter(
             "selector_stale_selections_total",
             "Selections that met weights older than they accept, by what was done: serve, wait, refuse.",
             ["action"],
-            registry=r,
-        )
-        self.sync = Counter(
-            "selector_weights_sync_total", "Versions seen; result: served, refused, incomplete.", ["result"], registry=r
-        )
-        self.sync_bytes = Counter("selector_weights_sync_bytes_total", "Bytes of weights fetched.", registry=r)
-        self.sync_seconds = Histogram(
-            "selector_weights_sync_duration_seconds",
-            "Phases of taking a version; phase: fetch (and verify), upload, probe, canary, swap.",
-            ["phase"],
-            buckets=SECONDS,
             registry=r,
         )
         self.shm_swept = Counter(
@@ -175,8 +148,6 @@ class Metrics:
             self.rejected.labels(reason)
         for where in ("receive", "preprocess", "queue", "encode", "sample"):
             self.cancelled.labels(where)
-        for result in ("served", "refused", "incomplete"):
-            self.sync.labels(result)
         for action in ("serve", "wait", "refuse"):
             self.stale.labels(action)
         for reason in ("full", "disk", "busy", "corrupt", "failed"):

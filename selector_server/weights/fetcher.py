@@ -10,6 +10,7 @@ from threading import Event
 from selector_proto import safetensors
 from selector_proto.safetensors import TensorView
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import (
     CANARY,
     DIGEST_BYTES,
@@ -21,10 +22,11 @@ from selector_proto.weights.layout import (
     digest,
 )
 from selector_proto.weights.link import LinkOptions
-from selector_proto.weights.store import StoreError, StoreRefused
+from selector_proto.weights.store import StoreError, StoreMistyped, StoreRefused
 from selector_proto.weights.transports import open_store
 
 from selector_server.buffers import Pool
+from selector_server.weights.dating import Clocks
 from selector_server.weights.host_share import HostShare
 
 MAX_POINTER_BYTES = 19
@@ -80,6 +82,10 @@ class Fetcher:
             raise Incomplete(f"manifest of version {version} is too long; at most {MAX_MANIFEST_BYTES} bytes")
         return text
 
+    def danger(self) -> str:
+        """Why the store may throw away what is published; empty if it does not."""
+        return self._store.danger(self.keys.pointer)
+
     def fetch(self, version: int, text: bytes) -> Fetched:
         """The whole version that the manifest `text` describes, every chunk verified. What is not in the payload of a
         partial version comes from the one that it rests on. Raises Incomplete."""
@@ -95,6 +101,11 @@ class Fetcher:
         if base is not None:
             tensors = {name: view for name, view in base.tensors.items() if not name.startswith(CANARY)} | tensors
         return Fetched(manifest, tensors)
+
+    def clocks(self, manifest: pb.WeightsManifest) -> Clocks:
+        """How far the clocks of the version's publisher and of this host are ahead of the store's."""
+        told = self._read(self.keys.clock(manifest.version, manifest.publisher), clock.MAX_TEXT_BYTES)
+        return Clocks(clock.decode(told), clock.ahead(self._store, self.keys.pointer))
 
     def _base_of(self, manifest: pb.WeightsManifest) -> Fetched | None:
         """The version that a partial one rests on, None for a whole one. It is kept until a whole one comes. Raises
@@ -143,17 +154,16 @@ class Fetcher:
                 verified.append(self._hashers.submit(_verify, manifest, index, rooms[index]))
                 if len(verified) > _BEHIND:
                     verified.popleft().result()
-        except StoreRefused as error:
+        except StoreMistyped as error:
             raise Incomplete(f"version {manifest.version}: {error}") from error
         for one in verified:
             one.result()
 
     def _read(self, key: str, most: int) -> bytes:
-        """The first `most` bytes of a value, empty if there is none. Raises Incomplete if the store refuses it, as it
-        does where something else has the key."""
+        """The first `most` bytes of a value, empty if there is none. Raises Incomplete if somebody else has the key."""
         try:
             return self._store.first_bytes(key, most)
-        except StoreRefused as error:
+        except StoreMistyped as error:
             raise Incomplete(f"{key}: {error}") from error
 
     def close(self) -> None:

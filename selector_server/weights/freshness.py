@@ -44,9 +44,9 @@ class Freshness:
                 shown = f"version {served} of step {version.trainer_step} is served, {lag} steps behind"
                 return Breach("max_lag_steps", self.max_lag_steps, shown, self.when_stale)
         if self.max_age_seconds is not None and (age := version.age_seconds()) > self.max_age_seconds:
-            return Breach(
-                "max_age_seconds", self.max_age_seconds, f"version {served} is served, {age:.3f} s old", self.when_stale
-            )
+            doubt = f" ({version.published.doubt})" if version.published.doubt else ""
+            shown = f"version {served} is served, {age:.3f} s old{doubt}"
+            return Breach("max_age_seconds", self.max_age_seconds, shown, self.when_stale)
         return None
 
 

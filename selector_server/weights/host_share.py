@@ -61,8 +61,9 @@ class HostShare:
         except OSError as error:
             log.warning("weights are not shared on this host: %s", error)
             return
-        by_age = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda other: other.stat().st_mtime, reverse=True)
-        for old in by_age[_KEPT:]:
+        others = [other for other in self._folder.glob(f"*{_SUFFIX}") if other != file]  # whatever the clock says
+        others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+        for old in others[_KEPT - 1 :]:
             old.unlink(missing_ok=True)
             old.with_suffix(_LOCK).unlink(missing_ok=True)
 

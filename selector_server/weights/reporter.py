@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkOptions
 from selector_proto.weights.reports import REPORT_SECONDS, REPORT_TTL_SECONDS, encode_learner, encode_report, slot_of
@@ -65,7 +66,7 @@ class Reporter:
         learner = self._keys.learner(self._learner)
         if not self._store.renew([learner], REPORT_TTL_SECONDS):
             self._store.put_all([(learner, memoryview(self._parameters))], REPORT_TTL_SECONDS)
-        dated = pb.SidecarReport(reported_at=time.time())
+        dated = pb.SidecarReport(reported_at=clock.now(self._store, self._keys.pointer))
         dated.MergeFrom(report)
         slot = self._keys.report(slot_of(self._name))
         self._store.put_all([(slot, memoryview(encode_report(dated)))], REPORT_TTL_SECONDS)

@@ -6,6 +6,7 @@ is served stays, and the status says why.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from threading import Event, Thread
@@ -17,6 +18,7 @@ from selector_proto.weights.store import StoreError
 
 from selector_server.errors import NotPossible, SelectorError
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.dating import Dated, Dating
 from selector_server.weights.fetcher import Fetched, Fetcher, Incomplete, News
 from selector_server.weights.history import Outcome
 from selector_server.weights.reporter import Reporter
@@ -29,6 +31,10 @@ log = logging.getLogger(__name__)
 MAX_BACKOFF_SECONDS = 5.0
 # So is the pause while the newest version cannot be read whole, since each try may fetch all of it. News end the pause.
 MAX_INCOMPLETE_SECONDS = 60.0
+# The store's settings are looked at as often as a publisher does.
+WATCH_SECONDS = 15.0
+# So many publishers of the past are remembered: each is a start of the trainer.
+_PUBLISHERS = 256
 
 
 class Subscriber(Generic[W]):
@@ -53,8 +59,12 @@ class Subscriber(Generic[W]):
         self._poll_seconds, self._news, self._reporter = poll_seconds, news, reporter
         self._stop = Event()
         self._refused = 0
+        self._next_watch, self._danger = 0.0, ""
         # Manifests of the versions served and refused, by number: a store that restarted empty counts from one again.
         self._known: dict[int, bytes] = {}
+        self._dating = Dating(metrics.weights)
+        # Those whose versions were served, the last one last.
+        self._publishers: deque[str] = deque(maxlen=_PUBLISHERS)
         self._thread = Thread(target=self._run, name="weights", daemon=True)
         versions.report(SyncState.WAITING)
 
@@ -77,12 +87,13 @@ class Subscriber(Generic[W]):
         while not self._stop.is_set():
             try:
                 settled = self.poll()
-                self._metrics.weights_connected.set(1)
+                self._metrics.weights.connected.set(1)
+                self._watch()
                 pause = self._poll_seconds if settled else min(pause * 2, MAX_INCOMPLETE_SECONDS)
                 if self._reporter is not None:
                     self._reporter.tell()
             except StoreError as error:
-                self._metrics.weights_connected.set(0)
+                self._metrics.weights.connected.set(0)
                 self._report(SyncState.DISCONNECTED, None, str(error))
                 pause = min(pause * 2, MAX_BACKOFF_SECONDS)
             except Exception as error:  # a bug must not silently freeze the weights: say it and go on
@@ -95,12 +106,26 @@ class Subscriber(Generic[W]):
                 log.exception("weights: announcements cannot be waited for")
                 self._stop.wait(pause)
 
+    def _watch(self) -> None:
+        """Tells when the store begins or ceases to be one that throws away what is published."""
+        if time.monotonic() < self._next_watch:
+            return
+        self._next_watch = time.monotonic() + WATCH_SECONDS
+        danger = self._fetcher.danger()
+        self._metrics.weights.evicts.set(bool(danger))
+        if danger and danger != self._danger:
+            log.warning("weights may vanish before they are fetched: %s", danger)
+        elif self._danger and not danger:
+            log.warning("weights do not vanish any more before they are fetched")
+        self._danger = danger
+
     def poll(self) -> bool:
         """Looks at the store once, and swaps if a newer version is whole and sound. False asks for another try."""
         newest, text, step = 0, b"", None
         try:
             newest = self._fetcher.newest()
-            self._metrics.weights_newest.set(newest)
+            self._metrics.weights.newest.set(newest)
+            self._dating.saw(newest)
             if self._versions.pinned is not None:
                 self._versions.report(SyncState.PINNED, newest)
                 return True
@@ -109,13 +134,14 @@ class Subscriber(Generic[W]):
                 return True
             with self._timed("fetch"):
                 fetched = self._fetcher.fetch(newest, text)
+                clocks = self._fetcher.clocks(fetched.manifest)
             step = fetched.manifest.trainer_step
             self._must_be_later(fetched)
-            if self._swap(fetched):
+            if self._swap(fetched, self._dating.date(fetched.manifest.published_at, clocks)):
                 self._refused, self._known = 0, {newest: text}
         except Incomplete as error:
             # Chunks of an old version may just have been dropped for a newer one, so it is worth another look.
-            self._metrics.sync.labels("incomplete").inc()
+            self._metrics.weights.sync.labels("incomplete").inc()
             if newest:  # else the pointer itself is damaged
                 self._versions.record(Outcome.INCOMPLETE, newest, None, str(error))
             self._report(SyncState.REJECTED, newest, str(error))
@@ -138,17 +164,19 @@ class Subscriber(Generic[W]):
         return version in self._known and text in (self._known[version], b"")
 
     def _refuse(self, version: int, step: int | None, reason: object) -> None:
-        self._metrics.sync.labels("refused").inc()
+        self._metrics.weights.sync.labels("refused").inc()
         self._versions.record(Outcome.REFUSED, version, step, str(reason))
         self._report(SyncState.REJECTED, version, f"version {version}: {reason}", rejected=True)
 
     def _must_be_later(self, fetched: Fetched) -> None:
-        """A number that is not higher is news all the same if it was published later: the store was emptied. So is a
-        higher number of a lower step: the trainer went back to a checkpoint. Raises NotPossible for anything else."""
+        """A number that is not higher is news all the same if its publisher is new: the store was emptied. So is a
+        higher number of a lower step: the trainer went back to a checkpoint. Raises NotPossible for anything else: a
+        publisher never gives out a lower number than before, and one that had a successor is not to be followed again.
+        No clock is asked, for it may be wrong."""
         manifest, served = fetched.manifest, self._versions.latest
-        if manifest.version <= served.version and manifest.published_at <= served.published_at:
-            limit = f"must be after that of version {served.version}, which is served: {served.published_at}"
-            raise NotPossible("published_at", manifest.published_at, limit)
+        if manifest.version <= served.version and manifest.publisher in self._publishers:
+            limit = f"must be after version {served.version}, which is served, since its publisher is known"
+            raise NotPossible("version", manifest.version, limit)
 
     def _settle(self, newest: int) -> None:
         """There is nothing new: clears what an earlier failure reported, unless the newest version was refused."""
@@ -159,15 +187,17 @@ class Subscriber(Generic[W]):
         elif self._versions.status.state is not SyncState.REJECTED:
             self._versions.report(SyncState.REJECTED, newest, f"version {newest} was refused before")
 
-    def _swap(self, fetched: Fetched) -> bool:
+    def _swap(self, fetched: Fetched, dated: Dated) -> bool:
         manifest = fetched.manifest
         weights = self._bind(fetched.tensors, self._timed)
-        version = Version(manifest.version, manifest.trainer_step, manifest.published_at, weights)
+        version = Version(manifest.version, manifest.trainer_step, dated, weights, manifest.publisher)
         with self._timed("swap"):
             if not self._versions.swap(version):
                 return False
-        self._metrics.sync.labels("served").inc()
-        self._metrics.sync_bytes.inc(manifest.payload_bytes)
+        if manifest.publisher not in self._publishers:
+            self._publishers.append(manifest.publisher)
+        self._metrics.weights.sync.labels("served").inc()
+        self._metrics.weights.sync_bytes.inc(manifest.payload_bytes)
         log.info("weights: serving version %d of trainer step %d", manifest.version, manifest.trainer_step)
         return True
 
@@ -178,7 +208,7 @@ class Subscriber(Generic[W]):
         try:
             yield
         finally:
-            self._metrics.sync_seconds.labels(phase).observe(time.perf_counter() - started)
+            self._metrics.weights.sync_seconds.labels(phase).observe(time.perf_counter() - started)
 
     def _report(self, state: SyncState, newest: int | None, error: str, rejected: bool = False) -> None:
         error = printable(error)

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from selector_proto.weights.reports import printable
 
 from selector_server.errors import NotPossible
+from selector_server.weights.dating import Dated
 from selector_server.weights.history import Event, History, Outcome
 
 W = TypeVar("W")
@@ -30,16 +31,18 @@ class SyncState(Enum):
 
 @dataclass(frozen=True)
 class Version(Generic[W]):
-    """One set of weights, bound and ready. Version 0 came with the bundle. `published_at` is in Unix seconds."""
+    """One set of weights, bound and ready. Version 0 came with the bundle, and with the sidecar's start. `publisher` is
+    the name in its manifest."""
 
     version: int
     trainer_step: int
-    published_at: float
+    published: Dated
     weights: W
+    publisher: str = ""
 
     def age_seconds(self) -> float:
-        """Seconds since it was published, by this host's clock."""
-        return max(0.0, time.time() - self.published_at)
+        """Seconds since it was published."""
+        return time.monotonic() - self.published.at
 
 
 @dataclass(frozen=True)

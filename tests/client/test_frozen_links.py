@@ -233,6 +233,18 @@ def test_keepalive_finds_it_within_one_selection(sidecar, through):
         assert selector.statistics.retries == 1
 
 
+def test_keepalive_finds_it_between_selections(sidecar, through):
+    server = sidecar({"keepalive_seconds": 1})
+    proxy = through(server)
+    with independent(at(proxy), timeout=30) as selector:
+        selector.connect(20)
+        losses(selector)
+        proxy.freeze()
+        time.sleep(4)
+        assert losses(selector).fallback == ""
+        assert selector.statistics.retries == 0, "there was a new connection already"
+
+
 def test_keepalive_between_selections_costs_no_connection(sidecar, through):
     server = sidecar({"keepalive_seconds": 1})
     proxy = through(server)

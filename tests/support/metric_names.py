@@ -16,7 +16,8 @@ Row = tuple[str, str, tuple[str, ...], str]
 
 def of_server() -> list[Row]:
     metrics = Metrics()
-    found = [*vars(metrics).values(), *vars(metrics.encoding).values(), *vars(metrics.quality).values()]
+    groups = metrics, metrics.encoding, metrics.quality, metrics.weights
+    found = [collector for group in groups for collector in vars(group).values()]
     collectors = [c for c in found if hasattr(c, "collect") and c not in (metrics.registry, metrics.process)]
     rows = []
     for collector in collectors:
@@ -36,7 +37,7 @@ def of_client() -> list[Row]:
         ),
         client._Loader(SimpleNamespace(progress=Progress(lag_steps=1))),
         client._Publisher(
-            SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0)
+            SimpleNamespace(published=0, superseded=0, failures=0, refused=0, refusals=0, last_version=0, unsafe="")
         ),
     )
     return sorted(_row(family, tuple(_labels(family))) for source in sources for family in source.collect())

@@ -77,7 +77,9 @@ def test_what_is_published_is_read_and_only_the_last_versions_stay(folder, url, 
     with pytest.raises(Incomplete, match="manifest of version 3 is missing"):
         read(url, version=3)
     files = [file for file in folder.iterdir() if file.name != ".lock"]
-    assert len(files) == 3 + 3 * (1 + 3), "owner, counter, pointer, and three versions of a manifest and three chunks"
+    assert len(files) == 3 + 3 * (1 + 1 + 3), (
+        "three of the run, and three versions of a manifest, a clock and three chunks"
+    )
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
     assert not [file for file in files if file.name.endswith(".unfinished")]
     with WeightPublisher(url, "run") as publisher:

@@ -79,7 +79,7 @@ def test_a_unix_socket(valkey, way, tmp_path):
     valkey(unix_socket_path=tmp_path / "redis.sock")
     assert way(f"unix://{tmp_path}/redis.sock?db=1").carries(1) == 1
     client = redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"), db=1)
-    assert len(client.keys()) == 6, "owner, counter, pointer, manifest and two chunks"
+    assert len(client.keys()) == 7, "owner, counter, pointer, manifest, clock and two chunks"
 
 
 def test_a_database_by_its_number(redis_url, way):
@@ -218,7 +218,7 @@ def test_a_cluster_of_three(valkey, run_name):
         assert (one.carries(1), one.carries(2), one.carries(3)) == (1, 2, 3)
         one.close()
     sizes = [redis.Redis(port=port).dbsize() for port in ports]
-    assert sum(sizes) == 5 * (3 + 3 * 3), "owner, counter, pointer, and three versions of a manifest and two chunks"
+    assert sum(sizes) == 5 * (3 + 3 * 4), "three of the run, and three versions of a manifest, a clock and two chunks"
     assert max(sizes) < sum(sizes), "the runs are spread"
 
 

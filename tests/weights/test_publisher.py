@@ -28,6 +28,7 @@ def test_only_the_last_versions_stay_in_redis(redis_url, run_name, monkeypatch):
     wanted = {keys.counter, keys.pointer, keys.owner}
     for version in (4, 5, 6):
         wanted |= {keys.manifest(version), *(chunk_key(client, keys, version, i) for i in range(3))}
+        wanted |= {keys.clock(version, publisher._shipper.token)}
     assert {key.decode() for key in client.scan_iter(f"*{{{run_name}}}*")} == wanted
     sizes = [client.strlen(chunk_key(client, keys, 6, i)) for i in range(3)]
     assert sizes[:2] == [CHUNK_BYTES, CHUNK_BYTES]

@@ -25,6 +25,7 @@ from support.model import TwoTower
 from support.processes import eventually
 from support.runs import IDS, PIXELS, views
 
+from selector_server.weights.dating import Dated
 from selector_server.weights.reporter import Reporter
 from selector_server.weights.versions import SyncState, Version, Versions
 
@@ -179,7 +180,7 @@ def test_a_model_is_refused_only_if_it_fits_no_learner(writer, redis_url, run_na
 
 
 def test_a_store_that_sidecars_may_not_write_costs_nothing_but_the_report(redis_url, run_name, monkeypatch):
-    versions = Versions(Version(0, 0, 0.0, b""))
+    versions = Versions(Version(0, 0, Dated(0.0), b""))
     reporter, asked = Reporter(redis_url, run_name, versions, {"w": (1,)}), []
 
     def refuse(*_):
@@ -194,7 +195,7 @@ def test_a_store_that_sidecars_may_not_write_costs_nothing_but_the_report(redis_
 
 def test_a_report_expires_and_follows_the_state(redis_url, run_name):
     client, keys = redis.Redis.from_url(redis_url), Keys(run_name)
-    versions = Versions(Version(0, 0, 0.0, b""))
+    versions = Versions(Version(0, 0, Dated(0.0), b""))
     reporter = Reporter(redis_url, run_name, versions, {"w": (1,)})
     reporter.tell()
     [slot] = [slot for slot in range(SLOTS) if client.exists(keys.report(slot))]
@@ -219,11 +220,11 @@ def test_a_report_tells_what_the_learner_needs_and_what_is_served_instead(redis_
 
 
 def test_what_counts_as_unserved():
-    versions = Versions(Version(0, 0, 0.0, b""))
+    versions = Versions(Version(0, 0, Dated(0.0), b""))
     for state in (SyncState.OFF, SyncState.WAITING, SyncState.CURRENT):
         versions.report(state, 0)
         assert versions.unserved() is None
-    versions.swap(Version(4, 1, 1.0, b""))
+    versions.swap(Version(4, 1, Dated(1.0), b""))
     versions.report(SyncState.DISCONNECTED, None, "no answer")
     assert (versions.unserved().version, versions.unserved().reason) == (0, "no answer")
     versions.report(SyncState.CURRENT, 4)

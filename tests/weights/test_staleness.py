@@ -23,6 +23,7 @@ from selector_server.engine.models import Models, SamplerSettings
 from selector_server.engine.request import Request
 from selector_server.errors import StaleWeights
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.dating import Dated
 from selector_server.weights.freshness import Freshness, WhenStale
 from selector_server.weights.versions import SyncState, Version, Versions
 
@@ -98,7 +99,7 @@ def test_a_wait_ends_shortly_before_the_deadline_and_says_why_nothing_newer_came
     assert (counted(trainer, "wait"), counted(trainer, "refuse")) == (before[0] + 1, before[1] + 1)
 
 
-OLD = Version(4, 40, 0.0, "weights")
+OLD = Version(4, 40, Dated(0.0), "weights")
 
 
 @pytest.mark.parametrize(

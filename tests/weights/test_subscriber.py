@@ -14,6 +14,7 @@ from support.processes import eventually
 from selector_server.errors import NotPossible
 from selector_server.telemetry.metrics import Metrics
 from selector_server.weights import subscriber
+from selector_server.weights.dating import Clocks, Dated
 from selector_server.weights.fetcher import Fetched, Fetcher, News
 from selector_server.weights.history import Outcome
 from selector_server.weights.subscriber import Subscriber
@@ -36,7 +37,7 @@ class Learner:
 @pytest.fixture
 def following(redis_url, run_name):
     learner, metrics = Learner(), Metrics()
-    versions = Versions(Version(0, 0, 0.0, b""))
+    versions = Versions(Version(0, 0, Dated(0.0), b""))
     fetcher, news = Fetcher(redis_url, run_name, 1 << 30), News(redis_url, run_name)
     one = Subscriber(fetcher, versions, learner.bind, metrics, 0.05, news)
     one.start()
@@ -59,7 +60,7 @@ def test_what_cannot_be_bound_is_counted_told_and_tried_again_later_and_later(
         assert 2 <= tries <= 8, "the whole of it is fetched each time"
         assert versions.status.state is SyncState.REJECTED
         assert versions.status.last_error == "version 1: RuntimeError: out of memory"
-        assert metrics.sync.labels("refused")._value.get() == tries
+        assert metrics.weights.sync.labels("refused")._value.get() == tries
         last = versions.history()[-1]
         assert (last.version, last.trainer_step, last.outcome, last.times) == (1, 7, Outcome.REFUSED, tries)
         learner.memory = True
@@ -89,8 +90,14 @@ class Store:
 
     def fetch(self, version, text):
         self.fetched.append(version)
-        about = {"version": version, "trainer_step": 10 * version, "published_at": 1000.0 + version}
+        about = {"version": version, "trainer_step": 10 * version, "published_at": time.time(), "publisher": "one"}
         return Fetched(SimpleNamespace(**about, payload_bytes=8), {})
+
+    def clocks(self, manifest):
+        return Clocks()
+
+    def danger(self):
+        return ""
 
     def close(self):
         """It holds nothing."""
@@ -99,7 +106,7 @@ class Store:
 @pytest.fixture
 def looking():
     """A store, the versions, and look(version): the subscriber sees it as the newest, and cannot bind the odd ones."""
-    store, versions, bound = Store(), Versions(Version(0, 0, 0.0, "bundled")), []
+    store, versions, bound = Store(), Versions(Version(0, 0, Dated(0.0), "bundled")), []
 
     def bind(tensors, timed):
         bound.append(store.version)
@@ -197,7 +204,7 @@ class Deaf:
 
 
 def test_who_cannot_hear_news_goes_on_looking(caplog):
-    store, versions = Store(), Versions(Version(0, 0, 0.0, b""))
+    store, versions = Store(), Versions(Version(0, 0, Dated(0.0), b""))
     one = Subscriber(store, versions, lambda tensors, timed: b"", Metrics(), 0.01, Deaf())
     one.start()
     for version in (2, 4):

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from selector_proto.weights.transports import TRANSPORTS, Transport, check_link,
 from support.processes import eventually, free_port
 
 from selector_server.telemetry.metrics import Metrics
+from selector_server.weights.dating import Dated
 from selector_server.weights.fetcher import Fetcher, News
 from selector_server.weights.subscriber import Subscriber
 from selector_server.weights.versions import SyncState, Version, Versions
@@ -81,7 +83,10 @@ class MemoryStore:
     def left_behind(self, keys):
         return {}
 
-    def danger(self):
+    def clock(self, key):
+        return time.time()
+
+    def danger(self, key):
         return ""
 
     def listen(self, channel):
@@ -122,7 +127,7 @@ def test_a_store_and_a_line_in_the_table_are_enough_for_publisher_and_fetcher(pl
 
 
 def test_its_errors_are_waited_out_on_both_sides(place):
-    versions = Versions(Version(0, 0, 0.0, b""))
+    versions = Versions(Version(0, 0, Dated(0.0), b""))
     fetcher, news = Fetcher("memory://here", "run", 1 << 30), News("memory://here", "run")
     follower = Subscriber(fetcher, versions, lambda found, _: bytes(found["w"].data), Metrics(), 0.05, news)
     follower.start()
@@ -171,6 +176,7 @@ def everything(store):
         "delete": lambda: store.delete("key"),
         "next_version": lambda: store.next_version(keys, "1 a", 0, 60),
         "move_pointer": lambda: store.move_pointer(keys, "1 a", 1, b"", 60),
+        "clock": lambda: store.clock("key"),
         "renew": lambda: store.renew(["key"], 60),
     }
 

@@ -2,12 +2,13 @@
 
 from selector_proto.weights.reports import MAX_REASON, printable
 
+from selector_server.weights.dating import Dated
 from selector_server.weights.history import Outcome
 from selector_server.weights.versions import Status, SyncState, Version, Versions
 
 
 def version(number, step=None):
-    return Version(number, 10 * number if step is None else step, 1000.0 + number, f"weights {number}")
+    return Version(number, 10 * number if step is None else step, Dated(1000.0 + number), f"weights {number}")
 
 
 def test_a_swap_tells_what_is_served_now_and_clears_what_went_wrong():

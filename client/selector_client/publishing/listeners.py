@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selector_proto.safetensors import MAX_HEADER_BYTES, LayoutError, entries
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.reports import (
     MAX_LEARNER_BYTES,
@@ -56,6 +57,7 @@ class Listeners:
         self._reports: dict[str, tuple[float, pb.SidecarReport]] = {}
         self._shapes: dict[str, Shapes] = {}
         self._warned: set[str] = set()
+        self._deaf = False
         self._counted: dict[str, int] = {}
         self.learners: tuple[Shapes, ...] = () if given is None else (given,)
         self.refusals = 0
@@ -66,14 +68,17 @@ class Listeners:
         StoreUnavailable; what else goes wrong costs what would have been heard."""
         rooms = [memoryview(bytearray(MAX_REPORT_BYTES)) for _ in range(SLOTS)]
         try:
+            now = clock.now(self._store, self._keys.pointer)
             lengths = self._store.read_into([self._keys.report(slot) for slot in range(SLOTS)], rooms)
             for room, length in zip(rooms, lengths, strict=False):
                 if 0 < length <= len(room):
-                    self._take(bytes(room[:length]))
+                    self._take(bytes(room[:length]), now)
         except StoreUnavailable:
             raise
-        except StoreError:
-            log.debug("the sidecars' reports cannot be read", exc_info=True)
+        except StoreError as error:
+            if not self._deaf:
+                log.warning("the sidecars' reports cannot be read: %s", error)
+            self._deaf = True
         oldest = time.monotonic() - REPORT_TTL_SECONDS
         self._reports = {name: heard for name, heard in self._reports.items() if heard[0] > oldest}
         self.unserved = Counter(report.state for _, report in self._reports.values() if report.state)
@@ -82,9 +87,9 @@ class Listeners:
             self._shapes = {name: shapes for name, shapes in self._shapes.items() if name in live}
             self.learners = tuple(self._shapes.values()) if live == self._shapes.keys() else ()
 
-    def _take(self, value: bytes) -> None:
+    def _take(self, value: bytes, now: float) -> None:
         try:
-            report = decode_report(value)
+            report = decode_report(value, now)
         except ReportError:
             log.debug("a sidecar's report cannot be believed", exc_info=True)
             return

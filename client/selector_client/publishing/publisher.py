@@ -64,7 +64,8 @@ class WeightPublisher:
 
     `published`, `superseded` and `failures` count, `refused` the models that were not published because no learner
     could serve them, and `refusals` the versions that sidecars refused; `unserved` has how many sidecars do not serve
-    the newest at present, by their state. `last_version`, `last_error` and `fenced` tell how it goes.
+    the newest at present, by their state. `last_version`, `last_error` and `fenced` tell how it goes, and `unsafe` why
+    what is published may vanish: a Redis that evicts, found out at the heartbeat.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class WeightPublisher:
             snapshot = self._idle.pop() if self._idle else Snapshot()
         snapshot.base, snapshot.samples = base if still else None, samples
         wanted = ((name, value) for name, value in tensors if name in published and name not in still)
-        snapshot.step, snapshot.taken_at = step, time.time()
+        snapshot.step, snapshot.taken_at = step, time.monotonic()
         try:
             snapshot.fill(chain(wanted, canary.items()), self._copiers, _GATHERED_BYTES if state.gathered else math.inf)
         except Exception as error:
@@ -199,6 +200,11 @@ class WeightPublisher:
     def refusals(self) -> int:
         """How many of the versions were refused by a sidecar, each counted once for each sidecar that did."""
         return self._listeners.refusals
+
+    @property
+    def unsafe(self) -> str:
+        """Why what is published may vanish; empty if it may not."""
+        return self._shipper.danger
 
     @property
     def unserved(self) -> Mapping[str, int]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from selector_proto.v1 import weights_pb2 as pb
+from selector_proto.weights import clock
 from selector_proto.weights.layout import CHUNK_BYTES, FORMAT, Keys, digest, encode_manifest, epoch_of, outranks
-from selector_proto.weights.store import Store, StoreError, StoreUnavailable
+from selector_proto.weights.store import Store, StoreError, StoreFull, StoreRefused
 
 from selector_client.publishing.snapshot import Snapshot
 from selector_client.publishing.wire_payload import Precision, WirePayload
@@ -41,11 +42,11 @@ class Unsafe(Exception):
 
 @dataclass
 class _Version:
-    """What is stored of a version. Once it is not the newest any more it may go at `until`, a time.monotonic(), but not
-    while a version that stays has it as its `base`."""
+    """What is stored of a version; `parts` are the keys of its chunks and of the clock that dates it. Once it is not
+    the newest any more it may go at `until`, a time.monotonic(), but not while one that stays has it as its `base`."""
 
     number: int
-    chunks: list[str]
+    parts: list[str]
     manifest: bytes = b""
     blake3: bytes = b""
     base: int = 0
@@ -62,11 +63,13 @@ class Shipper:
     def __init__(self, store: Store, keys: Keys, precision: Precision, keep: int, ttl: int) -> None:
         self._store, self._keys, self._precision, self._keep, self._ttl = store, keys, precision, keep, ttl
         self.token = secrets.token_hex(8)
+        self.danger = ""  # says why what is stored may vanish
         self._owner = ""  # is epoch and token, from the first `ship` on
         self._last = 0
         self._newest: _Version | None = None
         self._older: deque[_Version] = deque()
         self._held = HELD
+        self._stays = ""  # says why what is not needed any more cannot be deleted
         self._debris: list[_Version] = []  # what failed publications have left
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weight-caster")
         # These buffers are used again: one is being sent while the others are filled.
@@ -83,13 +86,15 @@ class Shipper:
         count = -(-payload.size // CHUNK_BYTES)
         version = _Version(number, [self._keys.chunk(number, self.token, index) for index in range(count)])
         try:
-            digests = self._send(version, payload)
+            ahead = clock.ahead(self._store, self._keys.pointer)
+            taken_at = time.time() - (time.monotonic() - snapshot.taken_at)
+            digests = self._send(version, payload, ahead)
             manifest = pb.WeightsManifest(
                 format=FORMAT,
                 run=self._keys.run,
                 version=number,
                 trainer_step=snapshot.step,
-                published_at=snapshot.taken_at,
+                published_at=taken_at,
                 payload_bytes=payload.size,
                 payload_blake3=digest(digests),
                 chunk_bytes=CHUNK_BYTES,
@@ -102,12 +107,12 @@ class Shipper:
             version.manifest, version.blake3 = encode_manifest(manifest), manifest.payload_blake3
             self._show(version)
         except Fenced:
-            self._forget_quietly(version.chunks)
+            self._forget_quietly(version.parts)
             raise
         except BaseException as error:
             self._debris.append(version)
-            if not isinstance(error, StoreUnavailable):
-                self._held = 0  # most of these errors are for want of room
+            if isinstance(error, StoreFull):
+                self._held = 0
             self._tidy()
             raise
         self._make_newest(version)
@@ -125,6 +130,7 @@ class Shipper:
         again, or a whole one if it is partial."""
         if not self._owner:
             return True
+        self._watch()
         # This comes first, because a successor may use the same numbers, and its keys must not be touched.
         if outranks(owner := self._store.get(self._keys.owner), self._owner):
             raise Fenced
@@ -152,15 +158,26 @@ class Shipper:
         self._pool.shutdown()
         self._store.close()
 
+    def _watch(self) -> None:
+        """Tells when this store begins or ceases to be one that throws away what is in use. What runs goes on: readers
+        find out about each chunk that is missing."""
+        danger = self._store.danger(self._keys.owner)
+        if danger and danger != self.danger:
+            log.error("weights that are published here may vanish: %s", danger)
+        elif self.danger and not danger:
+            log.warning("weights that are published here are safe again")
+        self.danger = danger
+
     def _claim(self) -> None:
         """Claims the run, which the last publisher to start owns. The epoch is fixed here, once, and written by
-        whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds
-        also tell publishers apart that claimed a run of which Redis knew nothing."""
+        whatever comes next, so that a claim whose answer was lost is recognised when it is made again. Milliseconds of
+        the store's clock also tell publishers apart that claimed a run of which the store knew nothing."""
         if self._owner:
             return
-        if danger := self._store.danger():
+        if danger := self._store.danger(self._keys.owner):
             raise Unsafe(danger)
-        epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, time.time_ns() // 1_000_000)
+        milliseconds = int(1000 * (self._store.clock(self._keys.owner) or 0))
+        epoch = max(epoch_of(self._store.get(self._keys.owner)) + 1, milliseconds)
         pointer = self._store.get(self._keys.pointer)
         for number, names in self._store.left_behind(self._keys).items():
             shown = str(number).encode() == pointer  # readers may be on their way to it
@@ -186,14 +203,18 @@ class Shipper:
             self._older.append(self._newest)
         self._newest = version
 
-    def _send(self, version: _Version, payload: WirePayload) -> bytes:
+    def _send(self, version: _Version, payload: WirePayload, ahead: float | None) -> bytes:
         """Sends the chunks and returns their digests, one after another. Threads cast and hash the next chunks
-        meanwhile."""
+        meanwhile. First goes how far our clock is ahead, if that is known."""
         starts = range(0, payload.size, CHUNK_BYTES)
         digests: list[bytes] = []
         made: deque[Future[tuple[memoryview, bytes]]] = deque()
+        names = list(version.parts)
 
         def chunks() -> Iterator[tuple[str, memoryview]]:
+            if ahead is not None:
+                version.parts.append(self._keys.clock(version.number, self.token))
+                yield version.parts[-1], memoryview(clock.encode(ahead))
             for index in range(len(starts)):
                 while len(made) < _AHEAD and index + len(made) < len(starts):
                     number = index + len(made)
@@ -201,7 +222,7 @@ class Shipper:
                     made.append(self._pool.submit(_make, payload, starts[number], room))
                 chunk, its_digest = made.popleft().result()
                 digests.append(its_digest)
-                yield version.chunks[index], chunk
+                yield names[index], chunk
 
         try:
             self._store.put_all(chunks(), self._ttl)
@@ -219,13 +240,18 @@ class Shipper:
                 if pointer == str(version.number).encode():
                     self._make_newest(version)  # only the answer was lost, and readers may be on their way to it
                 else:
-                    self._store.delete(*version.chunks)
+                    self._store.delete(*version.parts)
                 self._debris.pop()
             while len(spare := self._spare()) >= self._keep:
                 if spare[0].until > time.monotonic() and len(spare) < self._keep + self._held:
                     break
                 self._store.delete(*self._keys_of(spare[0]))
                 self._older.remove(spare[0])
+            self._stays = ""
+        except StoreRefused as error:
+            if str(error) != self._stays:
+                log.warning("what is not needed any more stays until its time to live ends: %s", error)
+            self._stays = str(error)
         except StoreError:
             log.debug("what is not needed any more stays for now", exc_info=True)
 
@@ -244,7 +270,7 @@ class Shipper:
             log.debug("it stays until its time to live ends", exc_info=True)
 
     def _keys_of(self, version: _Version) -> list[str]:
-        return [self._keys.manifest(version.number), *version.chunks]
+        return [self._keys.manifest(version.number), *version.parts]
 
 
 def _make(payload: WirePayload, start: int, room: NDArray[np.uint8]) -> tuple[memoryview, bytes]:

@@ -35,9 +35,10 @@ class Base:
 
 @dataclass
 class Snapshot:
-    """The weights of one step: by name, the safetensors dtype and the values. `left_out` has, by name, the dtypes of
-    what cannot travel. `base` is the whole version that has what is not in here, None if nothing is missing; `samples`
-    are those of the frozen parameters, see `frozen`. `arrays` are buffers that are filled again."""
+    """The weights of one step, taken at a time.monotonic(): by name, the safetensors dtype and the values. `left_out`
+    has, by name, the dtypes of what cannot travel. `base` is the whole version that has what is not in here, None if
+    nothing is missing; `samples` are those of the frozen parameters, see `frozen`. `arrays` are buffers that are filled
+    again."""
 
     step: int = 0
     taken_at: float = 0.0

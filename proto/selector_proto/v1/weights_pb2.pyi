@@ -101,7 +101,7 @@ class SidecarReport(_message.Message):
     sidecar: _builtins.str
     """A name of the process that tells it from every other one."""
     reported_at: _builtins.float
-    """Seconds since the Unix epoch, the sidecar's clock."""
+    """Seconds since the Unix epoch, the store's clock (the sidecar's if the store tells none)."""
     serving_version: _builtins.int
     """Version that is served."""
     state: _builtins.str

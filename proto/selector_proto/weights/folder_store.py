@@ -7,7 +7,6 @@ Files do not expire.
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.parse import quote, unquote
 from selector_proto import files
 from selector_proto.weights.layout import Keys, outranks
 from selector_proto.weights.link import HIDDEN, LinkError, LinkOptions, masked, split
-from selector_proto.weights.store import StoreRefused, StoreUnavailable
+from selector_proto.weights.store import StoreFull, StoreRefused, StoreUnavailable
 
 FORMS = "file:///folder"
 LOCK_SECONDS = 10.0
@@ -45,11 +44,10 @@ class FolderStore:
 
     def __init__(self, folder: str | Path, *, write: bool = False) -> None:
         """`write` tries at once whether the folder can be written. Raises LinkError."""
-        self._folder = Path(folder)
+        self._folder, self._writes = Path(folder), write
         if write:
             try:
                 files.sweep_unfinished(self._folder)
-                tempfile.TemporaryFile(dir=self._folder).close()
             except OSError as error:
                 raise LinkError(self._folder, f"must be a folder that can be written: {error.strerror}") from None
 
@@ -139,7 +137,14 @@ class FolderStore:
                     found.setdefault(version, []).append(key)
         return found
 
-    def danger(self) -> str:
+    def clock(self, key: str) -> float | None:  # noqa: ARG002 - a folder has one clock
+        """That of the file system, which a server may keep: it dates a new file. Readers make none."""
+        if not self._writes:
+            return None
+        with self._errors():
+            return files.clock(self._folder)
+
+    def danger(self, key: str) -> str:  # noqa: ARG002 - no key of a folder is in danger
         """There is none: a folder forgets nothing by itself."""
         return ""
 
@@ -190,5 +195,5 @@ class FolderStore:
         try:
             yield
         except OSError as error:
-            kind = StoreRefused if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable
+            kind = StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable
             raise kind(f"folder {self._folder}: {error.strerror or type(error).__name__}") from error

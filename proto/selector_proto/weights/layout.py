@@ -7,7 +7,8 @@ of a Redis Cluster. The state machine is drawn in docs/weight-sync.md.
 A publisher owns its run from its start until another one starts; what a former owner still tries comes to nothing. An
 owner is an epoch and a token, `EPOCH TOKEN`. The later owner has the higher epoch, also when the store forgot it or
 knows only a former one again (restarted from an old file, failed over). So a publisher that finds a lower epoch than
-its own, or no owner, goes on; only a higher epoch, or another owner of the same epoch, fences it off.
+its own, or no owner, goes on; only a higher epoch, or another owner of the same epoch, fences it off. Epochs rest on
+the store's clock, never on a publisher's.
 """
 
 import math
@@ -102,9 +103,13 @@ class Keys:
         write, and a Redis that went back in time gives a version number a second time."""
         return f"selector:{{{self.run}}}:weights:{version}:chunk:{publisher}:{index}"
 
+    def clock(self, version: int, publisher: str) -> str:
+        """Holds by how many seconds the publisher's clock was ahead of the store's when it dated that version."""
+        return f"selector:{{{self.run}}}:weights:{version}:clock:{publisher}"
+
     def version_of(self, key: str) -> int | None:
         """The version that a key of this run belongs to; None for every other key."""
-        found = re.fullmatch(rf"selector:\{{{re.escape(self.run)}\}}:weights:(\d+):(manifest|chunk:.*)", key)
+        found = re.fullmatch(rf"selector:\{{{re.escape(self.run)}\}}:weights:(\d+):(manifest|(?:chunk|clock):.*)", key)
         return int(found[1]) if found else None
 
 

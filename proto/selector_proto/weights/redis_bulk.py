@@ -13,6 +13,8 @@ import redis
 
 # So many commands are sent ahead of their answers: enough that neither side waits for the other.
 _AHEAD = 4
+# Redis does not say that it hangs up on a reader for whom it holds too much.
+_LIMIT = f"is its client-output-buffer-limit for normal clients below {_AHEAD} chunks?"
 _LINE_BYTES = 512  # an answer's first line may be so long; errors are cut there
 
 
@@ -37,10 +39,15 @@ def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) 
     with _connection(client) as connection:
         answers, sent = _Answers(connection), 0
         for index, room in enumerate(rooms):
-            while sent < min(len(keys), index + _AHEAD):
-                _send(connection, "GET", keys[sent])
-                sent += 1
-            length = answers.next(room)
+            try:
+                while sent < min(len(keys), index + _AHEAD):
+                    _send(connection, "GET", keys[sent])
+                    sent += 1
+                length = answers.next(room)
+            except (redis.ConnectionError, ConnectionError) as error:
+                if type(error).__module__.startswith("redis") and type(error) is not redis.ConnectionError:
+                    raise  # it says what is wrong
+                raise redis.ConnectionError(f"{error} amid a fetch; {_LIMIT}") from error
             yield length
             if length > len(room):
                 connection.disconnect()

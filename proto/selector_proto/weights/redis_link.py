@@ -4,6 +4,7 @@ The password comes from a file that is read for every new connection, so a rotat
 certificates. Nothing here logs, and no error or repr tells a password.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | Redis
     they are first used. Raises LinkError for what cannot be."""
     options = options or LinkOptions()
     address = check(url, options)
-    settings = _shared(options, address.tls) | address.settings
+    # The older protocol has all that we need, and every server and proxy speaks it. The newer one begins with HELLO,
+    # which Redis knows from version 6 on, and which may be renamed away.
+    settings = _shared(options, address.tls) | {"protocol": 2} | address.settings
     settings |= _credentials(options, settings.pop("username", None), settings.pop("password", None))
     # Few and short retries will do: who uses this waits and tries again by itself, and says so.
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)
@@ -90,7 +93,7 @@ def connect(url: str, options: LinkOptions | None = None) -> redis.Redis | Redis
         host, port = address.hosts[0]
         return redis.Redis(host, port, **settings)
     # A dead Sentinel is not waited for: the next one is asked.
-    asked = _shared(options, address.tls) | {"retry": Retry(NoBackoff(), 0)}
+    asked = _shared(options, address.tls) | {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
     if options.sentinel_password_file is not None:
         asked |= {"credential_provider": PasswordFile(options.sentinel_password_file)}
     master = Sentinel(address.hosts, sentinel_kwargs=asked).master_for(address.service, **settings)  # type: ignore[no-untyped-call]
@@ -104,6 +107,9 @@ def _shared(options: LinkOptions, tls: bool) -> dict[str, Any]:
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.timeout_seconds,
     }
+    # Proxies hang up on a command that they do not know, such as the one that tells the library's name.
+    newer = "driver_info" in inspect.signature(redis.Redis.__init__).parameters
+    settings |= {"driver_info": None} if newer else {"lib_name": None, "lib_version": None}
     if tls:
         names = {"ssl_ca_certs": options.ca_file, "ssl_certfile": options.certificate_file}
         names |= {"ssl_keyfile": options.key_file}

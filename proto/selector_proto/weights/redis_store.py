@@ -1,6 +1,7 @@
 """Weights in Redis: one server, Sentinels or a cluster. The only place where redis-py's errors are seen."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -15,12 +16,22 @@ from selector_proto.weights.layout import Keys
 from selector_proto.weights.link import LinkError, LinkOptions, masked
 from selector_proto.weights.redis_link import check, connect
 from selector_proto.weights.redis_url import parse
-from selector_proto.weights.store import StoreError, StoreGarbled, StoreRefused, StoreUnavailable
+from selector_proto.weights.store import (
+    StoreError,
+    StoreFull,
+    StoreGarbled,
+    StoreMistyped,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 # The time to live of so many keys is renewed in one round trip.
 _PIPELINE = 1000
+# What a server refuses and we can do without is asked again after so long.
+_IMPOSSIBLE_SECONDS = 600.0
+_REASON = 300
 
 # A script does in one step what two publishers must not mix. KEYS are the run's owner, counter, pointer and manifest;
 # ARGV are the publisher as owner (`layout` says what that is), seconds to live, a version and a manifest. Each script
@@ -71,6 +82,7 @@ class RedisStore:
     def __init__(self, url: str, options: LinkOptions | None = None) -> None:
         self._url, self._options = url, options
         self._client: redis.Redis | RedisCluster | None = None
+        self._impossible: dict[str, float] = {}  # commands that are not answered, until they are asked again
 
     def get(self, key: str) -> bytes | None:
         return cast("bytes | None", self._do(lambda client: client.get(key)))
@@ -110,7 +122,13 @@ class RedisStore:
                     return
 
     def delete(self, *keys: str) -> int:
-        return self._do(lambda client: client.unlink(*keys))
+        try:
+            return self._do(lambda client: client.unlink(*keys))
+        except StoreRefused as refused:  # Redis 3 has none
+            try:
+                return self._do(lambda client: client.delete(*keys))
+            except StoreRefused:
+                raise refused from None
 
     def next_version(self, keys: Keys, owner: str, above: int, ttl: int) -> int:
         arguments = (keys.owner, keys.counter, keys.pointer, owner, ttl, above)
@@ -121,8 +139,8 @@ class RedisStore:
         arguments = (*names, owner, ttl, version, manifest)
         now = int(cast(int, self._do(lambda client: client.eval(_MOVE_POINTER, 4, *arguments))))
         try:
-            self._do(lambda client: client.publish(keys.news, version))
-        except StoreError:  # this user may not be allowed to announce anything: readers look by themselves
+            self._if_possible("PUBLISH", keys.pointer, lambda client: client.publish(keys.news, version))
+        except StoreError:  # readers look by themselves
             log.debug("no announcement of version %d", version, exc_info=True)
         return now
 
@@ -137,11 +155,19 @@ class RedisStore:
         """Nothing would stay: whatever a dead publisher left dies by itself."""
         return {}
 
-    def danger(self) -> str:
-        try:
-            memory = self._do(_memory)
-        except StoreRefused as error:  # this user may not be allowed to ask
-            log.warning("cannot tell whether Redis evicts keys: %s", error)
+    def clock(self, key: str) -> float | None:
+        def ask(client: Any) -> Any:
+            if isinstance(client, RedisCluster):
+                return client.time(target_nodes=client.get_node_from_key(key))  # type: ignore[no-untyped-call]
+            return client.time()
+
+        if (told := self._if_possible("TIME", key, ask)) is None:
+            return None
+        seconds, microseconds = told
+        return float(seconds) + float(microseconds) / 1e6
+
+    def danger(self, key: str) -> str:
+        if (memory := self._if_possible("INFO", key, _memory)) is None:
             return ""
         policy, most = memory.get("maxmemory_policy", "noeviction"), memory.get("maxmemory", 0)
         if most and policy != "noeviction":
@@ -151,9 +177,17 @@ class RedisStore:
     def listen(self, channel: str) -> Callable[[float], bool] | None:
         if parse(self._url).kind == "cluster":  # asked before connecting: its client asks all nodes at once
             return None
-        with self._connected() as client:
-            subscription = client.pubsub()  # type: ignore[no-untyped-call]
-            subscription.subscribe(channel)
+
+        seconds = (self._options or LinkOptions()).timeout_seconds
+
+        def subscribe(client: Any) -> Any:
+            made = client.pubsub()
+            made.subscribe(channel)
+            made.get_message(timeout=seconds)  # its answer
+            return made
+
+        if (subscription := self._if_possible("SUBSCRIBE", channel, subscribe)) is None:
+            return None
 
         def wait(seconds: float) -> bool:
             with self._connected():
@@ -170,6 +204,23 @@ class RedisStore:
         with self._connected() as client:
             return command(client)
 
+    def _if_possible(self, name: str, key: str, command: Callable[[Any], R]) -> R | None:
+        """What a command answers that we can do without; None if the server refuses it, as it does where the user may
+        not use it or the server does not know it. Proxies hang up instead: that is one if another command, with `key`,
+        is answered at once. Such a command is asked again later."""
+        if time.monotonic() < self._impossible.get(name, 0.0):
+            return None
+        try:
+            return self._do(command)
+        except StoreRefused as error:
+            reason = str(error)
+        except StoreUnavailable as error:
+            self.get(key)
+            reason = str(error)
+        log.warning("Redis does not do %s, and we do without: %s", name, reason)
+        self._impossible[name] = time.monotonic() + _IMPOSSIBLE_SECONDS
+        return None
+
     @contextmanager
     def _connected(self) -> Iterator[redis.Redis | RedisCluster]:
         """The client. Whatever goes wrong while it is used is raised as a StoreError."""
@@ -185,7 +236,7 @@ class RedisStore:
         except (RedisClusterException, LinkError) as error:  # no node answers, or a file is gone since the start
             raise StoreUnavailable(str(error)) from error
         except redis.ResponseError as error:
-            raise StoreRefused(_told(error)) from error
+            raise _refusal(error)(_told(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:  # errors of TLS are OSErrors
             raise StoreUnavailable(_told(error)) from error
         except redis.RedisError as error:
@@ -194,9 +245,19 @@ class RedisStore:
             raise StoreGarbled(f"Redis answered nonsense: {type(error).__name__}: {str(error)[:200]}") from error
 
 
+def _refusal(error: redis.ResponseError) -> type[StoreRefused]:
+    if isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(
+        error
+    ):  # by itself, or in a script
+        return StoreFull
+    return StoreMistyped if str(error).startswith("WRONGTYPE") else StoreRefused
+
+
 def _told(error: Exception) -> str:
-    """redis-py says much by the names of its errors."""
-    return f"{type(error).__name__}: {error}"
+    """One line: redis-py says much by the names of its errors, and Redis quotes what it does not understand."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
+    rights = isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in text
+    return f"{text} (docs/weight-sync.md has the rights that are needed)" if rights else text
 
 
 def _expire(client: Any, names: Sequence[str], ttl: int) -> bool:

@@ -7,7 +7,6 @@ depends on a report: a sidecar that may not write sends none, and its trainer pu
 
 import math
 import re
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +18,7 @@ from selector_proto.weights.layout import digest
 SLOTS = 16
 REPORT_SECONDS = 15.0
 REPORT_TTL_SECONDS = 90
-# In a folder nothing expires: a report that is so much older, or newer, than the trainer's clock is not believed.
+# In a folder nothing expires: a report that is so much older, or newer, than the store's clock is not believed.
 BELIEVED_SECONDS = 300.0
 MAX_REPORT_BYTES = 16 << 10
 MAX_LEARNER_BYTES = 8 << 20
@@ -72,13 +71,14 @@ def encode_report(report: pb.SidecarReport) -> bytes:
     return _encoded(report)
 
 
-def decode_report(value: bytes) -> pb.SidecarReport:
-    """The report that the value holds, if it is not too old; its texts are safe to print. Raises ReportError."""
+def decode_report(value: bytes, now: float) -> pb.SidecarReport:
+    """The report that the value holds, if it is not too old at `now`, in Unix seconds; its texts are safe to print.
+    Raises ReportError."""
     if len(value) > MAX_REPORT_BYTES:
         raise ReportError(f"a report has at most {MAX_REPORT_BYTES} bytes")
     report = pb.SidecarReport()
     _parse(value, report)
-    if not math.isfinite(report.reported_at) or abs(time.time() - report.reported_at) > BELIEVED_SECONDS:
+    if not math.isfinite(report.reported_at) or abs(now - report.reported_at) > BELIEVED_SECONDS:
         raise ReportError(f"the report is not of the last {BELIEVED_SECONDS:g} seconds")
     if report.learner and not _DIGEST.fullmatch(report.learner):
         raise ReportError("the report names no learner")

@@ -2,7 +2,9 @@
 
 StoreError
 ├── StoreUnavailable   the store cannot be reached, or did not answer in time; it may come back by itself
-├── StoreRefused       the store understood, and does not do it: a value of another type, no permission, no room
+├── StoreRefused       the store understood, and does not do it: no permission, no such command, no room
+│   ├── StoreFull      there is no room
+│   └── StoreMistyped  the value is of another type than ours, so that somebody else has its key
 └── StoreGarbled       the store answered what cannot be understood
 
 A transport maps the errors of its library to these, once, where it calls the library (`redis_store`, `folder_store`).
@@ -23,7 +25,15 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The store understood and refused: a value of another type, no permission, no room."""
+    """The store understood and refused: no permission, no such command, no room, a value of another type."""
+
+
+class StoreFull(StoreRefused):
+    """There is no room for it."""
+
+
+class StoreMistyped(StoreRefused):
+    """What has the key is of another type than ours."""
 
 
 class StoreGarbled(StoreError):
@@ -75,8 +85,13 @@ class Store(Protocol):
         published. Empty where keys die by themselves."""
         ...
 
-    def danger(self) -> str:
-        """Why this store may throw away chunks that are in use; empty if it does not."""
+    def clock(self, key: str) -> float | None:
+        """The time by the clock of the server that has `key`, in Unix seconds; None where it does not tell. Owners are
+        ordered by it and ages counted by it, for the clocks of those who write and read may be wrong."""
+        ...
+
+    def danger(self, key: str) -> str:
+        """Why the server that has `key` may throw away chunks that are in use; empty if it does not."""
         ...
 
     def listen(self, channel: str) -> Callable[[float], bool] | None:

@@ -36,9 +36,17 @@ from fuzz.target import Decode, Target
 _CANDIDATES, _PICKS = 20, 4
 
 
+def _session() -> Session:
+    """A session whose breaker asks nobody."""
+    session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    session.reach(BlockingLink(session.address, session.access, session.statistics))
+    session.breaker = Breaker(lambda: True)
+    return session
+
+
 @contextmanager
 def answers(_: Path) -> Iterator[Decode]:
-    session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
+    session = _session()
     session.statistics.weights_versions = _Forgetful()
     candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
 
@@ -120,9 +128,7 @@ class _Failed(grpc.RpcError):
 @contextmanager
 def failures(_: Path) -> Iterator[Decode]:
     """An error, and what the sidecar says about itself, in the two places where a client looks at them."""
-    session = Session("localhost:1", 10.0, 0, "fallback", sub_batch_size=_PICKS)
-    session.reach(BlockingLink(session.address, session.access, session.statistics))
-    session.breaker = Breaker(lambda: True)  # asks nobody
+    session = _session()
     candidates = Candidates.losses(np.zeros(_CANDIDATES, np.float32), None)
     codes = list(grpc.StatusCode)
 

@@ -65,22 +65,19 @@ def folder_seeds() -> list[bytes]:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[Decode]:
-    """A server that answers with the input, to whatever is asked: from the first word, or after a proper greeting."""
+    """A server that answers with the input, to whatever is asked, from the first word."""
     path = folder / "redis"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    greeting, answers = b"", b""
+    answers = b""
 
     def serve() -> None:
         while True:
             connection, _ = listener.accept()
             with connection:
                 try:
-                    if greeting:
-                        connection.sendall(greeting)
-                        while b"GET" not in (asked := connection.recv(1 << 16)) and asked:
-                            pass
+                    connection.recv(1 << 16)  # the command: nobody takes an answer to nothing
                     connection.sendall(answers)
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(1 << 16):
@@ -96,9 +93,8 @@ def servers(folder: Path) -> Iterator[Decode]:
     rooms = [memoryview(bytearray(8)), memoryview(bytearray(100))]
 
     def decode(data: bytes) -> str:
-        nonlocal greeting, answers
+        nonlocal answers
         kind, answers = data[0] if data else 0, data[1:]
-        greeting = _HELLO if kind & 4 else b""
         try:
             match kind % 4:
                 case 0:
@@ -127,9 +123,6 @@ def _pool(store: RedisStore) -> redis.ConnectionPool:
         return pool
 
 
-_HELLO = b"%1\r\n+proto\r\n:3\r\n+OK\r\n+OK\r\n"  # to HELLO, and twice to CLIENT SETINFO
-
-
 def server_seeds() -> list[bytes]:
     values = [
         b"$1\r\n7\r\n",
@@ -149,8 +142,7 @@ def server_seeds() -> list[bytes]:
         b",1.5\r\n",
         b"~1\r\n:1\r\n",
     ]
-    whole = [bytes([4 + kind]) + value for kind in range(4) for value in values]
-    return [*whole, *(bytes([kind]) + _HELLO[:-cut] for kind in range(4) for cut in (1, 5, 10, 25))]
+    return [bytes([kind]) + value for kind in range(4) for value in values]
 
 
 _WORDS = (
