@@ -12,7 +12,7 @@ import pytest
 from support.made_once import made_once
 from support.processes import Sidecar, free_port
 
-pytest_plugins = ["support.order", "support.report"]
+pytest_plugins = ["support.operators", "support.order", "support.report"]
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +80,14 @@ def sidecar(start_sidecars):
     """Starts sidecars that end with the test."""
     with start_sidecars() as start:
         yield start
+
+
+@pytest.fixture
+def forked_benchmarks(monkeypatch) -> None:
+    """Sidecars and other processes of benchmarks are forked from one that has imported what they need."""
+    from support.benchmarks import fork_processes
+
+    fork_processes(monkeypatch)
 
 
 @pytest.fixture(scope="session")

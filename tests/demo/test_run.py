@@ -30,7 +30,7 @@ def figures(out: Path, *flags: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "forked_benchmarks")
 def test_seeds_decide_the_figures(tmp_path: Path) -> None:
     """The learner is published four times on the way, and in each run at another moment by the clock."""
     flags = ("--arms", "uniform,shuffled,jest", "--steps", "33", "--noise", "0.5")

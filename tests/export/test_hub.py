@@ -4,14 +4,13 @@ here reaches a network."""
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import safetensors.torch
 import torch
 from selector_tools.export.torchvision import make_importable
 from support.exports import assert_close, export, inputs, randomise, served
+from support.forked import ForkedCommand
 
 make_importable()
 import huggingface_hub  # noqa: E402
@@ -202,11 +201,16 @@ def test_the_command_itself_with_the_variables_of_the_hub(cache, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "hub").symlink_to(cache)
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "selector_tools.cli", "export", "--transformers", "some/clip"]
-    done = subprocess.run([*command, "--out", tmp_path / "B"], env=env, capture_output=True, text=True)
-    assert (done.returncode, "max absolute difference to torch" in done.stdout) == (0, True), done.stderr
+
+    def said(name, folder, variables):
+        """What it prints in a process that imports the libraries with these variables, and its exit status."""
+        log = tmp_path / f"{folder}.log"
+        command = ForkedCommand(["export", "--transformers", name, "--out", str(tmp_path / folder)], variables, log)
+        return log, command.wait(100)
+
+    log, status = said("some/clip", "B", env)
+    assert (status, "max absolute difference to torch" in log.read_text()) == (0, True), log.read_text()
     unreachable = env | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    command[-1] = "some/no"
-    done = subprocess.run([*command, "--out", tmp_path / "C"], env=unreachable, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--transformers is some/no; the hub cannot be reached, and its cache, " in done.stderr.splitlines()[-1]
+    log, status = said("some/no", "C", unreachable)
+    assert status == 2
+    assert "--transformers is some/no; the hub cannot be reached, and its cache, " in log.read_text().splitlines()[-1]

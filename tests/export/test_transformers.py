@@ -20,13 +20,14 @@ TEXT = {
     "num_attention_heads": 2,
     "max_position_embeddings": 7,
 }
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZED = VISION | {"image_size": 64, "patch_size": 16}
 
 
 def clip():
     text = TEXT | {"eos_token_id": 99, "bos_token_id": 98, "pad_token_id": 99}
-    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=SIZED, projection_dim=24))
+    vision = SIZED | {"num_hidden_layers": 2}
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
 
 
 def siglip(**vision):

@@ -21,7 +21,7 @@ import timm  # noqa: E402
 import transformers  # noqa: E402
 
 SIDE, TOKENS = 32, 7
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = SIZES | {"vocab_size": len(WORDS), "max_position_embeddings": 12}
 VISION = SIZES | {"image_size": SIDE, "patch_size": 8}
 PAD = 5  # not 0, so that a mask by truth would be noticed
@@ -55,8 +55,8 @@ def bert(folder, pooling=None, **more):
     return model
 
 
-def vit(folder, pooler=True):
-    config = transformers.ViTConfig(**VISION)
+def vit(folder, pooler=True, **more):
+    config = transformers.ViTConfig(**VISION | more)
     model = seeded(lambda: transformers.ViTModel(config, add_pooling_layer=pooler))
     model.save_pretrained(folder)
     preprocessing = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 2}
@@ -160,7 +160,8 @@ def test_a_checkpoint_of_timm_and_a_sentence_encoder_serve_as_the_libraries_comp
 @pytest.mark.parametrize("pooler", [True, False])
 def test_folders_of_transformers_serve_as_the_library_computes_them(capsys, tmp_path, pooler):
     pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False} if pooler else {"pooling_mode": "cls"}
-    text, image = bert(tmp_path / "bert", pooling), vit(tmp_path / "vit", pooler)
+    deep = {"num_hidden_layers": 2}
+    text, image = bert(tmp_path / "bert", pooling, **deep), vit(tmp_path / "vit", pooler, **deep)
     path = fitted(capsys, tmp_path, "--image-tower", tmp_path / "vit", "--text-tower", tmp_path / "bert")
     told = bundle.load(path, "reference").manifest.image
     assert (told.mean, told.std, told.interpolation) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bilinear")
@@ -255,7 +256,7 @@ def broken(place):
     bert(place / "max", {"pooling_mode_max_tokens": True})
     bert(place / "no-pad", pad_token_id=None)
     (place / "no-pad" / "tokenizer_config.json").unlink()
-    without(place / "bert", place / "lacking", "encoder.layer.1.output.dense.weight")
+    without(place / "bert", place / "lacking", "encoder.layer.0.output.dense.weight")
     timm_model(place / "vit.pth")
     config_file(place / "unknown", model_type="nothing")
     config_file(place / "custom", model_type="nothing", auto_map={"AutoConfig": "code.Config"})
@@ -297,7 +298,7 @@ def mistaken(tmp_path_factory):
         (["--text-tower", "vit"], "--text-tower is vit; is a model of type vit, which takes pixel_values"),
         (["--text-tower", "unknown"], "--text-tower is unknown; cannot be loaded"),
         (["--text-tower", "custom"], "--text-tower is custom; cannot be loaded"),
-        (["--text-tower", "lacking"], "lacks weights: encoder.layer.1.output.dense.weight"),
+        (["--text-tower", "lacking"], "lacks weights: encoder.layer.0.output.dense.weight"),
         (["--text-tower", "max"], "1_Pooling/config.json; pools by max_tokens; must be one of mean, "),
         (["--text-tower", "no-pad"], "--text-tower is no-pad; names no padding token"),
         (["--max-tokens", "13"], "--text-tower is bert; of 13 tokens it raises RuntimeError"),

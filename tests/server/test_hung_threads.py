@@ -30,7 +30,7 @@ def hung(sidecar, tmp_path):
     (tokens := tmp_path / "tokens").write_text("a" * 40)
     flags = {"max_pending_requests": MOST_THREADS, "drain_seconds": 1.0, "admin_token_file": tokens}
     environment = with_policies(tmp_path, PREPARE_FOR_EVER, unused="Unused")
-    server = sidecar(flags, env=environment)
+    server = sidecar(flags, env=environment, new=True)
     server.calls = [server.stub.Select.future(iter(some_losses().messages()), timeout=300) for _ in range(MOST_THREADS)]
     server.wait_pending(MOST_THREADS)
     time.sleep(0.5)  # until all of them are with a thread, or wait for one

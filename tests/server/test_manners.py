@@ -240,7 +240,7 @@ def policies(tmp_path_factory):
 
 
 def test_a_dead_worker_fails_all_that_wait_and_ends_the_process(sidecar, policies):
-    server = sidecar(env=policies)
+    server = sidecar(env=policies, new=True)
     calls = [begin(server, some_losses(policy="die")), *(begin(server, some_losses()) for _ in range(3))]
     codes = {call.code() for call in calls}
     assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
@@ -251,7 +251,7 @@ def test_a_dead_worker_fails_all_that_wait_and_ends_the_process(sidecar, policie
 
 def test_a_stuck_worker_turns_unhealthy_and_then_ends_the_process(sidecar, policies):
     flags = {"stall_seconds": 0.5, "stall_exit_seconds": 3, "drain_seconds": 300, "log_format": "json"}
-    server = sidecar(flags, env=policies)
+    server = sidecar(flags, env=policies, new=True)
     stuck = begin(server, some_losses(policy="hang"), 300)
     eventually(lambda: server.health() == "NOT_SERVING", 10)
     assert server.metrics()("selector_worker_up") == 0
@@ -262,7 +262,7 @@ def test_a_stuck_worker_turns_unhealthy_and_then_ends_the_process(sidecar, polic
 
 
 def test_a_signal_ends_a_process_whose_worker_is_stuck(sidecar, policies):
-    server = sidecar({"drain_seconds": 0.5}, env=policies)
+    server = sidecar({"drain_seconds": 0.5}, env=policies, new=True)
     stuck = begin(server, some_losses(policy="hang"), 300)
     server.wait_pending(1)
     server.signal(signal.SIGTERM)

@@ -10,12 +10,12 @@ from support.wire import some_losses
 
 
 def test_mistakes_of_a_real_process_print_one_line_and_exit_2(tmp_path):
-    status, stderr = run_serve({"learner": tmp_path / "nowhere"})
+    status, said = run_serve({"learner": tmp_path / "nowhere"}, new=True)
     assert status == 2
-    assert f"learner is {tmp_path / 'nowhere'}; must be a folder with a manifest.json" in one_line(stderr)
-    status, stderr = run_serve({"thread": "2", "unheard_of": "1"})
+    assert f"learner is {tmp_path / 'nowhere'}; must be a folder with a manifest.json" in one_line(said)
+    status, said = run_serve({"thread": "2", "unheard_of": "1"})
     assert status == 2
-    assert "--unheard-of" in one_line(stderr)
+    assert "--unheard-of" in one_line(said)
 
 
 def test_a_port_in_use(serve, plain_server):

@@ -289,9 +289,9 @@ def test_a_sidecar_that_stops_answering_is_left_behind(start_sidecars):
     ],
 )
 def test_wrong_settings(flags, text):
-    code, stderr = run_serve(flags)
+    code, said = run_serve(flags)
     assert code == 2
-    assert text in stderr
+    assert text in said
 
 
 def test_a_rendezvous_that_is_taken():
@@ -299,6 +299,7 @@ def test_a_rendezvous_that_is_taken():
         taken.bind(("", 0))
         taken.listen()
         peers = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        code, stderr = run_serve({"peers": peers, "peer_count": 2, "metrics_listen": "", "listen": "127.0.0.1:0"})
+        flags = {"peers": peers, "peer_count": 2, "metrics_listen": "", "listen": "127.0.0.1:0"}
+        code, said = run_serve(flags)
     assert code == 2
-    assert f"peers is {peers}; sidecar 0 cannot serve it" in stderr
+    assert f"peers is {peers}; sidecar 0 cannot serve it" in said

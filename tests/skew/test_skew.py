@@ -45,7 +45,7 @@ def sidecars(environments, start_sidecars, bundles, redis_url, tmp_path_factory)
         started = {}
         for side in SIDES:
             folder = tmp_path_factory.mktemp("shared")
-            started[side] = start(flags | {"shared_memory_dir": folder}, env=environments[side], wait=False)
+            started[side] = start(flags | {"shared_memory_dir": folder}, env=environments[side], new=True, wait=False)
         for one in started.values():
             one.wait_healthy()
         yield started

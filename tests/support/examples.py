@@ -1,7 +1,12 @@
 """The programs of examples/, each run as its table says: bundles, a real sidecar, real Redis, the program."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 from support.processes import spawn
 
@@ -24,7 +29,7 @@ LIBRARIES = {
 def trained(program: str, shared_folder, sidecar, redis_url: str, run_name: str, folder: Path) -> str:
     """What a program printed that trained on what a sidecar picked, with weights that it published."""
     model = (PROGRAMS | LIBRARIES)[program]
-    bundles = shared_folder(f"example-{model}", lambda out: _run("make_bundles.py", model, "--out", out, folder=folder))
+    bundles = shared_folder(f"example-{model}", lambda out: _make_bundles(model, out))
     flags = {"learner": bundles / "learner", "reference": bundles / "reference", "threads": 1}
     running = sidecar(flags | {"redis": redis_url, "run": run_name})
     arguments = ("--sidecar", running.address, "--redis", redis_url, "--run", run_name, "--steps", STEPS)
@@ -36,6 +41,17 @@ def trained(program: str, shared_folder, sidecar, redis_url: str, run_name: str,
     if "mislabelled" in said:
         assert int(re.search(r"mislabelled: (\d+)% of the picks", said)[1]) < 35
     return said
+
+
+def _make_bundles(model: str, out: Path) -> None:
+    """As `python examples/make_bundles.py` does it, but in this process: a new one computes for ten seconds to import
+    torch's exporter, and all the examples need it."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), pytest.raises(SystemExit) as ended:
+        torch.manual_seed(0)
+        patch.syspath_prepend(EXAMPLES)
+        patch.setattr(sys, "argv", ["make_bundles.py", model, "--out", str(out)])
+        runpy.run_path(str(EXAMPLES / "make_bundles.py"), run_name="__main__")
+    assert ended.value.code == 0
 
 
 def _run(program: str, *arguments, folder: Path) -> str:

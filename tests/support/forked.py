@@ -25,7 +25,8 @@ _PR_SET_PDEATHSIG = 1
 
 class ForkedCommand:
     """The `selector` command with these arguments, its output appended to a log; to be used like a subprocess.Popen.
-    The process calls `first` before all else."""
+    What PYTHONPATH adds is found; it cannot replace what the process that it is forked from has imported. The process
+    calls `first` before all else."""
 
     def __init__(
         self, arguments: list[str], env: dict[str, str], log: Path, first: Callable[[], None] | None = None
@@ -66,6 +67,7 @@ def _run(arguments: list[str], env: dict[str, str], folder: str, log: str, first
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(folder)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):

@@ -41,20 +41,30 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("SELECTOR_")}
 
 
+def _start(arguments, env, log: Path, new) -> "subprocess.Popen | ForkedCommand":
+    """The `selector` command, its output appended to a log."""
+    if not new:
+        return ForkedCommand(arguments, env, log)
+    with log.open("ab") as stream:
+        return spawn("-m", "selector_tools.cli", *arguments, env=env, stdout=stream, stderr=stream)
+
+
 def _serve(flags) -> list[str]:
     """The arguments of the `selector` command."""
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
     return ["serve", *(part for pair in pairs for part in pair)]
 
 
-def run_serve(flags, env=None, timeout=60) -> tuple[int, str]:
-    """Exit status and stderr of a `selector serve` that is expected to end by itself."""
-    process = spawn("-m", "selector_tools.cli", *_serve(flags), env=env, stderr=subprocess.PIPE, text=True)
-    try:
-        _, stderr = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, stderr
+def run_serve(flags, *, new=False) -> tuple[int, str]:
+    """Exit status and output of a `selector serve` that is expected to end by itself; it is a new Python if `new` says
+    so."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = _start(_serve(flags), _environment(), log, new)
+        try:
+            return process.wait(60), log.read_text()
+        finally:
+            process.kill()
 
 
 def free_port() -> int:
@@ -94,7 +104,7 @@ def listens(port) -> bool:
 
 class Sidecar:
     """`selector serve` as a process of its own; `dial(address)` opens a channel to it. It is a new Python if `new` says
-    so, or if its environment says that it finds other packages; otherwise it is forked from one."""
+    so; otherwise it is forked from one."""
 
     def __init__(self, log: Path, flags=None, *, env=None, port=None, dial=grpc.insecure_channel, new=False) -> None:
         self._dial = dial
@@ -103,11 +113,7 @@ class Sidecar:
         addresses = {"listen": self.address, "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
         self.started = time.time()
         arguments = _serve(addresses | {"threads": 2} | (flags or {}))
-        if new or "PYTHONPATH" in (env or {}):
-            with log.open("ab") as stream:
-                self.process = spawn("-m", "selector_tools.cli", *arguments, env=env, stdout=stream, stderr=stream)
-        else:
-            self.process = ForkedCommand(arguments, _environment() | (env or {}), log)
+        self.process = _start(arguments, _environment() | (env or {}), log, new)
         self._channel: grpc.Channel | None = None
 
     @property

@@ -17,6 +17,7 @@ from selector_tools.bench.synthetic import candidates
 from selector_server.sampling import Criterion, Draw, PairScores, Plan, chunk_sizes
 from selector_server.sampling.policies import Joint
 
+pytestmark = pytest.mark.usefixtures("forked_benchmarks")
 SMALL = ["--super-batch", "300", "--dim", "16", "--chunks", "4", "--repeats", "2", "--literal-repeats", "1"]
 
 

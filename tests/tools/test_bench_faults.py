@@ -6,6 +6,8 @@ import pytest
 from selector_tools import cli
 from selector_tools.bench.faulty_shards import FAULTS, write_shards
 
+pytestmark = pytest.mark.usefixtures("forked_benchmarks")
+
 
 @pytest.mark.timeout(400)  # the sidecar starts six times
 def test_bad_samples_and_a_killed_sidecar_cost_no_batch_its_size(capsys):

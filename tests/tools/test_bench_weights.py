@@ -5,6 +5,7 @@ import json
 import pytest
 from selector_tools import cli
 
+pytestmark = pytest.mark.usefixtures("forked_benchmarks")
 TINY = ["--params", "2e5", "--swap-params", "5e4", "--repeats", "1", "--requests", "20", "--json"]
 
 

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 from selector_tools import cli
-from selector_tools.bench import sidecars
+from selector_tools.bench import prefilter, sidecars
 from selector_tools.bench.cache import two_epochs
 from selector_tools.export.torchvision import make_importable
 
 make_importable()
 import open_clip  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("forked_benchmarks")
 TINY = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -57,6 +58,22 @@ def test_cache_prints_one_json_object(capsys):
     assert result["write_seconds"] > 0
 
 
+@pytest.fixture(scope="module")
+def one_export(tmp_path_factory):
+    """Both tests of the prefilter serve the same bundles, which the first one exports."""
+    folder, export, made = tmp_path_factory.mktemp("prefilter"), prefilter._bundles, []
+
+    def bundles(flags, _):
+        if not made:
+            made.append(export(flags, folder))
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefilter, "_bundles", bundles)
+        yield
+
+
+@pytest.mark.usefixtures("one_export")
 def test_prefilter_counts_what_is_left_out(capsys):
     assert cli.main(["bench", "prefilter", *SMALL, "--repeats", "3"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -71,6 +88,7 @@ def test_prefilter_counts_what_is_left_out(capsys):
     assert "encode_reference" not in some["stage_seconds"] | every["stage_seconds"]
 
 
+@pytest.mark.usefixtures("one_export")
 def test_a_prefilter_that_leaves_nothing_out_has_every_pick_in_common(capsys):
     assert cli.main(["bench", "prefilter", *SMALL, "--repeats", "2", "--prefilter", "10"]) == 0
     result = json.loads(capsys.readouterr().out)
