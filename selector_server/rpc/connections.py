@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from contextlib import suppress
 
+from selector_proto.contract import socket_path
+
 log = logging.getLogger(__name__)
 
 WARN_SECONDS = 60.0
@@ -60,7 +62,9 @@ class Connections:
                 end.detach()  # it stays gRPC's
             if isinstance(own, tuple):
                 return str(other[0]).removeprefix("::ffff:") if own[1] == self._port else None
-            return "this host" if own and own == self._listen.removeprefix("unix:").removeprefix("//") else None
+            # gRPC binds unix:///path under the name ///path.
+            mine = own and socket_path(f"unix:{own}") == socket_path(self._listen)
+            return "this host" if mine else None
         return None
 
 

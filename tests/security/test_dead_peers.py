@@ -103,9 +103,10 @@ def test_silent_connections_are_given_up_and_meanwhile_everybody_is_told(sidecar
         stream.close()
 
 
-def test_a_unix_sockets_connections_are_counted_too(sidecar, tmp_path):
+@pytest.mark.parametrize("form", ["unix:", "unix://"])
+def test_a_unix_sockets_connections_are_counted_too(sidecar, tmp_path, form):
     path = tmp_path / "s.sock"
-    server = sidecar({"admin_listen": f"unix:{path}", "max_connections": 2})
+    server = sidecar({"admin_listen": f"{form}{path}", "max_connections": 2})
     with grpc.insecure_channel(f"unix:{path}") as channel:
         rpc.SelectorServiceStub(channel).GetWeightsStatus(pb.GetWeightsStatusRequest(), timeout=5)
         assert server.metrics()("selector_connections_ratio", listener="admin_listen") == 0.5
