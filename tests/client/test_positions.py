@@ -222,17 +222,26 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(sideca
                 break
         return found
 
+    selectors = []
+
+    def close():
+        """A thread that was about to select may do so once more after the close. Those of a dead process do not."""
+        for selector in selectors:
+            selector.close()
+
     # A job starts again after its last process has died, and the sidecar knows it.
-    dead = threading.Barrier(2, lambda: eventually(lambda: server.pending() == 0))
+    dead = threading.Barrier(2, lambda: eventually(lambda: server.pending() == 0, meanwhile=close))
 
     def train(rank):
         with selecting(rank) as selector:
+            selectors.append(selector)
             loader = over(selector, prefetch=1 + 3 * rank, view=pictures)
             found = steps(loader, 2) + steps(loader, 2)
             state = saved(loader)
             loader.close()
         dead.wait(patience)
         with selecting(rank) as selector:
+            selectors.append(selector)
             loader = over(selector, prefetch=1 + 3 * rank, view=pictures)
             loader.load_state_dict(state)
             found += steps(loader, 1) + steps(loader, 3)
@@ -248,7 +257,33 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(sideca
     assert first[:4] == second[:4], "rank 0's seeds for both"
     assert len(first) == len(second) == 8
     assert time.monotonic() - started < patience, "less than the sidecar waits for a rank that does not come"
-    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"], 40)
+
+    def ended():
+        return not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"]
+
+    eventually(ended, 40, meanwhile=close)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 4])
+def test_a_loader_that_was_closed_begins_no_selection(prefetch):
+    class Waiting(Chooser):
+        asked, answer = threading.Event(), threading.Event()
+
+        def select(self, *arguments, **options):
+            self.asked.set()
+            assert self.answer.wait(20)
+            return super().select(*arguments, **options)
+
+    chooser = Waiting(world_size=2)
+    loader = over(chooser, prefetch=prefetch)
+    with ThreadPoolExecutor(1) as pool:
+        trainer = pool.submit(lambda: list(loader))
+        assert chooser.asked.wait(20)
+        with loader._lock:
+            loader._iteration.ended = True  # as close() does, which a trainer calls between its steps
+        chooser.answer.set()
+        trainer.result(20)
+    assert chooser.steps == [0]
 
 
 def test_ranks_that_select_as_one_have_the_selectors_own_timeout():

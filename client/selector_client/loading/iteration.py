@@ -35,11 +35,13 @@ class Iteration:
 
     def __init__(self, position: Position, count: int, kept: Iterable[Picked] = (), *, begun: bool = True) -> None:
         self.position, self.count, self.begun = position, count, begun
+        self.ended = False
         self.items = deque(Item(picked) for picked in kept)
         self.batches: Generator[tuple[Item, Any], None, None] | None = None
 
     def end(self) -> None:
-        """Ends its threads, after what they are doing."""
+        """Ends its threads, after what they are doing. None of them begins another selection."""
+        self.ended = True
         if self.batches is not None:
             self.batches.close()
         self.batches = None

@@ -274,6 +274,8 @@ class SelectingLoader:
             shown = self._picker.look(super_batch)
             item = self._kept(iteration, super_batch, after, shown)
             if item is None:
+                if iteration.ended:
+                    return
                 if (selection := self._picker.pick(shown, step)) is None:
                     dropped, since = dropped + 1, since + 1
                     self.progress.drop(shown.size, self._picker.picks)
