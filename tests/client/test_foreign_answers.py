@@ -23,7 +23,10 @@ LASTING = {
     "a redirect": ({"status": 302}, "HTTP status 302: it redirects, as login pages do"),
     "a login": ({"status": 401}, "HTTP status 401: it wants a login of its own"),
     "forbidden": ({"status": 403}, "HTTP status 403: it wants a login of its own"),
-    "no such route": ({"status": 404}, "HTTP status 404: it does not know the way: .*grpc_pass"),
+    "no such route": (
+        {"status": 404},
+        "HTTP status 404: it does not know the way: .*SelectorService and /grpc.health.v1.Health .*grpc_pass",
+    ),
     "a bad request": ({"status": 400}, "HTTP status 400: it expects something else than gRPC"),
     "its own fault": ({"status": 500}, "HTTP status 500: its own log may say why"),
     "a web page": ({"status": 200}, "a body without a gRPC status: .*such as a web page"),

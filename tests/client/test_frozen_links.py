@@ -15,6 +15,7 @@ import pytest
 from selector_client import AsyncSelector, SelectingLoader, Selector
 from selector_client.selecting import breaker as breakers
 from selector_client.selecting import link as links
+from selector_client.selecting import session as sessions
 from selector_client.selecting import transport
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
@@ -199,6 +200,51 @@ def test_calls_that_are_under_way_end_in_the_old_connection(slow, monkeypatch):
 
     asyncio.run(main())
     assert len(set(service.peers)) == 4
+
+
+def test_closing_ends_calls_in_connections_that_were_given_up_too(slow):
+    service, address = slow(4.0)
+    settings = {"policy": "independent", "sub_batch_size": 10}
+    with Selector(address, **settings) as selector, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(losses, selector)
+        eventually(lambda: service.ids)
+        selector._link._current.silent = links.SILENT_DEADLINES
+        assert losses(selector).fallback == "", "through a new connection"
+        selector.close()
+        assert long.result(2).fallback == "cancelled"
+    service.ids.clear()
+
+    async def main():
+        selector = AsyncSelector(address, **settings)
+        long = asyncio.create_task(selector.select_losses(LEARNER, REFERENCE))
+        await asyncio.to_thread(eventually, lambda: service.ids)
+        selector._link._current.silent = links.SILENT_DEADLINES
+        assert (await selector.select_losses(LEARNER, REFERENCE)).fallback == ""
+        await selector.close()
+        assert (await asyncio.wait_for(long, 2)).fallback == "cancelled"
+
+    asyncio.run(main())
+
+
+def test_a_selection_that_is_under_way_opens_no_connection_after_the_close(monkeypatch):
+    """It would wait there, though nobody waits for it."""
+    monkeypatch.setattr(sessions, "FIRST_RETRY_SECONDS", 0.5)
+    with independent("127.0.0.1:1", timeout=30) as selector, ThreadPoolExecutor(1) as pool:
+        between = pool.submit(losses, selector)
+        eventually(lambda: selector.statistics.retries)
+        selector.close()
+        assert between.result(20).fallback == "closed"
+        assert selector._link._current is None
+        assert losses(selector).fallback == "unavailable", "a later one opens one"
+
+    async def main():
+        selector = AsyncSelector("127.0.0.1:1", policy="independent", timeout=30)
+        between = asyncio.create_task(selector.select_losses(LEARNER, REFERENCE))
+        await asyncio.to_thread(eventually, lambda: selector.statistics.retries)
+        await selector.close()
+        assert (await between).fallback == "closed"
+
+    asyncio.run(main())
 
 
 def test_a_sidecars_own_deadline_is_an_answer(slow):

@@ -129,7 +129,7 @@ class AsyncSelector(SelectorBase):
         return await self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     async def close(self) -> None:
-        """Ends the connection. A later call opens a new one."""
+        """Ends the connection, and selections that are under way. A later one opens a new connection."""
         self._session.breaker.close()
         await self._link.close()
 
@@ -156,7 +156,7 @@ class AsyncSelector(SelectorBase):
         """Asks the sidecar what it is, so that the selection gets the time that it needs."""
         request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
         try:
-            info = await self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+            info = await self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds), pending.closings)
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
@@ -193,7 +193,8 @@ class AsyncSelector(SelectorBase):
                 return await self._link.call(
                     lambda stub: getattr(stub, method)(
                         pending.sent.messages(pending.header), timeout=max(pending.left, 1e-3), metadata=metadata
-                    )
+                    ),
+                    pending.closings,
                 )
             except SelectorClientError as error:
                 if (pause := self._session.retry(pending, error)) is None:

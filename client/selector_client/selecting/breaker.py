@@ -23,6 +23,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._failures = 0
+        self._told = False  # whether the log has a probe's exception
         self._closing = threading.Event()
         self.open = False
         self.opened = 0  # how often it opened
@@ -59,7 +60,7 @@ class Breaker:
     def _watch(self, closing: threading.Event) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not closing.wait(pause):
-            if not self.open or self._probe():
+            if not self.open or self._healthy():
                 break
             pause = min(2 * pause, LAST_PAUSE_SECONDS)
         if closing.is_set():
@@ -67,3 +68,13 @@ class Breaker:
         if self.open:
             log.warning("the sidecar is healthy again")
         self.succeeded()
+
+    def _healthy(self) -> bool:
+        """Whether the probe says so. One that raises does not, and the next may."""
+        try:
+            return self._probe()
+        except Exception:
+            if not self._told:
+                self._told = True
+                log.warning("the sidecar could not be asked whether it is healthy", exc_info=True)
+            return False

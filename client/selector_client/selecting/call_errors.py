@@ -34,9 +34,8 @@ _CLOSED = "failed to connect to all addresses"
 _LOOK_SECONDS = 0.2
 
 
-def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool = False) -> SelectorClientError:
-    """Returns the client's error for a failed call. `answered` says that calls were answered before, so that neither
-    side's certificates are wrong."""
+def error_of(error: grpc.RpcError, address: str, access: Access, trusted: bool = False) -> SelectorClientError:
+    """Returns the client's error for a failed call. `trusted` says that neither side's certificates are wrong."""
     code, details = error.code(), error.details() or ""
     message = f"{address}: {code.name}: {details}"
     if (foreign := foreign_answer(error)) is not None:
@@ -50,8 +49,8 @@ def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool 
         return RemoteError(code.name.lower(), message, retry_seconds(error))
     if _UNTRUSTED.search(details):
         return Untrusted("untrusted", f"{address}: {_cause(details)}")
-    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_CLOSED) and "Socket closed" in details:
-        if answered or closes_at_once(address):
+    if closed_silently(error):
+        if trusted:
             message += "; it has as many connections as it takes (--max-connections), or a proxy finds no sidecar"
         else:
             hint = "a certificate of ours, which it trusts (certificate_file)" if access.secure else "TLS (ca_file)"
@@ -59,8 +58,16 @@ def error_of(error: grpc.RpcError, address: str, access: Access, answered: bool 
     return Unreachable(code.name.lower(), message, retry_seconds(error))
 
 
+def closed_silently(error: grpc.RpcError) -> bool:
+    """Whether the other side closed the connection without a word. `closes_at_once` may find out why."""
+    details = error.details() or ""
+    unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+    return unavailable and details.startswith(_CLOSED) and "Socket closed" in details
+
+
 def closes_at_once(address: str) -> bool:
-    """Whether a new connection is closed before anybody says a word. One that wants TLS waits for that."""
+    """Whether a new connection is closed before anybody says a word, for which it waits a moment. One that wants TLS
+    waits too."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS) as stream:

@@ -14,7 +14,10 @@ _BODY = "Stream removed (Data frame with END_STREAM flag received)"
 # With these HTTP statuses the same request may succeed later.
 _FOR_NOW = (408, 425, 429, 502, 503, 504)
 _LOGIN = "it wants a login of its own, which the sidecar's token is not"
-_ROUTE = "it does not know the way: it must pass /selector.v1.SelectorService to a sidecar (nginx: grpc_pass)"
+_ROUTE = (
+    "it does not know the way: it must pass /selector.v1.SelectorService and /grpc.health.v1.Health to a sidecar "
+    "(nginx: grpc_pass)"
+)
 _LARGE = "it takes no request of this size (nginx: client_max_body_size 0)"
 _PROTOCOL = "it expects something else than gRPC at this port, or TLS (nginx: listen … http2, grpc_pass; here: ca_file)"
 _CAUSES: Mapping[int, str] = {

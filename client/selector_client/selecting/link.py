@@ -15,7 +15,13 @@ from weakref import WeakSet
 import grpc
 
 from selector_client.errors import SelectorClientError, Unreachable, Untrusted
-from selector_client.selecting.call_errors import answered_by_sidecar, error_of, pings_refused
+from selector_client.selecting.call_errors import (
+    answered_by_sidecar,
+    closed_silently,
+    closes_at_once,
+    error_of,
+    pings_refused,
+)
 from selector_client.selecting.channel import health_check, is_serving, open_channel, service
 from selector_client.selecting.credentials import Access
 from selector_client.selecting.selection import Statistics
@@ -58,6 +64,9 @@ class Link(ABC):
         self._keepalive, self._pings_refused = 0.0, False
         self._due = 0.0  # a silent connection is not given up before this time of time.monotonic()
         self._answered = False  # whether any connection ever brought an answer
+        self.closings = 0  # how often it was closed
+        self._closed = False  # whether it was, and no call came since
+        self._told = False  # whether the log says that no sidecar answers health checks
 
     @abstractmethod
     def healthy(self) -> bool:
@@ -86,9 +95,13 @@ class Link(ABC):
         with self._lock:
             self._keepalive = seconds if least <= seconds <= most and not self._pings_refused else 0.0
 
-    def take(self) -> Connection:
-        """Returns the connection for the next call. Raises Untrusted."""
+    def take(self, since: int | None = None, *, probing: bool = False) -> Connection:
+        """Returns the connection for the next call. Raises Untrusted, and Unreachable if the link was closed since it
+        had been closed `since` times, or, for a probe, if no call came after that."""
         with self._lock:
+            if since not in (None, self.closings) or (probing and self._closed):
+                raise Unreachable("closed", f"{self.address}: closed before the request was sent")
+            self._closed = False
             owner, old = self._owner(), self._current
             # A channel from before a fork would hang or crash after it, and one of another loop cannot be awaited.
             usable = old is not None and old.owner == owner
@@ -118,8 +131,13 @@ class Link(ABC):
         """Notes that an answer came, whatever it says."""
         connection.silent, self._answered = 0, True
 
-    def failed(self, connection: Connection, error: grpc.RpcError) -> SelectorClientError:
-        """Notes that a call failed, and returns the client's error for that."""
+    def is_unclear(self, error: grpc.RpcError) -> bool:
+        """Whether a look at the address, for a moment, would tell more about the error."""
+        return not self._answered and closed_silently(error)
+
+    def failed(self, connection: Connection, error: grpc.RpcError, full: bool = False) -> SelectorClientError:
+        """Notes that a call failed, and returns the client's error for that. `full` says that a look at the address
+        found that it takes no more connections."""
         code = error.code()
         if answered_by_sidecar(error):
             self.heard(connection)
@@ -135,39 +153,50 @@ class Link(ABC):
                     self._due = max(self._due, time.monotonic() + jitter)
             if pings_refused(error):  # by another sidecar, or by a proxy on the way to the one that wants them
                 self._keepalive, self._pings_refused = 0.0, True
-        return error_of(error, self.address, self.access, self._answered)
+        return error_of(error, self.address, self.access, full or self._answered)
+
+    def _unhealthy(self, error: SelectorClientError) -> bool:
+        """Returns False, and says in the log, once, if the way to the sidecar's health check has to be mended."""
+        if error.reason in ("unimplemented", "proxy") and not self._told:
+            self._told = True
+            words = "the health check /grpc.health.v1.Health/Check, after which selections go on, is not answered: %s"
+            log.warning(words, error)
+        return False
 
     def _left(self) -> list[Connection]:
         """Forgets all connections, and returns those that are this owner's, who may close them."""
         with self._lock:
             left, self._current = list(self._alive), None
+            self.closings, self._closed = self.closings + 1, True
             return [connection for connection in left if connection.owner == self._owner()]
 
 
 class BlockingLink(Link):
     """The link of a blocking selector. A forked child opens a connection of its own."""
 
-    def call(self, call: Callable[[Any], Any]) -> Any:
-        """Returns what `call` returns, which is given the calls of SelectorService. Raises SelectorClientError."""
-        return self._through(lambda channel: call(service(channel, self.access)))
+    def call(self, call: Callable[[Any], Any], since: int | None = None) -> Any:
+        """Returns what `call` returns, which is given the calls of SelectorService. Raises SelectorClientError, and
+        sends nothing if the link was closed since it had been closed `since` times."""
+        return self._through(self.take(since), lambda channel: call(service(channel, self.access)))
 
     def healthy(self) -> bool:
         try:
-            return is_serving(self._through(lambda channel: health_check(channel, PROBE_SECONDS)))
-        except SelectorClientError:
-            return False
+            connection = self.take(probing=True)
+            return is_serving(self._through(connection, lambda channel: health_check(channel, PROBE_SECONDS)))
+        except SelectorClientError as error:
+            return self._unhealthy(error)
 
     def close(self) -> None:
         """Ends all connections and what is under way in them. A later call opens a new one."""
         for left in self._left():
             left.channel.close()
 
-    def _through(self, call: Callable[[grpc.Channel], Any]) -> Any:
-        connection = self.take()
+    def _through(self, connection: Connection, call: Callable[[grpc.Channel], Any]) -> Any:
         try:
             answer = call(connection.channel)
         except grpc.RpcError as error:
-            raise self.failed(connection, error) from error
+            full = self.is_unclear(error) and closes_at_once(self.address)
+            raise self.failed(connection, error, full) from error
         except ValueError as error:  # gRPC raises it when the channel is closed under a running call
             raise Unreachable("closed", f"{self.address}: {error}") from error
         self.heard(connection)

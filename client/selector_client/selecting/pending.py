@@ -24,7 +24,8 @@ PICKS_OF = ".picks"
 @dataclass
 class PendingSelection:
     """One selection, which may be the `first` of a run, from `candidates`. `timeout` is how many seconds it was given
-    for itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic().
+    for itself, if any, and `allowed` how many it may take since `begun`, a time of time.monotonic(). The selector had
+    been closed `closings` times then; closing it once more ends the selection.
 
     If candidates have ids only, `show` reads those of some rows, int64 [n], and its time does not count. `sent` is what
     the sidecar is sent next: all candidates, or, once the sidecar has said which, the `rows` of them that go on."""
@@ -36,6 +37,7 @@ class PendingSelection:
     first: bool = False
     show: Callable[[Rows], Candidates] | None = None
     allowed: float = 0.0
+    closings: int = 0
     begun: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.perf_counter)
     retries: int = 0

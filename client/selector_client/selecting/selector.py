@@ -166,7 +166,7 @@ class Selector(SelectorBase):
         return self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
 
     def close(self) -> None:
-        """Ends the connection. A later call opens a new one."""
+        """Ends the connection, and selections that are under way. A later one opens a new connection."""
         self._session.breaker.close()
         self._link.close()
         self._transport.close()
@@ -194,7 +194,7 @@ class Selector(SelectorBase):
         """Asks the sidecar what it is, so that the selection gets the time that it needs."""
         request, seconds = pb.GetServerInfoRequest(), max(ASK_SHARE * pending.left, 1e-3)
         try:
-            info = self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds))
+            info = self._link.call(lambda stub: stub.GetServerInfo(request, timeout=seconds), pending.closings)
         except SelectorClientError as error:
             self._session.expectation.unanswered(error)
         else:
@@ -229,7 +229,8 @@ class Selector(SelectorBase):
                 return self._link.call(
                     lambda stub: self._transport.send(
                         stub, method, pending.sent, pending.header, max(pending.left, 1e-3), metadata
-                    )
+                    ),
+                    pending.closings,
                 )
             except SelectorClientError as error:
                 if (pause := self._session.retry(pending, error)) is None:

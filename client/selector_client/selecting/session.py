@@ -191,7 +191,7 @@ class Session:
         header.request_id = secrets.token_hex(16)
         if step is not None:
             header.trainer_step = step
-        pending = PendingSelection(candidates, picks, header, timeout, first)
+        pending = PendingSelection(candidates, picks, header, timeout, first, closings=self.link.closings)
         self.allow(pending)
         return pending
 
