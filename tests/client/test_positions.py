@@ -266,24 +266,24 @@ def test_ranks_agree_after_an_iteration_that_was_left_and_after_a_restart(sideca
 
 @pytest.mark.parametrize("prefetch", [1, 2, 4])
 def test_a_loader_that_was_closed_begins_no_selection(prefetch):
-    class Waiting(Chooser):
-        asked, answer = threading.Event(), threading.Event()
+    asked, answer = threading.Event(), threading.Event()
 
-        def select(self, *arguments, **options):
-            self.asked.set()
-            assert self.answer.wait(20)
-            return super().select(*arguments, **options)
+    class Waiting(Chooser):
+        def select(self, *arguments, step, **options):
+            if step == 1:
+                asked.set()
+                assert answer.wait(20)
+            return super().select(*arguments, step=step, **options)
 
     chooser = Waiting(world_size=2)
     loader = over(chooser, prefetch=prefetch)
-    with ThreadPoolExecutor(1) as pool:
-        trainer = pool.submit(lambda: list(loader))
-        assert chooser.asked.wait(20)
-        with loader._lock:
-            loader._iteration.ended = True  # as close() does, which a trainer calls between its steps
-        chooser.answer.set()
-        trainer.result(20)
-    assert chooser.steps == [0]
+    iterator = iter(loader)
+    next(iterator)
+    assert asked.wait(20)
+    loader.close()
+    answer.set()
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"])
+    assert chooser.steps == [0, 1]
 
 
 def test_ranks_that_select_as_one_have_the_selectors_own_timeout():

@@ -30,7 +30,6 @@ def silent():
 def full():
     """The address of something that closes every connection at once, as a full sidecar does."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
         accepted = []
 
         def close():
