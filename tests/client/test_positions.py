@@ -275,8 +275,12 @@ def test_a_loader_that_was_closed_begins_no_selection(prefetch):
                 assert answer.wait(20)
             return super().select(*arguments, step=step, **options)
 
+    def collate(samples):
+        time.sleep(0.2)  # meanwhile another thread would select
+        return samples
+
     chooser = Waiting(world_size=2)
-    loader = over(chooser, prefetch=prefetch)
+    loader = over(chooser, prefetch=prefetch, collate=collate)
     iterator = iter(loader)
     next(iterator)
     assert asked.wait(20)

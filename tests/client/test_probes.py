@@ -49,7 +49,7 @@ async def fail(selector):
     assert (await selector.select_losses(LEARNER, REFERENCE)).fallback == "breaker_open"
 
 
-def test_a_loop_that_ends_during_a_probe_leaves_the_next_one_to_try(silent):
+def test_a_loop_that_ends_during_a_probe_leaves_the_next_one_to_try(silent, caplog):
     selector = AsyncSelector(silent, policy="independent", timeout=0.1)
 
     async def step():
@@ -58,6 +58,7 @@ def test_a_loop_that_ends_during_a_probe_leaves_the_next_one_to_try(silent):
 
     asyncio.run(step())
     eventually(lambda: not selector._session.breaker.open, 5)
+    assert "could not be asked" not in caplog.text
 
 
 def test_a_loop_that_is_closed_just_before_a_probe(monkeypatch):
