@@ -284,6 +284,7 @@ def test_a_loader_that_was_closed_begins_no_selection(prefetch):
     iterator = iter(loader)
     next(iterator)
     assert asked.wait(20)
+    time.sleep(0.2)  # the other thread waits for these picks by now
     loader.close()
     answer.set()
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "selecting-loader"])
