@@ -95,7 +95,7 @@ class Config(BaseModel):
         0, description="CPU threads for encoders and sampler, 0 for what the cgroup's quota allows"
     )
     micro_batch: Annotated[int, Field(ge=0)] = Field(
-        0, description="most samples encoded at once, fewer when memory runs out; 0 suits the device"
+        0, description="most samples a thread encodes at once, fewer when memory runs out; 0 suits the device"
     )
     preprocess_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="threads that decode images beside the device, 0 for what the cgroup's quota allows"

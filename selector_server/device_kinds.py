@@ -15,8 +15,8 @@ class DeviceKind:
 
     `name` is its name in settings. `torch_type` is what torch calls it, and ONNX Runtime when it is told where a tensor
     lies. `provider` is ONNX Runtime's execution provider. `group_backend` is the backend of torch.distributed that
-    exchanges tensors on it. `micro_batch` is how many samples are encoded at once unless somebody says it: more would
-    gain nothing, and would delay what runs beside.
+    exchanges tensors on it. `micro_batch` is how many samples are encoded at once, on a CPU by each thread, unless
+    somebody says it: more would gain nothing, and would delay what runs beside.
     """
 
     name: str
@@ -38,7 +38,7 @@ class DeviceKind:
 KINDS = {
     kind.name: kind
     for kind in (
-        DeviceKind("cpu", "cpu", "CPUExecutionProvider", "gloo", 32),
+        DeviceKind("cpu", "cpu", "CPUExecutionProvider", "gloo", 16),
         DeviceKind("cuda", "cuda", "CUDAExecutionProvider", "nccl", 1024),
     )
 }

@@ -1,5 +1,6 @@
 """Where towers run: one device, known to ONNX Runtime and torch, how arrays get there, and how much fits at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class OutOfMemory(Exception):
 
 
 class MicroBatch:
-    """How many samples are encoded at once: as many as memory holds, up to a limit.
+    """How many samples a thread encodes at once: as many as memory holds, up to a limit.
 
     `size` begins at `limit`, is halved when memory runs out, and creeps back by an eighth of the limit.
     """
@@ -44,8 +45,8 @@ class MicroBatch:
         self._fits = 0
 
     def halve(self, tried: int) -> None:
-        """Says that `tried` samples, more than 1, did not fit."""
-        self.size, self._fits = tried // 2, 0
+        """Says that `tried` samples, more than 1, did not fit. Other threads may have said so of fewer before."""
+        self.size, self._fits = min(self.size, tried // 2), 0
 
     def fitted(self) -> None:
         """Says that one more run fitted."""
@@ -152,11 +153,23 @@ class Device:
             raise OutOfMemory(str(error)) from error
         return Upload(copy, event, pinned)
 
-    def run(self, session: ort.InferenceSession, inputs: dict[str, Tensor], output: tuple[str, Tensor]) -> None:
-        """Runs the session from tensors on this device into a contiguous one. Raises OutOfMemory."""
+    def bind(self, session: ort.InferenceSession, tensors: Mapping[str, Tensor]) -> ort.IOBinding:
+        """The inputs of the session that stay the same from run to run, on this device. It serves one thread."""
         binding = session.io_binding()
-        for name, tensor in inputs.items():
+        for name, tensor in tensors.items():
             binding.bind_input(name, *self._place(tensor))
+        return binding
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        binding: ort.IOBinding,
+        data: tuple[str, Tensor],
+        output: tuple[str, Tensor],
+    ) -> None:
+        """Runs the session with what is bound, from a tensor on this device into a contiguous one. Raises
+        OutOfMemory."""
+        binding.bind_input(data[0], *self._place(data[1]))
         binding.bind_output(output[0], *self._place(output[1]))
         try:
             session.run_with_iobinding(binding)

@@ -24,7 +24,7 @@ from selector_server.encoding.resizing import resized, source_shape
 from selector_server.encoding.tower import Bound, Tower
 from selector_server.errors import BundleError, NotPossible
 from selector_server.sampling import MAX_LOGIT, Embedded
-from selector_server.sampling.threads import spread
+from selector_server.sampling.threads import spread, threads
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 # The least cosine that is accepted between the trainer's embedding of each canary sample and ours, by the towers'
@@ -56,8 +56,8 @@ class Weights:
 
 
 class Model:
-    """The two towers of one bundle on one device. At most `micro_batch` samples are encoded at once; see Tower. Raises
-    BundleError if the graphs do not fit their manifest."""
+    """The two towers of one bundle on one device. A thread encodes at most `micro_batch` samples at once; see Tower.
+    Raises BundleError if the graphs do not fit their manifest."""
 
     def __init__(
         self, bundle: Bundle, device: Device, micro_batch: int, metrics: EncodingMetrics | None = None
@@ -180,11 +180,12 @@ class Model:
         self.encode(pixels, rng.integers(0, text.vocabulary, (count, text.max_tokens)), weights)
 
     def measure(self, weights: Weights) -> None:
-        """Measures what encoding one sample takes. It encodes more and more samples at once, up to a micro-batch, until
-        that takes long enough to be timed; each size runs twice, because the first run of a shape is slower. Raises
-        NotPossible."""
+        """Measures what encoding one sample takes. It encodes more and more samples at once, until each thread has one,
+        and they take long enough to be timed or are a micro-batch; each size runs twice, because the first run of a
+        shape is slower. Raises NotPossible."""
         count, seconds = 1, 0.0
-        while seconds < TIMED_SECONDS and 2 * count <= max(2, self._micro_batch):
+        least = threads() if self._device.kind.is_host else 1
+        while count < least or (seconds < TIMED_SECONDS and 2 * count <= max(2, self._micro_batch)):
             count *= 2
             seconds = min(self._seconds(weights, count) for _ in range(2))
         self.seconds_per_sample = seconds / count

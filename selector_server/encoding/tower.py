@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,9 +18,9 @@ from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 Bound = Mapping[str, Tensor]  # from a graph input's name to a contiguous tensor on the tower's device
 
-# On a CPU the batch is cut into so many pieces or more, which the sampler's threads encode beside each other. As pieces
-# depend on the batch's size alone, so do the last bits of embeddings.
-PIECES = 8
+# On a CPU a batch is cut into so many pieces or more, if it has so many samples, which the sampler's threads encode
+# beside each other. As pieces depend on the batch's size alone, so do the last bits of embeddings.
+PIECES = 16
 # The types that weight inputs may have, as ONNX Runtime names them.
 FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 
@@ -71,18 +72,19 @@ class Tower:
         out = torch.empty((count, self._width), dtype=torch.float32, device=self._device.torch)
         bound = {name: weights[name] for name in self.weights}
 
-        def encode(piece: range) -> None:
-            self._encode(part, piece, bound, out, check)
+        def encoder() -> Callable[[range], None]:
+            binding = self._device.bind(self._session, bound)
+            return lambda piece: self._encode(part, piece, binding, out, check)
 
-        step = max(1, min(self._limit, -(-count // PIECES)) if self._device.kind.is_host else count)
-        spread(lambda: encode, [range(count)[at : at + step] for at in range(0, count, step)], self._device.torch)
+        step = max(1, min(self._limit, count // PIECES) if self._device.kind.is_host else count)
+        spread(encoder, [range(count)[at : at + step] for at in range(0, count, step)], self._device.torch)
         return out
 
     def _encode(
         self,
         part: Callable[[int, int], NDArray[Any]],
         piece: range,
-        bound: Bound,
+        binding: ort.IOBinding,
         out: Tensor,
         check: Callable[[], None],
     ) -> None:
@@ -96,7 +98,7 @@ class Tower:
                 stop = start + len(data)
                 # The next samples travel while these are computed.
                 upload = self._device.send(part(stop, min(piece.stop, stop + self._micro_batch.size)))
-                self._device.run(self._session, {self._data: data, **bound}, (EMBEDDING, out[start:stop]))
+                self._device.run(self._session, binding, (self._data, data), (EMBEDDING, out[start:stop]))
             except OutOfMemory as error:
                 if stop - start == 1:
                     raise NotPossible("micro-batch", 1, "the device's memory does not hold one sample") from error

@@ -35,7 +35,7 @@ class Idempotency:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._bytes = 0
+        self._replies = self._bytes = 0
 
     async def once(
         self, header: pb.Selection, held_bytes: int, make: Callable[[], Awaitable[pb.SelectResponse]]
@@ -66,7 +66,7 @@ class Idempotency:
         finally:
             entry.done.set()
         entry.response, entry.made = response, time.monotonic()
-        self._bytes += response.ByteSize()
+        self._replies, self._bytes = self._replies + 1, self._bytes + response.ByteSize()
         self._entries.move_to_end(name)
         self._forget()
         return response
@@ -85,14 +85,15 @@ class Idempotency:
 
     def _forget(self) -> None:
         """Lets the oldest replies go; requests under way are no replies yet."""
-        replies = [name for name, entry in self._entries.items() if entry.response is not None]
-        oldest = time.monotonic() - KEPT_SECONDS
-        for index, name in enumerate(replies):
-            entry = self._entries[name]
-            if self._bytes <= KEPT_BYTES and len(replies) - index <= KEPT_REPLIES and entry.made >= oldest:
-                return
-            assert entry.response is not None
-            self._bytes -= entry.response.ByteSize()
+        oldest, gone = time.monotonic() - KEPT_SECONDS, []
+        for name, entry in self._entries.items():
+            if entry.response is None:
+                continue
+            if self._bytes <= KEPT_BYTES and self._replies <= KEPT_REPLIES and entry.made >= oldest:
+                break
+            self._replies, self._bytes = self._replies - 1, self._bytes - entry.response.ByteSize()
+            gone.append(name)
+        for name in gone:
             del self._entries[name]
 
 

@@ -6,7 +6,7 @@ all pieces are done, and whoever runs takes the next piece: a lost core costs it
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -25,26 +25,30 @@ class Threads:
 
     def spread(self, worker: Callable[[], Callable[[T], None]], pieces: Sequence[T]) -> None:
         """Calls what `worker` returns for every piece, in any order. Each thread that takes part calls `worker` once,
-        for what it needs alone, such as room for products. Raises what one of them raised."""
+        for what it needs alone, such as room for products. Raises what one of them raised first."""
         left = iter(pieces)  # Threads may share an iterator over a sequence: each piece comes out once.
         mode = torch.is_inference_mode_enabled()  # of this thread, and of no other
 
         def take() -> None:
-            with torch.inference_mode(mode):
-                work = worker()
-                for piece in left:
-                    work(piece)
+            try:
+                with torch.inference_mode(mode):
+                    work = worker()
+                    for piece in left:
+                        work(piece)
+            except BaseException as error:
+                errors.append(error)
+                for _ in left:
+                    """After an error no more pieces are taken."""
 
+        errors: list[BaseException] = []
         helpers = [self._helpers.submit(take) for _ in range(min(self.count, len(pieces)) - 1)]
-        try:
-            take()
-        finally:
-            for helper in helpers:
-                if not helper.cancel():  # One that has not begun is not needed any more.
-                    helper.result()
+        take()
+        wait([helper for helper in helpers if not helper.cancel()])  # One that has not begun is not needed any more.
+        if errors:
+            raise errors[0]
 
 
-_threads = Threads(1)
+_threads = _ONE = Threads(1)
 
 
 def use_threads(count: int) -> None:
@@ -55,9 +59,11 @@ def use_threads(count: int) -> None:
     _threads = Threads(count)
 
 
+def threads() -> int:
+    """How many threads compute."""
+    return _threads.count
+
+
 def spread(worker: Callable[[], Callable[[T], None]], pieces: Sequence[T], device: torch.device) -> None:
     """Calls what `worker` returns for every piece, as Threads.spread does; what is not on a CPU needs one thread."""
     (_threads if device.type == "cpu" else _ONE).spread(worker, pieces)
-
-
-_ONE = Threads(1)

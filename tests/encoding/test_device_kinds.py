@@ -45,7 +45,7 @@ def test_torch_knows_each_kind(kind):
 def test_a_device_is_of_its_kind():
     device = Device("cpu")
     assert (device.kind, device.provider) == (KINDS["cpu"], "CPUExecutionProvider")
-    assert (device.kind.group_backend, device.kind.micro_batch) == ("gloo", 32)
+    assert (device.kind.group_backend, device.kind.micro_batch) == ("gloo", 16)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -12,6 +12,8 @@ from selector_server.encoding.bundle import load
 from selector_server.encoding.device import PATIENCE, Device, MicroBatch, OutOfMemory
 from selector_server.encoding.model import Model
 from selector_server.errors import NotPossible
+from selector_server.sampling import threads
+from selector_server.sampling.threads import Threads
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 
 
@@ -23,13 +25,13 @@ class Tight(Device):
         super().__init__("cpu")
         self.most, self.tried = most, []
 
-    def run(self, session, inputs, output):
+    def run(self, session, binding, data, output):
         size = len(output[1])
         self.tried.append(size)
         if size > self.most:
             output[1].fill_(float("nan"))
             raise OutOfMemory("made up")
-        super().run(session, inputs, output)
+        super().run(session, binding, data, output)
 
 
 def _value(metric, ending="_total"):
@@ -37,8 +39,10 @@ def _value(metric, ending="_total"):
     return next(sample.value for sample in family.samples if sample.name.endswith(ending))
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["one thread", "three threads"])
 @pytest.mark.parametrize("most", [1, 3, 7, 200])
-def test_halved_until_it_fits(bundles, most):
+def test_halved_until_it_fits(bundles, most, count, monkeypatch):
+    monkeypatch.setattr(threads, "_threads", Threads(count))
     metrics = EncodingMetrics()
     tight = Tight(most)
     model = Model(load(bundles.reference_path, "reference"), tight, 64, metrics)
@@ -63,6 +67,13 @@ def test_one_sample_that_does_not_fit_is_refused_and_the_next_request_served(bun
         model.encode(pixels, tokens.astype(np.int64), model.constant_weights())
     device.most = 8
     model.encode(pixels, tokens.astype(np.int64), model.constant_weights())
+
+
+def test_what_a_thread_says_late_makes_it_no_larger():
+    batch = MicroBatch(16)
+    batch.halve(8)
+    batch.halve(16)
+    assert batch.size == 4
 
 
 def test_it_creeps_back():

@@ -1,6 +1,7 @@
 """Work in pieces: picks, scores and embeddings are the same by any number of threads, and errors are told."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -49,8 +50,9 @@ def test_picks_and_scores_are_bit_equal_by_any_number_of_threads(loss, more, cou
     found = []
     for threads in (1, 2, 4):
         use_threads(threads)
-        super_batch = scores(count, loss, **more)
-        found.append((picked(Joint().pick(super_batch, PLAN)), super_batch.uniform_total(300)))
+        with torch.inference_mode():  # as the server does
+            super_batch = scores(count, loss, **more)
+            found.append((picked(Joint().pick(super_batch, PLAN)), super_batch.uniform_total(300)))
     assert found[0] == found[1] == found[2]
 
 
@@ -125,18 +127,45 @@ def test_helpers_that_never_come_hold_nobody_up():
     held.set()
 
 
-@pytest.mark.parametrize("who", ["caller", "helper"])
-def test_an_error_is_told_whoever_meets_it(who):
+def test_inference_mode_goes_along():
     use_threads(2)
-    both, caller = threading.Barrier(2, timeout=60), threading.get_ident()
+    both, modes = threading.Barrier(2, timeout=60), []
 
     def work(_):
         both.wait()  # each has a piece
-        if (threading.get_ident() == caller) == (who == "caller"):
-            raise MemoryError("made up")
+        modes.append(torch.is_inference_mode_enabled())
+
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            spread(lambda: work, range(2), CPU)
+    assert modes == [True, True, False, False]
+
+
+@pytest.mark.parametrize("who", ["caller", "helper"])
+def test_an_error_ends_the_work_and_is_told_whoever_meets_it(who):
+    use_threads(3)
+    everybody, caller, done, failed = threading.Barrier(3, timeout=60), threading.get_ident(), [], threading.Event()
+    first = threading.Lock()
+
+    def worker():
+        everybody.wait()  # all take part
+
+        def work(piece):
+            if ((threading.get_ident() == caller) == (who == "caller")) and first.acquire(blocking=False):
+                failed.set()
+                raise MemoryError("made up")
+            assert failed.wait(60)
+            time.sleep(0.05)  # so that the others see that nothing is left
+            done.append(piece)
+
+        return work
 
     with pytest.raises(MemoryError, match="made up"):
-        spread(lambda: work, range(2), CPU)
-    done = []
+        spread(worker, range(100), CPU)
+    assert len(done) <= 4, "no others than those that had begun"
+    ended = len(done)
+    time.sleep(0.2)
+    assert len(done) == ended, "nobody works on after the error was told"
+    done.clear()
     spread(lambda: done.append, range(5), CPU)
     assert sorted(done) == [0, 1, 2, 3, 4]

@@ -6,7 +6,7 @@ everything else: connections, TLS, passwords, timeouts. So errors are redis-py's
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -22,14 +22,22 @@ def write(client: redis.Redis, items: Iterable[tuple[str, memoryview]], ttl: int
     """Sets every key to its value for `ttl` seconds. Raises redis.RedisError; some of the keys may then be set."""
     with _connection(client) as connection:
         unanswered = 0
-        for key, value in items:
-            _send(connection, "SET", key, value, "EX", ttl)
-            unanswered += 1
-            if unanswered == _AHEAD:
+        try:
+            for key, value in items:
+                _send(connection, "SET", key, value, "EX", ttl)
+                unanswered += 1
+                if unanswered == _AHEAD:
+                    connection.read_response()
+                    unanswered -= 1
+            while unanswered:
                 connection.read_response()
                 unanswered -= 1
-        for _ in range(unanswered):
-            connection.read_response()
+        except redis.ResponseError:
+            # Nothing that was sent ahead may be set later, when the caller has deleted what there is.
+            for _ in range(unanswered - 1):
+                with suppress(redis.ResponseError):
+                    connection.read_response()
+            raise
 
 
 def read(client: redis.Redis, keys: Sequence[str], rooms: Sequence[memoryview]) -> Iterator[int]:

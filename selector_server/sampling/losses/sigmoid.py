@@ -58,7 +58,7 @@ class SigmoidScores(LossScores):
     def pairs(models: Sequence[Weighted]) -> Tensor:
         texts = [(model.text * -model.scale).T for _, model in models]
         image = models[0][1].image
-        count, height = len(image), PAIR_ROWS if image.device.type == "cpu" else len(image)
+        count, height = len(image), PAIR_ROWS if image.device.type == "cpu" else max(1, len(image))
         one_way = image.new_zeros((count, count))
 
         def adder() -> Callable[[int], None]:

@@ -11,7 +11,8 @@ from typing import Self
 
 from selector_tools.bench.harness import Mistake
 
-_BUSY = "while True: pass"
+# It ends when whoever started it has ended, by whatever signal.
+_BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 _MOST = 256
 
 
@@ -38,8 +39,9 @@ class Neighbours:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        command = [sys.executable, "-c", _BUSY, str(os.getpid())]
         for _ in range(self._count):
-            self._processes.append(subprocess.Popen([sys.executable, "-c", _BUSY], start_new_session=True))
+            self._processes.append(subprocess.Popen(command, start_new_session=True))
         self._signal(signal.SIGSTOP)
         return self
 
