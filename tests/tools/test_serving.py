@@ -74,6 +74,16 @@ def one_export(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("one_export")
+def test_loader_tells_of_the_largest_ratio_that_hides(capsys, monkeypatch):
+    monkeypatch.setattr("selector_tools.bench.loader_runs.WARM_UP", 2)
+    assert cli.main(["bench", "loader", "--batch", "16", "--steps", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    tables = [result[name] for name in ("third", "half", "most")]
+    assert [table["decodes_saved"] for table in tables] == pytest.approx([1 / 3, 0.5, 0.8], abs=0.01)
+    hidden = [table for table in tables if table["scoring_over_step"] <= 0.8] or tables[:1]
+    assert {name: result[name] for name in hidden[-1]} == hidden[-1]
+
+
 def test_prefilter_counts_what_is_left_out(capsys):
     assert cli.main(["bench", "prefilter", *SMALL, "--repeats", "3"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -7,13 +7,17 @@ from typing import Any
 
 from selector_tools.bench import harness
 
+# A selection that takes so much of a training step hides behind it.
+HIDES = 0.8
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "loader",
         help="how long a trainer waits for its selections",
         description="Trains the demo's model over a real sidecar, each on one core: the share of time that the trainer "
-        "waits, with selections made ahead and without, at half and at four fifths filtered away.",
+        "waits, with selections made ahead and without, at a third, half and four fifths filtered away. What is told "
+        f"first is of the largest filter ratio at which scoring takes at most {HIDES:g} of a training step.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo")
     parser.add_argument("--steps", type=int, default=300, help="timed steps of each run (default %(default)s)")
@@ -38,10 +42,9 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     machine = describe("cpu")
     with bar("icons, export, cache", None) as advance:
         tables = loader_runs.measured(folder, a.batch, a.steps, lambda stage: advance(0, stage))
-    half = tables["half"]
+    hidden = [table for table in tables.values() if table["scoring_over_step"] <= HIDES]
     return {
-        **{name: half[name] for name in ("wait_share", "wait_share_without_prefetch", "scoring_over_step")},
-        "decodes_saved": half["decodes_saved"],
+        **max(hidden or [tables["third"]], key=lambda table: table["filter_ratio"]),
         **tables,
         "setting": {
             "model": "the demo's, 1.3 million parameters, 32 px",
@@ -58,4 +61,5 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _table(result: dict[str, Any]) -> str:
     names = ["filter_ratio", "step_seconds", "scoring_seconds", "scoring_over_step", "wait_share"]
     names += ["wait_share_without_prefetch", "decodes_saved"]
-    return "\n".join(f"{name:>28} {result['half'][name]:>9.4f} {result['most'][name]:>9.4f}" for name in names)
+    tables = [result[name] for name in ("third", "half", "most")]
+    return "\n".join(f"{name:>28}" + "".join(f"{table[name]:>10.4f}" for table in tables) for name in names)

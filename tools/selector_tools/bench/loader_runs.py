@@ -24,7 +24,7 @@ CHUNKS = 16
 PUBLISH_EVERY = 10
 AHEAD = 2  # selections made ahead, the loader's default
 WARM_UP = 30  # steps that do not count
-RATIOS = {"half": 0.5, "most": 0.8}
+RATIOS = {"third": 1 / 3, "half": 0.5, "most": 0.8}
 
 
 class Icons:
