@@ -45,7 +45,7 @@ demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html
 
 # A file's tests stay together, for they share what they start; files come in the order of tests/support/order.py.
 # Many tests wait, so that there are more workers than cores; each of them computes in one thread.
-test: $(VENV)/.dev ## every test but those of the verbs below (about 10 minutes on two cores)
+test: $(VENV)/.dev ## every test but those of the verbs below (about 7 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --ignore tests/integration $(TEST_FLAGS)
 
