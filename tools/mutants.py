@@ -62,7 +62,7 @@ PACKAGES = {
         [
             "tests/weights",
             "tests/proto",
-            *files("weights", "killed sharded_publish many_swaps buffers", "--ignore="),
+            *files("weights", "killed sharded_publish many_swaps buffers any_redis clocks", "--ignore="),
         ],
     ),
     "engine": Package(
