@@ -29,9 +29,9 @@ from support.by_ids import (
     TOKENS,
     Passing,
     View,
-    fill,
     refuse,
     served,
+    warmed,
 )
 from support.model import embed
 from support.processes import free_port
@@ -41,9 +41,7 @@ from support.processes import free_port
 def warm(start_sidecars, bundles, tmp_path_factory):
     """A sidecar whose cache knows the first 100 samples."""
     with start_sidecars() as start:
-        server = start(bundles.flags | {"cache": tmp_path_factory.mktemp("cache"), "access_log": True})
-        fill(server.address, np.arange(KNOWN))
-        yield server
+        yield warmed(start, bundles, tmp_path_factory.mktemp("cache"), KNOWN)
 
 
 def test_only_those_that_go_on_are_read_and_the_picks_are_those_of_one_call(warm):

@@ -24,6 +24,7 @@ from support.by_ids import (
     old,
     refuse,
     served,
+    warmed,
 )
 from support.processes import eventually
 
@@ -32,9 +33,7 @@ from support.processes import eventually
 def warm(start_sidecars, bundles, tmp_path_factory):
     """A sidecar whose cache knows all samples."""
     with start_sidecars() as start:
-        server = start(bundles.flags | {"cache": tmp_path_factory.mktemp("cache"), "access_log": True})
-        fill(server.address, np.arange(COUNT))
-        yield server
+        yield warmed(start, bundles, tmp_path_factory.mktemp("cache"), COUNT)
 
 
 class Dataset:

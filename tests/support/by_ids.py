@@ -44,6 +44,13 @@ def fill(address, ids, rows=None):
         eventually(lambda: asked().cached_references == len(ids))
 
 
+def warmed(start, bundles, cache, known):
+    """A sidecar whose cache knows the first samples, as many as `known` says."""
+    server = start(bundles.flags | {"cache": cache, "access_log": True})
+    fill(server.address, np.arange(known))
+    return server
+
+
 @contextmanager
 def served(servicer):
     server = grpc.server(futures.ThreadPoolExecutor(4))

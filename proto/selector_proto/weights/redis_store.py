@@ -246,9 +246,8 @@ class RedisStore:
 
 
 def _refusal(error: redis.ResponseError) -> type[StoreRefused]:
-    if isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(
-        error
-    ):  # by itself, or in a script
+    # In a script the server says it by these words alone.
+    if isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(error):
         return StoreFull
     return StoreMistyped if str(error).startswith("WRONGTYPE") else StoreRefused
 
