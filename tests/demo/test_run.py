@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from selector_tools import cli
-from selector_tools.demo import fonts, pool, rules, run
+from selector_tools.datasets import fonts, icons
+from selector_tools.demo import rules, run
 
 SMALL = ("codicon", "elusive", "eva", "ion", "lucide", "typicons")
 BY_THE_CLOCK = ("train_seconds", "wait_seconds")
@@ -15,8 +16,8 @@ BY_THE_CLOCK = ("train_seconds", "wait_seconds")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo of a few small families, whose reference learns next to nothing."""
-    data = pool.build([family for family in fonts.FAMILIES if family.name in SMALL], curated_size=200)
-    monkeypatch.setattr(pool, "load", lambda progress: data)
+    data = icons.build([family for family in fonts.FAMILIES if family.name in SMALL], curated_size=200)
+    monkeypatch.setattr(icons, "load", lambda progress: data)
     monkeypatch.setattr(run, "REFERENCE_STEPS", 20)
 
 

@@ -11,7 +11,8 @@ from selector_tools import cli
 from selector_tools.bench.comparison import compare
 from selector_tools.bench.flexi_vit import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
 from selector_tools.bench.synthetic import candidates
-from selector_tools.demo import pool
+from selector_tools.datasets import icons
+from selector_tools.datasets.dataset import Dataset, Pictures
 from torch.nn.functional import interpolate
 
 from selector_server.sampling import Draw, Plan, chunk_sizes
@@ -91,7 +92,7 @@ def test_dropping_keeps_sixteen_tokens_and_sees_only_them(learner: FlexiSigLip) 
 
 
 def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "load", tiny_data)
+    monkeypatch.setattr(icons, "load", tiny_data)
     flags = ["--super-batch", "160", "--super-batches", "2", "--steps", "1", "2", "--reference-steps", "2", "--json"]
     assert cli.main(["bench", "resolution", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -130,15 +131,15 @@ def test_mistakes_print_one_line_and_exit_2(flags: list[str], mistake: str, caps
     assert mistake in err
 
 
-def tiny_data() -> pool.DemoData:
+def tiny_data() -> Dataset:
     """Random pictures with random words."""
     rng = np.random.default_rng(0)
 
-    def icons(count: int) -> pool.IconSet:
+    def pictures(count: int) -> Pictures:
         words = tuple(f"word{number}" for number in rng.integers(0, 20, count))
-        return pool.IconSet(rng.integers(0, 256, (count, 32, 32)).astype(np.uint8), words, words, ("a",) * count)
+        return Pictures(rng.integers(0, 256, (count, 32, 32)).astype(np.uint8), words, words, ("a",) * count)
 
-    evaluation = icons(40)
+    evaluation = pictures(40)
     names = tuple(sorted(set(evaluation.concepts)))
     labels = np.array([names.index(word) for word in evaluation.concepts], np.int64)
-    return pool.DemoData(icons(600), icons(200), evaluation, names, labels)
+    return Dataset(pictures(600), pictures(200), evaluation, names, labels)

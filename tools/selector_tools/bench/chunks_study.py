@@ -16,10 +16,12 @@ from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan
 from selector_server.sampling.policies import Joint
 from selector_tools.bench.baselines import gibbs, matrix
 from selector_tools.bench.measuring import mean_and_error
-from selector_tools.demo import pool
-from selector_tools.demo.data import Pairs, draws, make_tokenizer
-from selector_tools.demo.model import SmallSigLip
-from selector_tools.demo.training import train
+from selector_tools.datasets import icons
+from selector_tools.datasets.dataset import Dataset, shuffle_captions
+from selector_tools.datasets.pairs import Pairs, make_tokenizer
+from selector_tools.study.model import SmallSigLip
+from selector_tools.study.streams import draws
+from selector_tools.study.training import train
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
 # The models are trained at this size, so that their bias fits as many negatives. With the demo's 128, and 512 picks,
@@ -49,16 +51,16 @@ class Trial:
 def embed_pool(learner_steps: int, on_step: OnStep) -> PairScores:
     """Returns the demo's pool as two models see it: a learner after `learner_steps` steps of uniform batches, and the
     reference. `on_step` is called after each step of both."""
-    candidates, curated, tokenizer = prepare(pool.load(), 0)
+    candidates, curated, tokenizer = prepare(icons.load(), 0)
     vocabulary = tokenizer.get_vocab_size()
     reference = _trained(curated, vocabulary, 1, REFERENCE_STEPS, 1e-2, on_step)
     learner = _trained(candidates, vocabulary, 0, learner_steps, 1e-4, on_step)
     return PairScores(Criterion.LEARNABILITY, embedded(learner, candidates), embedded(reference, candidates))
 
 
-def prepare(data: pool.DemoData, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
+def prepare(data: Dataset, seed: int) -> tuple[Pairs, Pairs, Tokenizer]:
     """Returns the pool with a share NOISE of its captions shuffled, the curated set, and the words of both."""
-    captions, _ = pool.shuffle_captions(data.pool.captions, NOISE, seed)
+    captions, _ = shuffle_captions(data.pool.captions, NOISE, seed)
     with TemporaryDirectory() as folder:
         tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(folder) / "tokenizer.json")
     candidates = Pairs.of(data.pool, captions, tokenizer)

@@ -11,9 +11,9 @@ from selector_client import SelectingLoader, Selector
 
 from selector_tools.bench.faulty_shards import COLOURS, Shards
 from selector_tools.bench.sidecars import LoadedSidecar
-from selector_tools.demo.data import make_tokenizer
-from selector_tools.demo.model import SmallSigLip, exportable
+from selector_tools.datasets.pairs import make_tokenizer
 from selector_tools.export.bundle_writer import export_learner, export_reference
+from selector_tools.study.model import SmallSigLip, exportable
 
 FILTER_RATIO = 0.8
 # A breaker that a killed sidecar opened is closed again so soon after another one serves.

@@ -9,7 +9,7 @@ from selector_proto.resize import patch_matrix, resize_matrix
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
-from selector_tools.demo.model import SIDE, SmallSigLip
+from selector_tools.study.model import SIDE, SmallSigLip
 
 WIDTH, DEPTH, HEADS = 64, 3, 4
 KEPT = (0, 2, 5, 7)  # these rows and columns of tokens are left when others are dropped; they are spread evenly

@@ -14,11 +14,11 @@ from PIL import Image
 from selector_client import SelectingLoader, Selector, WeightPublisher
 
 from selector_tools.bench import pinning
-from selector_tools.demo import pool
-from selector_tools.demo.data import Pairs, make_tokenizer
-from selector_tools.demo.model import SmallSigLip, exportable
+from selector_tools.datasets import icons
+from selector_tools.datasets.pairs import Pairs, make_tokenizer
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server, sidecar
+from selector_tools.study.model import SmallSigLip, exportable
 
 CHUNKS = 16
 PUBLISH_EVERY = 10
@@ -49,7 +49,7 @@ class Icons:
 def measured(folder: Path, batch: int, steps: int, on_stage: Callable[[str], None]) -> dict[str, dict[str, float]]:
     """Returns for each filter ratio the seconds of a step and of a selection, and the shares of time waited."""
     torch.set_num_threads(1)
-    data = pool.load(lambda *_: None)
+    data = icons.load(lambda *_: None)
     tokenizer = make_tokenizer(data.pool.captions, folder / "tokenizer.json")
     dataset = Icons(Pairs.of(data.pool, data.pool.captions, tokenizer))
     torch.manual_seed(0)

@@ -70,14 +70,14 @@ def _measure(
 
     from selector_tools.bench import resolution_study as study  # noqa: PLC0415
     from selector_tools.bench.measuring import describe  # noqa: PLC0415
-    from selector_tools.demo import pool  # noqa: PLC0415
+    from selector_tools.datasets import icons  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
 
     torch.set_num_threads(1)
     started, machine = perf_counter(), describe("cpu")
     setting = study.Setting(steps, reference_steps, super_batch, super_batches, picks, seed)
     with bar("train models", setting.total_steps) as advance:
-        figures = study.run(pool.load(), setting, lambda: advance(1))
+        figures = study.run(icons.load(), setting, lambda: advance(1))
     return {**figures, "setting": study.described(setting), "seconds": perf_counter() - started, **machine}
 
 

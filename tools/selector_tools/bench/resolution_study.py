@@ -14,10 +14,12 @@ from selector_tools.bench import chunks_study as study
 from selector_tools.bench.comparison import compare, overlap
 from selector_tools.bench.flexi_vit import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
 from selector_tools.bench.measuring import mean_and_error
-from selector_tools.demo.data import Pairs, ZeroShot, draws
-from selector_tools.demo.model import SmallSigLip
-from selector_tools.demo.pool import DemoData
-from selector_tools.demo.training import train
+from selector_tools.datasets.dataset import Dataset
+from selector_tools.datasets.pairs import Pairs
+from selector_tools.study.model import SmallSigLip
+from selector_tools.study.streams import draws
+from selector_tools.study.training import train
+from selector_tools.study.zero_shot import ZeroShot
 
 # Each learner's batches are split among these forms. As their order is random, so are their halves.
 LEARNERS = {"full only": (FULL,), "co-trained": (FULL, PATCH_8)}
@@ -95,7 +97,7 @@ class Task:
         }
 
 
-def run(data: DemoData, setting: Setting, on_step: OnStep) -> dict[str, Any]:
+def run(data: Dataset, setting: Setting, on_step: OnStep) -> dict[str, Any]:
     """Trains the reference and both learners, and measures each learner after some of its steps. `on_step` is called
     after each of `setting.total_steps`."""
     candidates, curated, tokenizer = study.prepare(data, setting.seed)

@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from selector_client import SelectingLoader, Selector, WeightPublisher
 
-from selector_tools.demo.data import Pairs, ZeroShot, draws, runs
-from selector_tools.demo.model import SmallSigLip
+from selector_tools.datasets.pairs import Pairs
 from selector_tools.demo.results import Arm
 from selector_tools.demo.rules import RULES, Rule
-from selector_tools.demo.training import train
 from selector_tools.processes import sidecar
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.model import SmallSigLip
+from selector_tools.study.streams import draws, runs
+from selector_tools.study.training import train
+from selector_tools.study.zero_shot import ZeroShot
 
 # The weight of scores in a draw; at 1, the probabilities are in the proportion of exp(-loss).
 GAIN = 1.0

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from selector_tools.demo import pool
+from selector_tools.datasets import icons
+from selector_tools.datasets.dataset import Dataset, Pictures, shuffle_captions
+from selector_tools.datasets.pairs import Pairs, make_tokenizer
 from selector_tools.demo.arms import GAIN, Setting, Snapshot, run_arm
-from selector_tools.demo.data import RUN, Pairs, ZeroShot, draws, make_tokenizer, stored_order
-from selector_tools.demo.model import SmallSigLip, exportable
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
 from selector_tools.demo.rules import ORDERS, RULES
-from selector_tools.demo.training import train
 from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
 from selector_tools.progress import bars
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.model import SmallSigLip, exportable
+from selector_tools.study.streams import RUN, draws, stored_order
+from selector_tools.study.training import train
+from selector_tools.study.zero_shot import ZeroShot
 
 BATCH = 128
 FILTER_RATIO = 0.8
@@ -88,7 +91,7 @@ class _Outcome:
 class _Demo:
     """The demo's data, and what is done with it by one seed after the other. Its files go into `folder`."""
 
-    def __init__(self, options: Options, data: pool.DemoData, folder: Path, log: Path, progress: Progress) -> None:
+    def __init__(self, options: Options, data: Dataset, folder: Path, log: Path, progress: Progress) -> None:
         self._options, self._data = options, data
         self._folder, self._log, self._progress = folder, log, progress
         self._words = folder / "tokenizer.json"
@@ -100,7 +103,7 @@ class _Demo:
 
     def run(self, seed: int, suffix: str) -> _Outcome:
         """Trains the reference and every arm. The names of what is under way end in `suffix`."""
-        captions, mislabelled = pool.shuffle_captions(self._data.pool.captions, self._options.noise, seed)
+        captions, mislabelled = shuffle_captions(self._data.pool.captions, self._options.noise, seed)
         reference = self._train_reference(seed, suffix)
         arms, examples = [], None
         with redis_server() as redis:
@@ -181,14 +184,14 @@ class _Demo:
         return lambda done: self._progress.update(task, completed=done)
 
 
-def _load(progress: Progress) -> pool.DemoData:
+def _load(progress: Progress) -> Dataset:
     task = progress.add_task("draw icons from fonts", total=1)
 
     def on_progress(stage: str, done: int, total: int) -> None:
         if stage == "draw":
             progress.update(task, completed=done, total=total)
 
-    data = pool.load(on_progress)
+    data = icons.load(on_progress)
     total = progress.tasks[task].total
     progress.update(task, completed=total)
     return data
@@ -197,7 +200,7 @@ def _load(progress: Progress) -> pool.DemoData:
 def _examples(
     arm: str,
     snapshot: Snapshot,
-    icons: pool.IconSet,
+    pictures: Pictures,
     captions: Sequence[str],
     mislabelled: NDArray[np.bool_],
 ) -> Examples:
@@ -208,7 +211,7 @@ def _examples(
     def example(index: int) -> Example:
         row = int(snapshot.rows[index])
         score, wrong = float(snapshot.scores[index]), bool(mislabelled[row])
-        return Example(icons.pixels[row], captions[row], icons.concepts[row], score, wrong)
+        return Example(pictures.pixels[row], captions[row], pictures.concepts[row], score, wrong)
 
     return Examples(arm, snapshot.step, [example(i) for i in snapshot.picked], [example(i) for i in dropped])
 

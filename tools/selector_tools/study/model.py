@@ -1,4 +1,4 @@
-"""The demo's two-tower SigLIP: small enough that 600 steps take seconds on one CPU core."""
+"""The studies' two-tower SigLIP: small enough that 600 steps take seconds on one CPU core."""
 
 import math
 from pathlib import Path
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu, softplus
 
 from selector_server.encoding.bundle import ImageInput, Logit, TextInput
+from selector_tools.datasets.pairs import MAX_TOKENS, PAD
 from selector_tools.export.torch_model import TorchModel
 
 SIDE = 32
-MAX_TOKENS = 8
-PAD = 0
 MEAN, STD = 0.25, 0.41  # of the ink (0 to 1) in the pool's pictures
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from selector_client import WeightPublisher
 
-from selector_tools.demo.model import SmallSigLip
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.model import SmallSigLip
 
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2

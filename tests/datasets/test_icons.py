@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selector_tools.demo import fonts, pool, raster
+from selector_tools.datasets import dataset, fonts, icons, raster, splitting
 
 SMALL = ("codicon", "elusive", "eva", "ion", "lucide", "typicons")
 
 
 @pytest.fixture(scope="module")
-def small() -> pool.DemoData:
+def small() -> dataset.Dataset:
     """The splits of a few small families: a second or two."""
-    return pool.build([family for family in fonts.FAMILIES if family.name in SMALL], curated_size=100)
+    return icons.build([family for family in fonts.FAMILIES if family.name in SMALL], curated_size=100)
 
 
 def strokes(n: int, seed: int = 0) -> raster.Ink:
@@ -45,7 +45,7 @@ def with_spots(picture: raster.Ink, spots: int) -> raster.Ink:
     ],
 )
 def test_a_concept_is_the_name_without_style_size_and_order(name: str, words: str) -> None:
-    assert pool.concept(name) == words
+    assert splitting.concept(name) == words
 
 
 def test_near_copies_are_judged_by_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,18 +79,18 @@ def test_a_picture_is_not_dropped_for_resembling_a_dropped_one() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_shuffling_moves_the_share_and_reports_what_became_wrong(share: float) -> None:
     captions = [f"icon {i % 400}" for i in range(1000)]
-    shuffled, wrong = pool.shuffle_captions(captions, share, seed=3)
+    shuffled, wrong = dataset.shuffle_captions(captions, share, seed=3)
     assert Counter(shuffled) == Counter(captions)
     assert wrong.tolist() == [new != old for new, old in zip(shuffled, captions, strict=True)]
     assert share * 1000 - 20 <= wrong.sum() <= share * 1000
-    again, _ = pool.shuffle_captions(captions, share, seed=3)
-    other, _ = pool.shuffle_captions(captions, share, seed=4)
+    again, _ = dataset.shuffle_captions(captions, share, seed=3)
+    other, _ = dataset.shuffle_captions(captions, share, seed=4)
     assert again == shuffled
     assert (other != shuffled) == (share > 0)
 
 
 def test_an_entry_handed_its_own_words_is_not_mislabelled() -> None:
-    shuffled, wrong = pool.shuffle_captions(["cat"] * 10, 1.0, seed=0)
+    shuffled, wrong = dataset.shuffle_captions(["cat"] * 10, 1.0, seed=0)
     assert shuffled == ("cat",) * 10
     assert not wrong.any()
 
@@ -98,36 +98,36 @@ def test_an_entry_handed_its_own_words_is_not_mislabelled() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_an_impossible_share_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        pool.shuffle_captions(["cat"], share, seed=0)
+        dataset.shuffle_captions(["cat"], share, seed=0)
 
 
-def test_the_splits_hold_what_they_promise(small: pool.DemoData) -> None:
+def test_the_splits_hold_what_they_promise(small: dataset.Dataset) -> None:
     assert 1270 <= len(small.pool) <= 1400
     assert len(small.curated) == 100
     assert 380 <= len(small.evaluation) <= 420
     assert set(small.pool.families) | set(small.curated.families) == {"codicon", "elusive", "eva", "typicons"}
     assert set(small.evaluation.families) == {"ion", "lucide"}
-    assert max(Counter(small.curated.concepts).values()) <= pool.CURATED_EACH
-    for icons in (small.curated, small.evaluation):
-        assert icons.captions == icons.concepts
-        assert all(1 <= len(words.split()) <= pool.MOST_WORDS for words in icons.concepts)
+    assert max(Counter(small.curated.concepts).values()) <= icons.CURATED_EACH
+    for part in (small.curated, small.evaluation):
+        assert part.captions == part.concepts
+        assert all(1 <= len(words.split()) <= icons.MOST_WORDS for words in part.concepts)
     assert any("outline" in caption.split() for caption in small.pool.captions)
-    for icons in (small.pool, small.curated, small.evaluation):
-        assert icons.pixels.dtype == np.uint8
-        assert not (icons.pixels % 17).any()
-        assert icons.pixels.std(axis=(1, 2)).min() >= raster.FAINTEST
+    for part in (small.pool, small.curated, small.evaluation):
+        assert part.pixels.dtype == np.uint8
+        assert not (part.pixels % 17).any()
+        assert part.pixels.std(axis=(1, 2)).min() >= raster.FAINTEST
     seen = np.concatenate([small.pool.pixels, small.curated.pixels])
-    assert not raster.resembles(small.evaluation.pixels, seen, pool.ALIKE_EVALUATED).any()
+    assert not raster.resembles(small.evaluation.pixels, seen, icons.ALIKE_EVALUATED).any()
 
 
-def test_labels_name_the_concepts_with_several_pictures(small: pool.DemoData) -> None:
+def test_labels_name_the_concepts_with_several_pictures(small: dataset.Dataset) -> None:
     times = Counter(small.evaluation.concepts)
     assert small.class_names == tuple(sorted(words for words in times if times[words] > 1))
     for label, words in zip(small.labels.tolist(), small.evaluation.concepts, strict=True):
         assert small.class_names[label] == words if label >= 0 else times[words] == 1
 
 
-def test_fonts_are_read_without_importing_their_packages(small: pool.DemoData) -> None:
+def test_fonts_are_read_without_importing_their_packages(small: dataset.Dataset) -> None:
     assert not [name for name in sys.modules if name.startswith(("qtawesome", "tkinter_icons"))]
 
 
@@ -151,29 +151,29 @@ def test_every_wheel_has_its_licence_stated() -> None:
         assert f"| {wheel} | {version} |" in listed
 
 
-def same(a: pool.DemoData, b: pool.DemoData) -> bool:
-    icons = [(getattr(a, part), getattr(b, part)) for part in pool.PARTS]
+def same(a: dataset.Dataset, b: dataset.Dataset) -> bool:
+    parts = [(getattr(a, part), getattr(b, part)) for part in dataset.PARTS]
     return (
-        all(np.array_equal(x.pixels, y.pixels) for x, y in icons)
-        and all(getattr(x, field) == getattr(y, field) for x, y in icons for field in pool.COLUMNS)
+        all(np.array_equal(x.pixels, y.pixels) for x, y in parts)
+        and all(getattr(x, field) == getattr(y, field) for x, y in parts for field in dataset.COLUMNS)
         and a.class_names == b.class_names
         and np.array_equal(a.labels, b.labels)
     )
 
 
 def test_the_cache_is_written_once_and_rebuilt_when_damaged(
-    small: pool.DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: dataset.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builds: list[pool.Progress | None] = []
+    builds: list[dataset.Progress | None] = []
 
-    def build(progress: pool.Progress | None) -> pool.DemoData:
+    def build(progress: dataset.Progress | None) -> dataset.Dataset:
         builds.append(progress)
         return small
 
-    monkeypatch.setattr(pool, "build", build)
+    monkeypatch.setattr(icons, "build", build)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert same(pool.load(), small)
-    assert same(pool.load(), small)
+    assert same(icons.load(), small)
+    assert same(icons.load(), small)
     assert len(builds) == 1
     (file,) = (tmp_path / "jest-selector").iterdir()
     whole = file.read_bytes()
@@ -181,22 +181,22 @@ def test_the_cache_is_written_once_and_rebuilt_when_damaged(
     flipped[len(whole) // 3] ^= 1
     for number, damaged in enumerate((b"", b"no archive", whole[: len(whole) // 2], bytes(flipped)), start=2):
         file.write_bytes(damaged)
-        assert same(pool.load(), small)
+        assert same(icons.load(), small)
         assert len(builds) == number
         assert file.read_bytes()[:4] == whole[:4]
         assert list(file.parent.iterdir()) == [file]
 
 
 def test_data_that_cannot_be_cached_is_still_returned(
-    small: pool.DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: dataset.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "build", lambda progress: small)
+    monkeypatch.setattr(icons, "build", lambda progress: small)
     (tmp_path / "file").write_bytes(b"")
     with pytest.warns(UserWarning, match="not cached"):
-        assert pool.load(cache_dir=tmp_path / "file") is small
+        assert icons.load(cache_dir=tmp_path / "file") is small
 
 
-def test_columns_of_different_length_are_refused(small: pool.DemoData) -> None:
-    assert {field.name for field in fields(pool.IconSet)} == {"pixels", *pool.COLUMNS}
+def test_columns_of_different_length_are_refused(small: dataset.Dataset) -> None:
+    assert {field.name for field in fields(dataset.Pictures)} == {"pixels", *dataset.COLUMNS}
     with pytest.raises(ValueError, match="differ in number"):
         replace(small.pool, captions=("one",))

@@ -1,0 +1,45 @@
+"""In which order a trainer reads its pool."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selector_tools.datasets.dataset import Pictures
+
+RUN = 32  # neighbours that are read together
+
+
+def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Draws `size` different rows of `count` again and again without end, in shuffled epochs."""
+    # The stream must differ from the one that shuffles captions, or the first epoch begins with all shuffled ones.
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(count)
+    cursor = 0
+    while True:
+        if cursor + size > count:
+            order, cursor = rng.permutation(count), 0
+        yield order[cursor : cursor + size]
+        cursor += size
+
+
+def stored_order(pictures: Pictures) -> NDArray[np.int64]:
+    """Returns the rows, int64 [n], as a crawl of the families would have stored them: pictures of one hand follow one
+    another, and among these the pictures of one concept."""
+    return np.lexsort((pictures.concepts, pictures.families)).astype(np.int64)
+
+
+def runs(order: NDArray[np.int64], size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Draws super-batches of `size` different rows without end, as shards give them that are read in random order: each
+    one has the next `size / RUN` runs of neighbours in `order`. Every epoch cuts the runs elsewhere, and drops what
+    fills none. Raises ValueError if `order` does not hold one super-batch wherever it is cut."""
+    at_once = size // RUN
+    if size % RUN or size < RUN or len(order) < size + RUN - 1:
+        raise ValueError(f"super-batch is {size}; must be a multiple of {RUN} and at most {len(order) - RUN + 1}")
+    rng = np.random.default_rng([seed, 1])
+    while True:
+        start = int(rng.integers(RUN))
+        whole = order[start : start + (len(order) - start) // RUN * RUN].reshape(-1, RUN)
+        shuffled = rng.permutation(len(whole))
+        for first in range(0, len(whole) - at_once + 1, at_once):
+            yield whole[shuffled[first : first + at_once]].ravel()
