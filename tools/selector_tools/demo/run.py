@@ -96,7 +96,7 @@ class _Demo:
         self._folder, self._log, self._progress = folder, log, progress
         self._words = folder / "tokenizer.json"
         self._tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], self._words)
-        self._evaluate = ZeroShot(data, self._tokenizer)
+        self._evaluate = ZeroShot(data.evaluation, self._tokenizer)
         # The pool itself is in random order.
         self._order = stored_order(data.pool) if options.order == "stored" else np.arange(len(data.pool))
         self._concepts = np.unique(data.pool.concepts, return_inverse=True)[1].astype(np.int64)
