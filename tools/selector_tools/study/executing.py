@@ -17,23 +17,21 @@ def execute(
     jobs: Sequence[Job], folder: Path, side_by_side: int, on_done: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
     """Returns the runs of these jobs, in their order; those that are in `folder` are not run again. `on_done` is called
-    with the name of what is over: once for each job, and once for each pool and seed that are made ready before.
+    with the name of each that is over.
 
     A run that fails stops no other one; the first failure is raised when all others are over."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     left = [job for job in jobs if not file_of(job, folder).exists()]
-    for cell, _ in jobs[: len(jobs) - len(left)]:
-        on_done(cell.name)
+    for job in jobs:
+        if job not in left:
+            on_done(job[0].name)
     # What runs share is made by one process for each pool and seed.
     shared: dict[tuple[str, int], list[Job]] = defaultdict(list)
     for cell, seed in left:
         shared[cell.pool, seed].append((cell, seed))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(side_by_side, context, max_tasks_per_child=16) as processes:
-        _finish(
-            {processes.submit(_ready, some, folder): f"{pool}, seed {seed}" for (pool, seed), some in shared.items()},
-            lambda _: None,
-        )
+    with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as processes:
+        made = {processes.submit(_ready, some, folder): f"{pool}, seed {seed}" for (pool, seed), some in shared.items()}
+        _finish(made)
         _finish({processes.submit(_run, *job, folder): job[0].name for job in left}, on_done)
     return [json.loads(file_of(job, folder).read_text()) for job in jobs]
 
@@ -44,7 +42,7 @@ def file_of(job: Job, folder: Path) -> Path:
     return folder / "runs" / f"{cell.key(seed)}.json"
 
 
-def _finish(futures: dict["Future[None]", str], on_done: Callable[[str], None]) -> None:
+def _finish(futures: dict["Future[None]", str], on_done: Callable[[str], None] = lambda _: None) -> None:
     failed: BaseException | None = None
     for future in as_completed(futures):
         if (error := future.exception()) is None:
