@@ -10,7 +10,7 @@ from selector_tools.study.cells import Cell
 from selector_tools.study.executing import Job
 
 TUNING_SEED = 99
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 STEPS, LONG = 600, 2400
 NOISES = (0.0, 0.5)
 FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm")
