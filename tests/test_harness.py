@@ -79,6 +79,7 @@ def test_a_cluster_node_whose_port_was_taken_meanwhile_starts_at_another(monkeyp
         monkeypatch.setattr(redis_servers, "free_port", lambda beside, ports=ports: next(ports))
         with socket.create_server(("127.0.0.1", taken + beside)):
             server = redis_servers.valkey_server(config={"cluster-enabled": "yes"})
+        started = server.port
         server.terminate()
-        assert server.port == free
+        assert started == free
         monkeypatch.undo()
