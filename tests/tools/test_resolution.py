@@ -9,10 +9,10 @@ import torch
 from selector_proto.resize import patch_matrix, resize_matrix
 from selector_tools import cli
 from selector_tools.bench.comparison import compare
-from selector_tools.bench.flexi_vit import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
 from selector_tools.bench.synthetic import candidates
 from selector_tools.datasets import icons
 from selector_tools.datasets.dataset import Dataset, Pictures
+from selector_tools.study.flexi_vit import DROPPED, FULL, LOW, PATCH_8, SIDE_16, FlexiSigLip
 from torch.nn.functional import interpolate
 
 from selector_server.sampling import Draw, Plan, chunk_sizes

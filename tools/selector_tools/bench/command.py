@@ -13,6 +13,7 @@ from selector_tools.bench import (
     sampler,
     serve,
     sharded,
+    training,
     transport,
     weights,
 )
@@ -34,5 +35,6 @@ def add_parser(verbs: Any) -> None:
         loader,
         load,
         faults,
+        training,
     ):
         verb.add_parser(leaves)

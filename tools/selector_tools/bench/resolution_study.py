@@ -12,10 +12,10 @@ from selector_server.sampling import Criterion, Draw, Embedded, PairScores, Plan
 from selector_server.sampling.policies import Joint
 from selector_tools.bench import chunks_study as study
 from selector_tools.bench.comparison import compare, overlap
-from selector_tools.bench.flexi_vit import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
 from selector_tools.bench.measuring import mean_and_error
 from selector_tools.datasets.dataset import Dataset
 from selector_tools.datasets.pairs import Pairs
+from selector_tools.study.flexi_vit import DEPTH, FULL, LOW, PATCH_8, WIDTH, FlexiSigLip
 from selector_tools.study.model import SmallSigLip
 from selector_tools.study.streams import draws
 from selector_tools.study.training import train
@@ -117,7 +117,7 @@ def run(data: Dataset, setting: Setting, on_step: OnStep) -> dict[str, Any]:
         weight_decay=1e-2,
         on_step=lambda _: on_step(),
     )
-    task = Task(setting, held, study.embedded(reference, held), ZeroShot(data, tokenizer))
+    task = Task(setting, held, study.embedded(reference, held), ZeroShot(data.evaluation, tokenizer))
     learners = {}
     for name, seen in LEARNERS.items():
         torch.manual_seed(setting.seed)

@@ -1,6 +1,8 @@
 """In which order a trainer reads its pool."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,37 @@ from numpy.typing import NDArray
 from selector_tools.datasets.dataset import Pictures
 
 RUN = 32  # neighbours that are read together
+HOT = 1000  # items of which half of a hot stream's entries are copies
+
+# natural: as a crawl of the families would have stored the pool; shuffled: at random; hot: at random, and half of the
+# entries are copies of a few items.
+Kind = Literal["natural", "shuffled", "hot"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a trainer reads: entry i is row `rows[i]` of the pool, int64 [n], and `order`, int64 [n], is the order in
+    which shards hold the entries."""
+
+    rows: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def stream(kind: Kind, pictures: Pictures, seed: int) -> Stream:
+    """Returns a stream of the pool. The pool itself is in random order."""
+    rows = np.arange(len(pictures))
+    if kind == "natural":
+        return Stream(rows, stored_order(pictures))
+    if kind == "hot":
+        rng = np.random.default_rng([seed, 4])
+        chosen = rng.permutation(len(rows))
+        hot, kept = chosen[:HOT], chosen[: len(rows) // 2]
+        copies = rng.choice(hot, len(rows) - len(kept))
+        rows = rng.permutation(np.concatenate([kept, copies]))
+    return Stream(rows, np.arange(len(rows)))
 
 
 def draws(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -18,11 +18,13 @@ DECAY_SHARE = 0.2
 
 @dataclass
 class Run:
-    """What a training run recorded: `accuracy` holds (step, value), and `rows` the pool's rows of each batch."""
+    """What a training run recorded: `accuracy` holds (step, value), and `rows` the ids of each batch. Seconds, by the
+    wall clock and of this process's CPU time, leave evaluation out."""
 
     accuracy: list[tuple[int, float]] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def train(
@@ -40,12 +42,12 @@ def train(
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
     """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
-    chances that `seed` decides. Seconds leave evaluation out."""
+    chances that `seed` decides."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
     run = Run()
     for step in range(steps):
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         batch = next(batches)
         if publisher is not None:
             # Nothing is being scored now: this batch is picked, and the next selection waits for these weights if it
@@ -62,6 +64,7 @@ def train(
         optimizer.step()
         run.rows.append(batch["ids"])
         run.seconds += time.perf_counter() - started
+        run.cpu_seconds += time.process_time() - busy
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             run.accuracy.append((step + 1, evaluate(model)))
         on_step(step + 1)

@@ -1,24 +1,52 @@
 """Judges a learner by pictures of families that nothing was trained on."""
 
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from selector_tools.datasets.dataset import Dataset
+from selector_tools.datasets.dataset import CLASS_SIZE, Pictures
 from selector_tools.datasets.pairs import tokenise
 from selector_tools.study.model import SmallSigLip
 
+AT_ONCE = 4096  # pictures that are embedded together
+
 
 class ZeroShot:
-    """Measures the top-1 accuracy of naming held-out pictures among all class names, 0 to 1."""
+    """Measures the top-1 accuracy of naming held-out pictures among all class names, 0 to 1. A class is a concept that
+    `least` of the pictures have, or more."""
 
-    def __init__(self, data: Dataset, tokenizer: Tokenizer) -> None:
-        named = data.labels >= 0
-        self._pixels = torch.from_numpy(data.evaluation.pixels[named][..., None])
-        self._labels = torch.from_numpy(data.labels[named])
-        self._names = torch.from_numpy(tokenise(data.class_names, tokenizer))
+    def __init__(self, pictures: Pictures, tokenizer: Tokenizer, least: int = CLASS_SIZE, device: str = "cpu") -> None:
+        counts = Counter(pictures.concepts)
+        self.names = sorted(words for words, count in counts.items() if count >= least)
+        index = {words: label for label, words in enumerate(self.names)}
+        labels = np.array([index.get(words, -1) for words in pictures.concepts], np.int64)
+        named = labels >= 0
+        self._labels = torch.from_numpy(labels[named]).to(device)
+        self._pixels = torch.from_numpy(pictures.pixels[named][..., None]).to(device)
+        self._names = torch.from_numpy(tokenise(self.names, tokenizer)).to(device)
+
+    def __len__(self) -> int:
+        """The number of pictures that have a class."""
+        return len(self._labels)
+
+    def __call__(self, model: SmallSigLip) -> float:
+        return float(self._right(model).float().mean())
+
+    def apart(self, model: SmallSigLip, known: Collection[str]) -> dict[str, float | None]:
+        """Returns the accuracy of pictures whose class is among the `known` ones, and of the others."""
+        mask = torch.tensor([name in known for name in self.names], device=self._labels.device)[self._labels]
+        right = self._right(model).float()
+        return {
+            name: float(right[some].mean()) if some.any() else None
+            for name, some in (("known", mask), ("unknown", ~mask))
+        }
 
     @torch.no_grad()
-    def __call__(self, model: SmallSigLip) -> float:
+    def _right(self, model: SmallSigLip) -> torch.Tensor:
+        """Returns which pictures are named right, bool [n]."""
         names = model(self._pixels[:1], self._names)[1]
-        images = model(self._pixels, self._names[:1])[0]
-        return float(((images @ names.T).argmax(dim=1) == self._labels).float().mean())
+        parts = [model(part, self._names[:1])[0] @ names.T for part in torch.split(self._pixels, AT_ONCE)]
+        return torch.cat(parts).argmax(dim=1) == self._labels

@@ -1,6 +1,7 @@
 """A small vision transformer that sees pictures at several resolutions with one set of weights (FlexiViT)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -50,14 +51,15 @@ LOW = (PATCH_8, SIDE_16, DROPPED)
 
 
 class FlexiSigLip(SmallSigLip):
-    """The demo's SigLIP with a vision transformer for pictures. Its kernel and positions fit the form `built` and are
+    """The studies' SigLIP with a vision transformer for pictures. Its kernel and positions fit the form `built` and are
     resized for other forms inside the forward pass, so that gradients reach the stored ones."""
 
     def __init__(self, vocabulary: int, seen: Sequence[Form] = (FULL,), built: Form = FULL) -> None:
         """A batch of pictures is split among the forms `seen`, in equal and contiguous parts."""
         super().__init__(vocabulary)
         del self.stem, self.conv
-        self.seen, self.built = seen, built
+        self.seen: Sequence[Form] = seen
+        self.built = built
         self.embed = nn.Conv2d(1, WIDTH, built.patch, stride=built.patch)
         # They start as large as patches are: with the usual 0.02, zero-shot after 600 steps at patch 8 is 1.3 %
         # instead of 2.2 %.
@@ -68,6 +70,8 @@ class FlexiSigLip(SmallSigLip):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Takes float [B, 1, SIDE, SIDE], normalised by MEAN and STD, and returns [B, D]."""
+        if len(self.seen) == 1:  # a batch that is not split may have any size once the model is exported
+            return self._encode(images, self.seen[0])
         parts = images.chunk(len(self.seen))
         return torch.cat([self._encode(part, form) for part, form in zip(parts, self.seen, strict=True)])
 
@@ -97,3 +101,16 @@ def _block() -> nn.Module:
     return nn.TransformerEncoderLayer(
         WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
+
+
+@contextmanager
+def seen_as(model: SmallSigLip, *forms: Form) -> Iterator[None]:
+    """Has a transformer see pictures in these forms until the block ends; other models see them as always."""
+    if not isinstance(model, FlexiSigLip):
+        yield
+        return
+    before, model.seen = model.seen, forms
+    try:
+        yield
+    finally:
+        model.seen = before

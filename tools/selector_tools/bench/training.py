@@ -1,0 +1,97 @@
+"""`selector bench training` trains with and without selection, through a real sidecar, and says what it brings."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selector_tools.bench import harness
+from selector_tools.study.names import PROFILE_NAMES
+
+if TYPE_CHECKING:
+    from selector_tools.study.summary import Summary
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "training",
+        help="what selection brings to training",
+        description="Trains a small SigLIP on icons, fed at random and by sidecars, and compares when each is as good. "
+        "Runs that are over are kept in --out and not run again.",
+    )
+    parser.set_defaults(handler=run, extra="demo,metrics")
+    about = "headline: a quarter of an hour; cpu: an hour and a half; tuning: how learning rates were chosen"
+    parser.add_argument(
+        "--profile", choices=PROFILE_NAMES, default=PROFILE_NAMES[0], help=f"{about} (default %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="most runs of a cell (default: 1, and 3 for cpu)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs side by side (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write every run into one JSON file, too")
+    harness.add_json(parser)
+
+
+def run(a: argparse.Namespace) -> int:
+    mistakes: list[harness.Mistake] = [
+        (a.seeds is not None and not 1 <= a.seeds <= 100, "--seeds", a.seeds, "must be 1 to 100"),
+        (not 1 <= a.jobs <= 256, "--jobs", a.jobs, "must be 1 to 256"),
+        (a.out.exists() and not a.out.is_dir(), "--out", a.out, "must be a folder"),
+    ]
+    return harness.run(a, mistakes, lambda _: _measure(a), _table)
+
+
+def _measure(a: argparse.Namespace) -> dict[str, Any]:
+    import json  # noqa: PLC0415 - heavy, as all that follows
+
+    from selector_tools.bench.measuring import describe  # noqa: PLC0415
+    from selector_tools.progress import bar  # noqa: PLC0415
+    from selector_tools.study.executing import execute  # noqa: PLC0415
+    from selector_tools.study.profiles import PROFILES  # noqa: PLC0415
+    from selector_tools.study.references import described  # noqa: PLC0415
+    from selector_tools.study.summary import summaries  # noqa: PLC0415
+
+    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile == "cpu" else 1))
+    machine = describe("cpu")
+    with bar("runs", len(jobs)) as advance:
+        runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name))
+    if a.save is not None:
+        whole = {"profile": a.profile, "side_by_side": a.jobs, **machine, "references": described(), "runs": runs}
+        a.save.write_text(json.dumps(whole, indent=1) + "\n")
+    return {"profile": a.profile, "arms": _arms(summaries(runs)), "side_by_side": a.jobs, **machine}
+
+
+def _arms(found: "dict[Any, Summary]") -> dict[str, Any]:
+    """Returns what each cell reached, and how many times sooner than the best of its baselines."""
+    from selector_tools.study.summary import against, best_baseline  # noqa: PLC0415
+
+    rows = {}
+    for cell, one in found.items():
+        row: dict[str, Any] = {
+            "rule": cell.rule,
+            "stream": cell.stream,
+            "noise": cell.noise,
+            "validation": one.final,
+            "test": one.mean("test"),
+            "seeds": len(one.runs),
+        }
+        baseline = best_baseline(cell, found)
+        if baseline is not None:
+            compared = against(one, baseline, baseline.final)
+            row["best_baseline"] = baseline.cell.rule
+            for short, kind in (("step", "steps"), ("flop", "flops"), ("cpu", "cpu")):
+                row[f"{short}_speedup"] = compared.ratios.get(kind)
+        rows[cell.name] = row
+    return rows
+
+
+def _table(result: dict[str, Any]) -> str:
+    width = max(map(len, result["arms"]))
+    lines = [f"{'cell':{width}} {'test':>6} {'valid.':>7} {'steps':>6} {'FLOPs':>6} {'CPU':>6}  sooner than"]
+    for name, row in result["arms"].items():
+        ratios = (row.get(f"{kind}_speedup") for kind in ("step", "flop", "cpu"))
+        told = " ".join("never".rjust(6) if ratio is None else f"{ratio:5.1f}x" for ratio in ratios)
+        best = row.get("best_baseline", "")
+        lines.append(f"{name:{width}} {row['test']:6.1%} {row['validation']:7.1%} {told}  {best}")
+    lines.append(f"{result['device']}, {result['cores']} cores, {result['side_by_side']} runs side by side")
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Which cells are run, by the name of a profile, each by its seeds.
+
+Choices are made on validation families only and by a seed of their own (`tuning`); RATES_CHOSEN holds what came of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from selector_tools.study.cells import Cell
+from selector_tools.study.executing import Job
+
+TUNING_SEED = 99
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+STEPS, LONG = 600, 2400
+NOISES = (0.0, 0.5)
+FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm")
+HEADLINE = (
+    "easy_reference",
+    "joint_easy_reference",
+    "independent",
+    "jest",
+    "mixed",
+    "mixed_prefilter",
+)
+
+
+def tuning(seeds: int = 1) -> list[Job]:
+    """Returns the runs by which learning rates were chosen: for baselines and for selection, by stream, share of wrong
+    captions and horizon."""
+    cells: list[Cell] = []
+    for noise in NOISES:
+        cells += [Cell("icons", rule, noise=noise) for rule in ("uniform", "buffer", "shuffled", "warm", "mixed")]
+        cells.append(Cell("icons", "mixed", "shuffled", noise))
+        cells += [Cell("icons", rule, noise=noise, steps=LONG) for rule in ("uniform", "shuffled")]
+    cells += [Cell("icons", rule, "hot") for rule in ("mixed", "buffer")]
+    return [
+        (replace(cell, learning_rate=rate), TUNING_SEED + number)
+        for number in range(seeds)
+        for cell in cells
+        for rate in RATES
+    ]
+
+
+def headline(seeds: int = 1) -> list[Job]:
+    """Returns the runs that show in a quarter of an hour what selection brings: the natural stream, with captions all
+    right and half of them wrong."""
+    cells = [
+        Cell("icons", rule, noise=noise) for noise in NOISES for rule in ("uniform", "buffer", "shuffled", *HEADLINE)
+    ]
+    return _jobs(cells, seeds)
+
+
+def cpu(seeds: int = 3) -> list[Job]:
+    """Returns the runs of two cores and an hour and a half. What a claim rests on is run by three seeds, other cells by
+    one or two; baselines come first."""
+    jobs: list[Job] = []
+
+    def add(some: Iterator[Cell] | Sequence[Cell], by: int = seeds) -> None:
+        jobs.extend(_jobs(list(some), min(by, seeds)))
+
+    add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in FAIR])
+    add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in HEADLINE])
+    changed = ("jest_prefilter", "independent_prefilter", "easy_reference_dedup", "mixed_prefilter_dedup")
+    add([Cell("icons", rule) for rule in changed])
+    add([Cell("icons", rule, noise=noise, steps=LONG) for noise in NOISES for rule in ("uniform", "shuffled")], 1)
+    add([Cell("icons", rule, reference="weak") for rule in ("independent", "jest", "mixed")], 2)
+    add([Cell("icons", rule, "shuffled") for rule in ("independent", "jest", "mixed")], 2)
+    add([Cell("icons", rule, "hot") for rule in ("buffer", "easy_reference", "jest", "mixed")], 1)
+    ratios = [(0.5, "independent"), (0.5, "jest"), (0.9, "independent"), (0.9, "jest"), (0.9, "mixed_prefilter")]
+    add([Cell("icons", rule, filter_ratio=ratio) for ratio, rule in ratios], 1)
+    add([Cell("icons", rule) for rule in ("jest_gain100", "jest_topk", "jest_chunks4", "mixed_explore")], 1)
+    add([Cell("icons", "mixed_prefilter_warm"), Cell("icons", "mixed_prefilter_warm", noise=0.5)], 2)
+    add([Cell("icons", "mixed", reference=kind) for kind in ("small", "uncurated")], 1)
+    add([Cell("icons", "jest", publish_every=every) for every in (1, 100)], 1)
+    return jobs
+
+
+PROFILES: dict[str, Callable[[int], list[Job]]] = {"tuning": tuning, "headline": headline, "cpu": cpu}
+
+# By kind (a baseline's name, or "select"), stream, share of wrong captions and steps: the rate that ended highest on
+# the validation families. What is not listed has the rate of what is nearest, as `rated` says.
+RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {}
+
+
+def rated(cell: Cell) -> Cell:
+    """Returns the cell with the learning rate that was chosen for its like."""
+    kind = "select" if cell.how.selects else cell.rule
+    if cell.how.warm:
+        kind = "warm"
+    kind = {"filtered": "shuffled", "curated": "shuffled", "prefiltered": "buffer"}.get(kind, kind)
+    horizon = LONG if cell.steps >= LONG else STEPS
+    for key in ((kind, cell.stream, cell.noise, horizon), (kind, "natural", cell.noise, STEPS)):
+        if key in RATES_CHOSEN:
+            return replace(cell, learning_rate=RATES_CHOSEN[key])
+    return cell
+
+
+def _jobs(cells: Sequence[Cell], seeds: int) -> list[Job]:
+    """Returns each cell by each seed: all cells by the first seed, then all by the next one."""
+    return [(rated(cell), seed) for seed in range(seeds) for cell in cells]
