@@ -15,8 +15,7 @@ SMALL = ("codicon", "elusive", "eva", "ion", "lucide", "typicons")
 @pytest.fixture(scope="module")
 def small() -> dataset.Dataset:
     """The splits of a few small families: a second or two."""
-    families = [family for family in fonts.FAMILIES if family.name in SMALL]
-    return icons.build(families, replace(icons.RULES, curated_size=100))
+    return icons.build([family for family in fonts.FAMILIES if family.name in SMALL], curated_size=100)
 
 
 def strokes(n: int, seed: int = 0) -> raster.Ink:

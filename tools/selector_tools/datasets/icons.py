@@ -5,6 +5,7 @@ what is in the picture.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,16 @@ def _key() -> dict[str, object]:
 
 
 def build(
-    families: Sequence[fonts.Family] = fonts.FAMILIES, rules: Rules = RULES, progress: Progress | None = None
+    families: Sequence[fonts.Family] = fonts.FAMILIES,
+    curated_size: int = RULES.curated_size,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Draws the icons of `families` and splits them. The result is the same on every run."""
     report: Progress = progress or (lambda *_: None)
     icons, logos = _draw(families, report)
     held_out = np.isin(icons.families, [family.name for family in families if family.held_out])
-    return split(icons, held_out, logos, rules, {family.name: family.licence for family in families}, report)
+    licences = {family.name: family.licence for family in families}
+    return split(icons, held_out, logos, replace(RULES, curated_size=curated_size), licences, report)
 
 
 def _draw(families: Sequence[fonts.Family], report: Progress) -> tuple[Pictures, Mask]:
