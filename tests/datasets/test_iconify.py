@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from selector_tools import cli
-from selector_tools.datasets import dataset, iconify, iconify_package, raster, splitting, svg
+from selector_tools.datasets import dataset, iconify, iconify_package, npm, raster, splitting, svg
 
 RULES = replace(iconify.RULES, evaluated_families=3, curated_families=2, class_size=2)
 CONCEPTS = ("anchor", "bell", "cup", "door", "egg")
@@ -215,7 +215,9 @@ def test_npm_fetches_the_pinned_package(
     package: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     npm_that(
-        tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/said; while [ $# -gt 1 ]; do shift; done; cp {package[0]} $1'
+        tmp_path,
+        monkeypatch,
+        f'echo "$@" > {tmp_path}/said; while [ $# -gt 1 ]; do shift; done; cp {package[0]} $1/iconify-json-2.2.535.tgz',
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build = iconify.build
@@ -240,9 +242,9 @@ def test_without_npm_or_with_one_that_fails_the_error_says_what_to_do(
     assert "could not fetch @iconify/json@2.2.535: npm error network is unreachable" in capsys.readouterr().err
     npm_that(tmp_path, monkeypatch, "exit 0")
     assert cli.main(["data", "iconify"]) == 2
-    assert "npm wrote 0 archives for @iconify/json@2.2.535" in capsys.readouterr().err
+    assert "npm wrote no iconify-json-2.2.535.tgz" in capsys.readouterr().err
     npm_that(tmp_path, monkeypatch, "exec sleep 60")
-    monkeypatch.setattr(iconify_package, "FETCH_SECONDS", 0.1)
+    monkeypatch.setattr(npm, "FETCH_SECONDS", 0.1)
     assert cli.main(["data", "iconify"]) == 2
     assert "within 0.1 seconds" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
@@ -256,6 +258,6 @@ def test_without_npm_or_with_one_that_fails_the_error_says_what_to_do(
 
 def test_the_large_pool_has_its_licences_stated() -> None:
     listed = Path(iconify.__file__).with_name("LICENSES.md").read_text("utf-8")
-    assert f"{iconify_package.NAME} {iconify_package.VERSION}" in listed
+    assert f"{iconify_package.PACKAGE.name} {iconify_package.PACKAGE.version}" in listed
     for licence in iconify.LICENCES:
         assert licence in listed

@@ -15,12 +15,18 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "data",
         help="make a data set of pictures with captions",
-        description="Makes a data set and keeps it in the user's cache folder: icons from the fonts of the demo, or "
-        "from the icon sets of an npm package (iconify), which npm fetches.",
+        description="Makes a data set and keeps it in the user's cache folder: icons from the fonts of the demo, "
+        "icons from the sets of an npm package (iconify), or Chinese characters from fonts in npm packages (glyphs). "
+        "npm fetches its packages.",
     )
     parser.set_defaults(handler=run, extra="data")
-    parser.add_argument("name", choices=("icons", "iconify"), help="which data set")
-    parser.add_argument("--package", type=Path, metavar="FILE", help="iconify's package as `npm pack` writes it")
+    parser.add_argument("name", choices=("icons", "iconify", "glyphs"), help="which data set")
+    parser.add_argument(
+        "--package",
+        type=Path,
+        metavar="PATH",
+        help="what `npm pack` wrote: iconify's package, or a folder with those of glyphs",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,6 +49,10 @@ def _load(name: str, package: Path | None) -> tuple["Dataset", Path]:
             from selector_tools.datasets import icons  # noqa: PLC0415
 
             return icons.load(progress), icons.where()
+        if name == "glyphs":
+            from selector_tools.datasets import glyphs  # noqa: PLC0415
+
+            return glyphs.load(progress, archives=package), glyphs.where()
         from selector_tools.datasets import iconify  # noqa: PLC0415
 
         return iconify.load(progress, archive=package), iconify.where()

