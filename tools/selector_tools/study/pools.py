@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selector_tools.datasets import icons
+from selector_tools.datasets import glyphs, icons
 from selector_tools.datasets.dataset import Dataset, Pictures
 
 
@@ -28,4 +28,8 @@ class StudyPool:
 
 POOLS = {
     "icons": StudyPool("icons of fonts with their names (the demo's pool)", icons.load, ("lucide", "ion")),
+    # No family draws a character twice, and few characters share a definition: one picture makes a class.
+    "glyphs": StudyPool(
+        "Chinese characters with their definitions", glyphs.load, ("klee-one", "kosugi-maru"), class_size=1
+    ),
 }
