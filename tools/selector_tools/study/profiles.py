@@ -11,6 +11,7 @@ from selector_tools.study.executing import Job
 
 TUNING_SEED = 99
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LOWER = (2.5e-4,)  # Wrong captions want smaller steps.
 STEPS, LONG = 600, 2400
 NOISES = (0.0, 0.5)
 FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm")
@@ -29,7 +30,7 @@ def tuning(seeds: int = 1) -> list[Job]:
     captions and horizon."""
     cells: list[Cell] = []
     for noise in NOISES:
-        cells += [Cell("icons", rule, noise=noise) for rule in ("uniform", "buffer", "shuffled", "warm", "mixed")]
+        cells += [Cell("icons", rule, noise=noise) for rule in (*FAIR, "mixed")]
         cells.append(Cell("icons", "mixed", "shuffled", noise))
         cells += [Cell("icons", rule, noise=noise, steps=LONG) for rule in ("uniform", "shuffled")]
     cells += [Cell("icons", rule, "hot") for rule in ("mixed", "buffer")]
@@ -37,7 +38,7 @@ def tuning(seeds: int = 1) -> list[Job]:
         (replace(cell, learning_rate=rate), TUNING_SEED + number)
         for number in range(seeds)
         for cell in cells
-        for rate in RATES
+        for rate in (RATES if cell.noise == 0 or cell.how.selects else (*LOWER, *RATES))
     ]
 
 
