@@ -76,10 +76,10 @@ def cpu(seeds: int = 3) -> list[Job]:
     add([Cell("icons", "mixed_prefilter", "shuffled", noise, steps=LONG) for noise in NOISES], 1)
     add([Cell("icons", rule, "hot") for rule in ("buffer", "easy_reference", "jest", "mixed")], 1)
     add([Cell("icons", rule, reference="weak") for rule in ("jest", "mixed")], 1)
-    ratios = [(0.5, "jest"), (0.9, "independent"), (0.9, "jest"), (0.9, "mixed_prefilter")]
+    ratios = [(0.5, "jest"), (0.9, "jest"), (0.9, "mixed_prefilter")]
     add([Cell("icons", rule, noise=0.5, filter_ratio=ratio) for ratio, rule in ratios], 1)
-    add([Cell("icons", "mixed", reference=kind) for kind in ("small", "uncurated")], 1)
-    add([Cell("icons", "jest_topk"), Cell("icons", "mixed_explore"), Cell("icons", "jest", publish_every=100)], 1)
+    add([Cell("icons", "mixed", reference="uncurated"), Cell("icons", "jest_topk")], 1)
+    add([Cell("icons", "mixed_explore"), Cell("icons", "jest", publish_every=100)], 1)
     return jobs
 
 
