@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selector_tools.datasets.dataset import Progress, SourceError
 from selector_tools.datasets.raster import SIDE
@@ -107,7 +108,7 @@ def read(archive: Path, integrity: str, report: Progress) -> Iterator[IconSet]:
         raise SourceError(f"{archive} cannot be read: {error}") from error
 
 
-def _check(archive: Path, file: IO[bytes], integrity: str) -> None:
+def _check(archive: Path, file: BufferedReader, integrity: str) -> None:
     algorithm, _, wanted = integrity.partition("-")
     digest = base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()
     if digest != wanted:
