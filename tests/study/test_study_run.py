@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selector_tools.datasets import fonts, icons
-from selector_tools.study import executing, pools, references, task
+from selector_tools.study import executing, pools, references, running, task
 from selector_tools.study.cells import Cell
+from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.running import make_ready, run
 
 SMALL = ("codicon", "elusive", "eva", "ion", "lucide", "typicons")
@@ -78,6 +80,34 @@ def test_larger_patches_score_a_transformer_at_less(small: Path) -> None:
     full, low, flexi = (run(one, 0, small) for one in asked)
     assert full["flops_by_paper"] > low["flops_by_paper"] > flexi["flops_by_paper"]
     assert low["versions"] >= 2 <= flexi["versions"]  # trained weights reach the form that scores
+
+
+class Stopped(Exception):
+    """A training is stopped in the middle."""
+
+
+@pytest.mark.usefixtures("forked_benchmarks")
+@pytest.mark.parametrize(
+    "one", [cell("mixed_prefilter"), cell("buffer"), cell("jest", resolution="flexi")], ids=lambda one: one.name
+)
+def test_a_training_that_was_stopped_goes_on_to_the_same_end(
+    one: Cell, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(one, 3, small)
+    monkeypatch.setattr(running, "Checkpoint", partial(Checkpoint, seconds=0.0))
+
+    def stop(step: int) -> None:
+        if step == 17:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(one, 3, small, stop)
+    steps: list[int] = []
+    resumed = run(one, 3, small, steps.append)
+    assert steps == list(range(11, STEPS + 1))  # the last checkpoint was that of step 10
+    same = ("curve", "test", "test_apart", "counts", "flops", "concepts", "mislabelled")
+    assert [resumed[name] for name in same] == [whole[name] for name in same]
+    (small / "runs" / f"{one.key(3)}.checkpoint").unlink()
 
 
 def test_what_is_ready_is_not_made_again(small: Path) -> None:
