@@ -6,8 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selector_tools.datasets import glyphs, icons
+from selector_tools.datasets import icons
 from selector_tools.datasets.dataset import Dataset, Pictures
+
+
+def _iconify() -> Dataset:
+    from selector_tools.datasets import iconify  # noqa: PLC0415 - needs the data extra
+
+    return iconify.load()
+
+
+def _glyphs() -> Dataset:
+    from selector_tools.datasets import glyphs  # noqa: PLC0415 - needs the data extra
+
+    return glyphs.load()
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,17 @@ class StudyPool:
 
 POOLS = {
     "icons": StudyPool("icons of fonts with their names (the demo's pool)", icons.load, ("lucide", "ion")),
+    "iconify": StudyPool(
+        "321,000 icons of many sets with their names",
+        _iconify,
+        ("lucide", "carbon", "ion", "heroicons"),
+        class_size=3,
+    ),
     # No family draws a character twice, and few characters share a definition: one picture makes a class.
     "glyphs": StudyPool(
-        "Chinese characters with their definitions", glyphs.load, ("klee-one", "kosugi-maru"), class_size=1
+        "57,000 Chinese characters of several fonts with their definitions",
+        _glyphs,
+        ("klee-one", "kosugi-maru"),
+        class_size=1,
     ),
 }
