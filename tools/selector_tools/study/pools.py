@@ -48,7 +48,7 @@ POOLS = {
     ),
     # No family draws a character twice, and few characters share a definition: one picture makes a class.
     "glyphs": StudyPool(
-        "57,000 Chinese characters of several fonts with their definitions",
+        "57,000 glyphs of Chinese characters with their definitions",
         _glyphs,
         ("klee-one", "kosugi-maru"),
         class_size=1,
