@@ -9,15 +9,18 @@ import torch
 from selector_client.publishing.model_state import Naming
 from selector_tools import cli
 from selector_tools.datasets.pairs import Pairs
-from selector_tools.reference.training import batch_loss
+from selector_tools.reference.training import CRITERIA, batch_loss
+from selector_tools.study.own.comparing import SELECTING
 from selector_tools.study.own.learner import OwnLearner
 from selector_tools.study.own.pool import fewer, split
 from selector_tools.study.own.retrieval import Retrieval
+from selector_tools.study.rules import rule
 from support.fits import with_module
 from support.model import SIDE, TOKENS, TwoTower, source
 
 from selector_server.errors import SetupError
-from selector_server.sampling import Embedded
+from selector_server.sampling import Criterion, Embedded, Loss
+from selector_server.sampling.scores import check_criteria
 
 CODE = """
 import torch
@@ -126,7 +129,8 @@ def test_a_model_without_both_towers_and_missing_files_are_named(place, capsys) 
     assert wrong(capsys, *MODEL, "--pool", "nope.npz", "--out", "out").startswith("--pool is nope.npz; must be an .npz")
     curated = wrong(capsys, *MODEL, *pool, "--batch", "32", "--curated", "nope.npz")
     assert curated.startswith("--curated is nope.npz; must be an .npz")
-    assert "bundle" in wrong(capsys, *MODEL, *pool, "--reference", "nope")
+    told = wrong(capsys, *MODEL, *pool, "--reference", "nope")
+    assert told.startswith("reference is nope; must be a folder with a manifest.json")
 
 
 def test_a_reference_that_takes_something_else_is_refused(place, capsys, bundles) -> None:
@@ -160,6 +164,13 @@ def test_a_loss_that_is_no_number_is_told_with_the_rate(place, capsys) -> None:
 
         patch.setattr(own_models, "tiny", broken)
         assert wrong(capsys, *setting) == "learning rate is 0.01; the loss at step 1 is nan; take a lower one"
+    assert not (place / "out").exists()
+
+
+def test_a_budget_that_allows_nothing_is_told_what_is_needed(place, capsys) -> None:
+    told = wrong(capsys, *SMALL, "--pool", "pool.npz", "--out", "out", "--budget-minutes", "0.001")
+    assert told.startswith("--budget-minutes is 0.001; two seeds of 24 steps need about ")
+    assert not (place / "out").exists()
 
 
 def test_no_picture_both_trains_and_judges() -> None:
@@ -173,6 +184,18 @@ def test_no_picture_both_trains_and_judges() -> None:
     assert sum(map(len, (parts.train.pixels, parts.validation.pixels, parts.test.pixels, parts.aside.pixels))) == 2000
     again = split(Pairs(made.pixels[rows], made.tokens[::-1]), "pool", 160, 0, aside=True)
     np.testing.assert_array_equal(parts.test.pixels, again.test.pixels)
+
+
+def test_every_rule_goes_with_the_models_loss() -> None:
+    def criterion(name: str | None) -> Criterion | None:
+        return None if name is None else Criterion[name.upper().replace("-", "_")]
+
+    assert SELECTING.keys() == CRITERIA.keys()
+    for loss, rules in SELECTING.items():
+        for settings in (rule(name).settings for name in rules):
+            own = criterion(settings.get("criterion", "learnability"))
+            assert own is not None
+            check_criteria(own, criterion(settings.get("pair_criterion")), Loss(loss))
 
 
 def test_fewer_pairs_are_runs_of_neighbours_in_their_order() -> None:

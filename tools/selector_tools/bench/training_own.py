@@ -1,6 +1,8 @@
 """`selector bench training --pool`: what selection brings to a user's own model on a user's own pool."""
 
 import argparse
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +70,8 @@ def checks(a: argparse.Namespace) -> list[harness.Mistake]:
 
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     """Compares, and writes the page. Returns what is told of it."""
-    from contextlib import ExitStack  # noqa: PLC0415
-
     from selector_server.encoding.device import Device  # noqa: PLC0415 - heavy, as all that follows
+    from selector_server.errors import SelectorError  # noqa: PLC0415
     from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.study.own import page  # noqa: PLC0415
     from selector_tools.study.own.comparing import compare  # noqa: PLC0415
@@ -83,7 +84,11 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         models = Models(a, COMMAND, stack)
         read = reader(models(a.seed), lambda place: excluded[place], a.memory_bytes, asked.machine.threads)
-        outcome = compare(asked, models, read)
+        try:
+            outcome = compare(asked, models, read)
+        except SelectorError:
+            shutil.rmtree(a.out, ignore_errors=True)  # nothing in it is of use, and the next try needs the place
+            raise
     lines = []
     for place, found in excluded.items():
         shared.tell_excluded(COMMAND, found)

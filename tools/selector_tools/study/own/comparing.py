@@ -11,19 +11,24 @@ from selector_tools.export.bundle_writer import export_learner
 from selector_tools.export.torch_model import TorchModel
 from selector_tools.progress import bar
 from selector_tools.reference.training import Recipe
+from selector_tools.reference.validation import LEAST
 from selector_tools.study.cells import Cell
 from selector_tools.study.own import reference as references
 from selector_tools.study.own.decision import Decision, decide
 from selector_tools.study.own.models import Models
 from selector_tools.study.own.planning import LEAST_STEPS, REFERENCE_SHARE, TRIED, Pace, steps_within
-from selector_tools.study.own.pool import Reader, fewer, split
+from selector_tools.study.own.pool import OwnPool, Reader, fewer, split
 from selector_tools.study.own.reference import OwnReference
 from selector_tools.study.own.retrieval import Retrieval
 from selector_tools.study.own.running import Machine, Setting, run
 from selector_tools.study.summary import Summary, best_baseline, summaries
 
 BASELINES = ("buffer", "shuffled")
-SELECTING = ("independent", "mixed_prefilter", "jest")
+# By the model's loss: two criteria go together for the sigmoid loss only, so there is no mixed rule for the other.
+SELECTING = {
+    "sigmoid": ("independent", "mixed_prefilter", "jest"),
+    "softmax": ("independent", "jest_prefilter", "jest"),
+}
 DEAREST = "jest"  # It scores every candidate by the learner, and draws jointly.
 REFERENCE_STEPS = 2000
 REFERENCE_SEEDS = 1000  # No learner begins as its reference did.
@@ -71,16 +76,13 @@ def compare(asked: Asked, models: Models, read: Reader) -> Outcome:
     model = models(asked.first)
     if asked.reference is not None:
         references.check(asked.reference, model)
-    alone = asked.reference is None and asked.curated is None
-    whole = split(read(asked.pool, "--pool"), asked.pool, asked.cell.super_batch, asked.first, aside=alone)
-    curated = whole.aside if asked.curated is None else read(asked.curated, "--curated")
+    whole, curated = _pairs(asked, read)
     validation, test = Retrieval(whole.validation, "validation"), Retrieval(whole.test, "test")
     asked.folder.mkdir(parents=True)
     setting = Setting(asked.first, whole.train, validation, test, asked.machine, asked.folder / "sidecars.log")
     uniform = _pace(replace(asked.cell, rule=BASELINES[0]), setting, model)
-    # No arm is faster than this one, so more steps than these cannot be had, nor more pairs be seen.
-    arms = len(BASELINES) + len(SELECTING)
-    most = max(LEAST_STEPS, steps_within(left(), [uniform] * (arms * asked.seeds), asked.cell.steps))
+    # No arm is faster than this one, so that more steps cannot be had, nor more pairs be seen.
+    most, _ = _plan(asked, left(), uniform, uniform)
     setting = replace(setting, train=fewer(whole.train, max(most, TRIED + 1) * asked.cell.super_batch, asked.first))
     steps = int(REFERENCE_SHARE * left() / (asked.seeds * uniform.step))
     steps = max(min(LEAST_STEPS, asked.cell.steps), min(REFERENCE_STEPS, steps))
@@ -91,36 +93,44 @@ def compare(asked: Asked, models: Models, read: Reader) -> Outcome:
     dearest = _pace(replace(asked.cell, rule=DEAREST), settings[0], model)
     steps, seeds = _plan(asked, left(), uniform, dearest)
     runs = []
-    with bar("runs", arms * seeds) as advance:
+    rules = (*BASELINES, *SELECTING[model.loss])
+    with bar("runs", len(rules) * seeds) as advance:
         for one in settings[:seeds]:
-            for rule in (*BASELINES, *SELECTING):
+            for rule in rules:
                 cell = replace(asked.cell, rule=rule, steps=steps)
                 runs.append(run(cell, one, models(one.seed)))
                 advance(1, f"runs, {cell.how.label}")
-    found = summaries(runs)
-    selecting = [one for cell, one in found.items() if cell.how.selects]
-    baseline = best_baseline(selecting[0].cell, found)
-    assert baseline is not None
-    pairs = {
+    counted = {
         "train": len(setting.train.pixels),
         "in_the_pool": len(whole.train.pixels),
         "validation": len(validation),
         "test": len(test),
         "reference": 0 if curated is None else len(curated.pixels),
     }
-    return Outcome(
-        asked,
-        steps,
-        seeds,
-        pairs,
-        validation,
-        test,
-        [one.reference for one in settings[:seeds] if one.reference is not None],
-        runs,
-        list(found.values()),
-        decide(baseline, selecting),
-        time.perf_counter() - began,
-    )
+    arms, decision = _decided(runs)
+    made = [one.reference for one in settings[:seeds] if one.reference is not None]
+    seconds = time.perf_counter() - began
+    return Outcome(asked, steps, seeds, counted, validation, test, made, runs, arms, decision, seconds)
+
+
+def _pairs(asked: Asked, read: Reader) -> tuple[OwnPool, Pairs | None]:
+    """Reads the pool, and what references are to be trained on, if they are."""
+    alone = asked.reference is None and asked.curated is None
+    pool = split(read(asked.pool, "--pool"), asked.pool, asked.cell.super_batch, asked.first, aside=alone)
+    if asked.curated is None:
+        return pool, pool.aside
+    curated = read(asked.curated, "--curated")
+    if (few := len(curated.pixels)) < LEAST:
+        raise SetupError("--curated", asked.curated, f"holds {few} usable pairs; a reference needs at least {LEAST}")
+    return pool, curated
+
+
+def _decided(runs: list[dict[str, Any]]) -> tuple[list[Summary], Decision]:
+    found = summaries(runs)
+    selecting = [one for cell, one in found.items() if cell.how.selects]
+    baseline = best_baseline(selecting[0].cell, found)
+    assert baseline is not None
+    return list(found.values()), decide(baseline, selecting)
 
 
 def _pace(cell: Cell, setting: Setting, model: TorchModel) -> Pace:
@@ -148,7 +158,7 @@ def _ready(asked: Asked, setting: Setting, models: Models, curated: Pairs | None
 def _plan(asked: Asked, seconds: float, uniform: Pace, dearest: Pace) -> tuple[int, int]:
     """Returns the steps and the seeds that fit into the time left. Raises SetupError if nothing that says something
     does."""
-    each = [uniform] * len(BASELINES) + [dearest] * len(SELECTING)
+    each = [uniform] * len(BASELINES) + [dearest] * len(SELECTING["sigmoid"])
     least = min(LEAST_STEPS, asked.cell.steps)
     for seeds in dict.fromkeys((asked.seeds, 2)):
         steps = steps_within(seconds, each * seeds, asked.cell.steps)

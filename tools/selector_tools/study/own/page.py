@@ -14,13 +14,7 @@ from selector_tools.study.own.comparing import Outcome
 from selector_tools.study.own.decision import Compared, Estimate
 from selector_tools.study.summary import Summary
 
-COLOURS = {
-    "buffer": "#8a8780",
-    "shuffled": "#1d1c1a",
-    "independent": "#2a9d6f",
-    "mixed_prefilter": "#0b62c4",
-    "jest": "#c2570c",
-}
+COLOURS = ("#8a8780", "#1d1c1a", "#2a9d6f", "#0b62c4", "#c2570c")
 SHOWN = ("steps", "flops", "cpu", "wall")
 
 
@@ -136,8 +130,7 @@ def _ratio(ratio: Estimate) -> str:
 def _plot(outcome: Outcome, path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for one in outcome.arms:
-        colour = COLOURS[one.cell.rule]
+    for one, colour in zip(outcome.arms, COLOURS, strict=True):
         steps = [step for step, _ in one.curve]
         values = np.array([[value for _, value in run["curve"]] for run in one.runs])
         style = "-" if one.cell.how.selects else "--"
