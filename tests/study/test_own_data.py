@@ -80,7 +80,8 @@ def test_where_there_is_nothing_to_gain_the_page_says_so(place, bundles, capsys)
     for run in saved["runs"]:
         selects = run["cell"]["rule"] in ("independent", "mixed_prefilter", "jest")
         # What the sidecar scored by are the weights that were published, and it answered every time.
-        assert (run["versions"], run["fallbacks"]) == ((3 if selects else 0), 0)
+        assert run["versions"] >= 3 if selects else run["versions"] == 0
+        assert run["fallbacks"] == 0
         assert run["counts"]["trained"] == 24 * 32
         assert run["counts"]["embedded"] == 0  # all were in the cache
         assert (run["sidecar_cpu_seconds"] > 0) == selects
