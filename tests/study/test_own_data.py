@@ -61,6 +61,7 @@ def bench(*flags: object) -> int:
     return cli.main(["bench", "training", *map(str, flags)])
 
 
+@pytest.mark.usefixtures("forked_benchmarks")
 @pytest.mark.timeout(600)  # it starts seven sidecars
 def test_where_there_is_nothing_to_gain_the_page_says_so(place, bundles, capsys) -> None:
     flags = [*SMALL, "--pool", "pool.npz", "--reference", bundles.reference_path, "--budget-minutes", "60"]

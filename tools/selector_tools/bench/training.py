@@ -22,7 +22,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.set_defaults(handler=run, extra="demo,export,metrics")
     _add_profile(parser)
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of a cell (default: 1; 3 for cpu and --pool)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of a cell (default: 1; 3 for cpu, full and --pool)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
     )
@@ -31,7 +33,9 @@ def add_parser(verbs: Any) -> None:
 
 def _add_profile(parser: Any) -> None:
     """Adds the flags that do not go with --pool."""
-    about = "headline: a quarter of an hour; cpu: an hour and a half; tuning: how learning rates were chosen"
+    about = (
+        "headline: a quarter of an hour; cpu: an hour and a half; full: days; tuning: how learning rates were chosen"
+    )
     parser.add_argument(
         "--profile", choices=PROFILE_NAMES, default=PROFILE_NAMES[0], help=f"{about} (default %(default)s)"
     )
@@ -72,7 +76,7 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     from selector_tools.study.references import described  # noqa: PLC0415
     from selector_tools.study.summary import summaries  # noqa: PLC0415
 
-    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile == "cpu" else 1))
+    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile in ("cpu", "full") else 1))
     machine = describe("cpu")
     with bar("runs", len(jobs)) as advance:
         runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name))

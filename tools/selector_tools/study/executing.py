@@ -69,3 +69,4 @@ def _run(cell: Cell, seed: int, folder: Path) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(document) + "\n")
     part.replace(file)
+    file.with_suffix(".checkpoint").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from selector_tools.datasets.pairs import Pairs
 from selector_tools.processes import redis_server
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.cells import Cell
+from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.costs import Flops, cpu_seconds
 from selector_tools.study.feeds import AtRandom, Selected, Service, Source
 from selector_tools.study.training import LearnerT, train
@@ -32,11 +34,13 @@ def train_fed(
     curated: Pairs | None = None,
     mixed_up: bool = False,
     augment: Augmentation | None = None,
+    checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, Any], list[NDArray[np.int64]]]:
     """Trains for the cell's steps. Where a sidecar picks, `service` says what it is started with, given the URL of a
     Redis-protocol server; else `own` and `curated` are those of AtRandom. With `mixed_up`, each batch is in random
-    order. Returns what every run tells, as JSON takes it, and the ids of each batch."""
+    order. It goes on from the file `checkpoint`, if that is there, and writes it. Returns what every run tells, as JSON
+    takes it, and the ids of each batch."""
     with ExitStack() as stack:
         if cell.how.selects:
             name = f"study-{cell.key(source.seed)}"
@@ -46,6 +50,10 @@ def train_fed(
             )
         else:
             feed = AtRandom(cell.how, source, own, curated)
+        kept = None
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(exist_ok=True)
+            kept = Checkpoint(checkpoint, feed, cell.publish_every)
         batches = _mixed_up(iter(feed), source.seed) if mixed_up else iter(feed)
         began, busy = time.perf_counter(), 0.0 if feed.pid is None else cpu_seconds(feed.pid)
         done = train(
@@ -58,6 +66,7 @@ def train_fed(
             evaluate=judge,
             evaluate_every=max(1, cell.steps // LOOKS),
             publisher=feed.publisher,
+            checkpoint=kept,
             on_step=on_step,
         )
         wall = time.perf_counter() - began
@@ -83,7 +92,6 @@ def train_fed(
 
 def _mixed_up(batches: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Yields the batches in random order within each, as halves of them are seen at different resolutions."""
-    rng = np.random.default_rng([seed, 6])
     for batch in batches:
-        order = rng.permutation(len(batch["ids"]))
+        order = np.random.default_rng([seed, 6, *batch["ids"][:4]]).permutation(len(batch["ids"]))
         yield {key: values[order] for key, values in batch.items()}

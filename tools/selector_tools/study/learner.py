@@ -1,7 +1,7 @@
 """What the studies train: any model of two towers that knows its own loss."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -20,6 +20,12 @@ class Learner(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yields what is trained."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the weights by name."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Takes such weights."""
 
     def zero_grad(self, set_to_none: bool = ...) -> None:
         """Forgets all gradients."""

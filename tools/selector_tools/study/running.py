@@ -69,6 +69,7 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
         flops=flops,
         judge=judge,
         augment=AUGMENT,
+        checkpoint=folder / "runs" / f"{cell.key(seed)}.checkpoint",
         on_step=on_step,
     )
     rows = [source.stream.rows[ids[ids < len(source.stream)]] for ids in batches]

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,22 +11,13 @@ from selector_client import WeightPublisher
 
 from selector_server.errors import SetupError
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.learner import Learner
+from selector_tools.study.record import Run
 
 LearnerT = TypeVar("LearnerT", bound=Learner)
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2
-
-
-@dataclass
-class Run:
-    """What a training run recorded: `accuracy` holds (step, value), and `rows` the ids of each batch. Seconds, by the
-    wall clock and of this process's CPU time, leave evaluation out."""
-
-    accuracy: list[tuple[int, float]] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 def train(
@@ -42,14 +32,17 @@ def train(
     evaluate: Callable[[LearnerT], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
+    checkpoint: Checkpoint | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
     """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
-    chances that `seed` decides. Raises SetupError if the loss is no number any more."""
+    chances that `seed` decides, and goes on from `checkpoint` if it holds a state. Raises SetupError if the loss is no
+    number any more."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
     run = Run()
-    for step in range(steps):
+    done = 0 if checkpoint is None else checkpoint.restore(model, optimizer, rng, run)
+    for step in range(done, steps):
         started, busy = time.perf_counter(), time.process_time()
         batch = next(batches)
         if publisher is not None:
@@ -74,6 +67,8 @@ def train(
         run.cpu_seconds += time.process_time() - busy
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             run.accuracy.append((step + 1, evaluate(model)))
+        if checkpoint is not None:
+            checkpoint.keep(model, optimizer, rng, run)
         on_step(step + 1)
     return run
 
