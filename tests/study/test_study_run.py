@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from selector_tools.datasets import fonts, icons
-from selector_tools.study import executing, pools, references, running, task
+from selector_tools.study import executing, fed, pools, references, task
 from selector_tools.study.cells import Cell
 from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.running import make_ready, run
@@ -94,7 +94,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(
     one: Cell, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(one, 3, small)
-    monkeypatch.setattr(running, "Checkpoint", partial(Checkpoint, seconds=0.0))
+    monkeypatch.setattr(fed, "Checkpoint", partial(Checkpoint, seconds=0.0))
 
     def stop(step: int) -> None:
         if step == 17:

@@ -7,6 +7,7 @@ from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
+from selector_tools import plots
 from selector_tools.bench import harness
 
 # The ratios in the middle of the paper's figure 2, read off its plot.
@@ -103,4 +104,4 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="chunks", ylabel="learnability\n0: independent, 1: Gibbs")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    harness.save_plot(figure, path)
+    plots.save(figure, path)

@@ -46,14 +46,6 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result (svg, png or pdf)")
 
 
-def save_plot(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure so that the same result gives the same file: without a date or random ids."""
-    from matplotlib import rc_context  # noqa: PLC0415 - heavy
-
-    with rc_context({"svg.hashsalt": "selector", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
 def add_model(parser: argparse.ArgumentParser, repeats: str) -> None:
     """Adds the flags of the benchmarks that serve a model; `repeats` says what --repeats counts."""
     parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")

@@ -7,6 +7,7 @@ from typing import Any
 
 from selector_proto.contract import sub_batch_size
 
+from selector_tools import plots
 from selector_tools.bench import harness
 
 COLUMNS = ("loss", "own", "joint", "overlap", "kept")
@@ -129,7 +130,7 @@ def _plot(result: dict[str, Any], path: Path) -> None:
         )
     handles, labels = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
-    harness.save_plot(figure, path)
+    plots.save(figure, path)
 
 
 def _lines(axes: Any, after: dict[str, Any], key: str) -> None:

@@ -1,10 +1,11 @@
 """`selector bench training` trains with and without selection, through a real sidecar, and says what it brings."""
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selector_tools.bench import harness
+from selector_tools.bench import harness, training_own
 from selector_tools.study.names import PROFILE_NAMES
 
 if TYPE_CHECKING:
@@ -16,33 +17,53 @@ def add_parser(verbs: Any) -> None:
         "training",
         help="what selection brings to training",
         description="Trains a small SigLIP on icons, fed at random and by sidecars, and compares when each is as good. "
-        "Runs that are over are kept in --out and not run again.",
+        "Runs that are over are kept in --out and not run again. With --pool, it trains a model of yours on a pool of "
+        "yours, and writes one page that says whether selection helps there.",
     )
-    parser.set_defaults(handler=run, extra="demo,metrics")
+    parser.set_defaults(handler=run, extra="demo,export,metrics")
+    _add_profile(parser)
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of a cell (default: 1; 3 for cpu, full and --pool)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
+    )
+    training_own.add(parser)
+
+
+def _add_profile(parser: Any) -> None:
+    """Adds the flags that do not go with --pool."""
     about = (
         "headline: a quarter of an hour; cpu: an hour and a half; full: days; tuning: how learning rates were chosen"
     )
     parser.add_argument(
         "--profile", choices=PROFILE_NAMES, default=PROFILE_NAMES[0], help=f"{about} (default %(default)s)"
     )
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="most runs of a cell (default: 1, and 3 for cpu and full)"
-    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs side by side (default %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
-    )
     parser.add_argument("--save", type=Path, metavar="FILE", help="write every run into one JSON file, too")
-    harness.add_json(parser)
 
 
 def run(a: argparse.Namespace) -> int:
-    mistakes: list[harness.Mistake] = [
-        (a.seeds is not None and not 1 <= a.seeds <= 100, "--seeds", a.seeds, "must be 1 to 100"),
+    seeds = (a.seeds is not None and not 1 <= a.seeds <= 100, "--seeds", a.seeds, "must be 1 to 100")
+    if a.pool is not None:
+        mistakes = [seeds, *_foreign(a, _add_profile, "there is a --pool; leave it out"), *training_own.checks(a)]
+        return harness.run(a, mistakes, lambda _: training_own.measure(a), training_own.table)
+    mistakes = [
+        seeds,
+        *_foreign(a, training_own.add, "only --pool takes it"),
         (not 1 <= a.jobs <= 256, "--jobs", a.jobs, "must be 1 to 256"),
         (a.out.exists() and not a.out.is_dir(), "--out", a.out, "must be a folder"),
     ]
     return harness.run(a, mistakes, lambda _: _measure(a), _table)
+
+
+def _foreign(a: argparse.Namespace, add: Callable[[Any], None], limit: str) -> Iterator[harness.Mistake]:
+    """Yields the flags that `add` adds, each of which is a mistake if it has a value of its own; all share --json."""
+    others = argparse.ArgumentParser(add_help=False)
+    add(others)
+    for name, usual in vars(others.parse_args([])).items():
+        value = getattr(a, name)
+        yield name != "json" and value != usual, f"--{name.replace('_', '-')}", value, limit
 
 
 def _measure(a: argparse.Namespace) -> dict[str, Any]:

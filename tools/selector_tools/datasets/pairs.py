@@ -32,7 +32,7 @@ def make_tokenizer(captions: Sequence[str], path: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs as arrays: `pixels` uint8 [n, 32, 32, 1] and `tokens` int64 [n, T]."""
+    """Pairs as arrays: `pixels` uint8 [n, H, W, C] and `tokens` int64 [n, T]."""
 
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]

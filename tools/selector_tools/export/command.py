@@ -42,7 +42,8 @@ def run(flags: argparse.Namespace) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     began = time.monotonic()
-    with built(flags, COMMAND) as (architecture, model):
+    with built(flags, COMMAND) as (architecture, plain):
+        model = named(plain, flags)
         exported = _export(model, flags)
     _report(model, exported, time.monotonic() - began)
     for note in architecture.notes if flags.mean is None else ():
@@ -98,13 +99,16 @@ def _built(flags: argparse.Namespace, architecture: "Architecture", say: Callabl
     )
     return replace(
         model,
-        name=flags.name or model.name,
         image=ImageInput.model_validate(model.image.model_dump() | _given(image)),
         text=TextInput.model_validate(model.text.model_dump() | _given(text)),
         tokenizer=flags.tokenizer or model.tokenizer,
         origin=f"{model.origin}; {origin}"[:1024],
-        licence=flags.licence,
     )
+
+
+def named(model: "TorchModel", flags: argparse.Namespace) -> "TorchModel":
+    """Returns the model as the flags of `flags.add_bundle` call it."""
+    return replace(model, name=flags.name or model.name, licence=flags.licence)
 
 
 def _architecture(flags: argparse.Namespace, scratch: Path) -> "Architecture":

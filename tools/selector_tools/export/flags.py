@@ -34,17 +34,25 @@ _MAX_PATCH_SIDE = math.isqrt(MAX_PATCH)
 def add(parser: Any) -> None:
     """Adds all flags of `selector export` to an argparse parser."""
     add_model(parser)
+    add_bundle(parser)
     choices = ("learner", "reference")
     parser.add_argument("--role", choices=choices, default="learner", help="(default %(default)s)")
 
 
-def add_model(parser: Any) -> Any:
-    """Adds the flags of the model and its bundle: all but the role. Returns the group of sources, one of which says
-    which model, so that a command can add sources of its own."""
-    sources = _add_sources(parser)
+def add_bundle(parser: Any) -> None:
+    """Adds the flags of the bundle that is written."""
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     add("--name", help="of the model, in the bundle (default: the architecture's)")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the towers (default %(default)s)")
+    add("--licence", default="", help="of the weights, noted in the bundle")
+
+
+def add_model(parser: Any, *, required: bool = True) -> Any:
+    """Adds the flags of the model. Returns the group of sources, one of which says which model, so that a command can
+    add sources of its own; without `required` there may be none."""
+    sources = _add_sources(parser, required)
+    add = parser.add_argument
     add(
         "--checkpoint",
         type=Path,
@@ -63,8 +71,6 @@ def add_model(parser: Any) -> Any:
     add("--keep-patches", type=float, metavar="SHARE", help="look at this share of the patches, at full resolution")
     add("--interpolation", choices=("bilinear", "bicubic"), help="of resized parameters (default: the library's)")
     add("--antialias", action=argparse.BooleanOptionalAction, help="of resized parameters (default: the library's)")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the towers (default %(default)s)")
-    add("--licence", default="", help="of the weights, noted in the bundle")
     add("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: the source's, if it has one)")
     add("--seed", type=int, default=0, help="of random weights, where there are no others (default %(default)s)")
     add("--mean", metavar="X[,X,X]", help="of pixels between 0 and 1 (default: the source's, 0.5 for --module)")
@@ -75,8 +81,8 @@ def add_model(parser: Any) -> Any:
     return sources
 
 
-def _add_sources(parser: Any) -> Any:
-    sources = parser.add_mutually_exclusive_group(required=True)
+def _add_sources(parser: Any, required: bool) -> Any:
+    sources = parser.add_mutually_exclusive_group(required=required)
     sources.add_argument(
         "--open-clip", metavar="NAME", help="an architecture of open_clip (ViT-B-16), hf-hub:NAME or local-dir:FOLDER"
     )
@@ -104,11 +110,21 @@ def _add_sources(parser: Any) -> Any:
 
 
 def any_wrong(flags: argparse.Namespace, command: str, also: Collection[str] = ()) -> bool:
-    """Prints the first value that is wrong, and returns whether there is one; needs no torch. `also` names flags of
-    --module that the command's own source takes too."""
-    own = flags.module is not None
+    """Prints the first value of the model's or the bundle's flags that is wrong, and returns whether there is one;
+    needs no torch. `also` names flags of --module that the command's own source takes too."""
     checks: list[Check] = [
         (flags.out.exists(), "--out", flags.out, "must not exist yet"),
+        *model_checks(flags, also),
+        _length("--name", flags.name, 1),
+        _length("--licence", flags.licence, 0),
+    ]
+    return any_mistake(command, checks)
+
+
+def model_checks(flags: argparse.Namespace, also: Collection[str] = ()) -> list[Check]:
+    """Checks the values of the flags of `add_model`; `also` as in `any_wrong`."""
+    own = flags.module is not None
+    checks: list[Check] = [
         _within("--image-size", flags.image_size, 1, _MAX_SIDE),
         _within("--patch-size", flags.patch_size, 1, _MAX_PATCH_SIDE),
         _within("--seed", flags.seed, 0, 2**63 - 1),
@@ -116,8 +132,6 @@ def any_wrong(flags: argparse.Namespace, command: str, also: Collection[str] = (
         _within("--end-token", flags.end_token, 0, 2**24 - 1),
         (not 0 < (share := flags.keep_patches or 1) <= 1, "--keep-patches", share, "must be above 0 and at most 1"),
         (flags.keep_patches == 0, "--keep-patches", flags.keep_patches, "must be above 0 and at most 1"),
-        _length("--name", flags.name, 1),
-        _length("--licence", flags.licence, 0),
     ]
     for size in ("image_size", "patch_size"):
         limit = "looks at the full resolution; leave --keep-patches or this out"
@@ -148,7 +162,7 @@ def any_wrong(flags: argparse.Namespace, command: str, also: Collection[str] = (
         value, flag = getattr(flags, name), f"--{name.replace('_', '-')}"
         checks.append((own and value is None, flag, "missing", "--module needs it"))
         checks.append(_within(flag, value, 1, 2**24))
-    return any_mistake(command, checks)
+    return checks
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

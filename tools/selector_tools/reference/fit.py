@@ -22,6 +22,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.set_defaults(handler=run, extra="server,export,reference")
     sources = model_flags.add_model(parser)
+    model_flags.add_bundle(parser)
     frozen.add(parser, sources)
     shared.add_pool(parser)
     add = parser.add_argument_group("training").add_argument
@@ -74,4 +75,4 @@ def _run(flags: argparse.Namespace) -> None:
 
     opened = None if flags.image_tower is None else architecture
     with export.built(flags, COMMAND, opened) as (_, model):
-        fit_and_export(flags, model, COMMAND)
+        fit_and_export(flags, export.named(model, flags), COMMAND)

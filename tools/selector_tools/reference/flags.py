@@ -16,11 +16,11 @@ MAX_BATCH = 1 << 16
 MIN_CACHE_BYTES = 1 << 20
 
 
-def add_pool(parser: Any) -> None:
+def add_pool(parser: Any, *, required: bool = True) -> None:
     """Adds --pool."""
     parser.add_argument(
         "--pool",
-        required=True,
+        required=required,
         metavar="PATH",
         help="an .npz file, a .tar or .tar.gz shard, a folder of shards, or a quoted pattern, braces too",
     )

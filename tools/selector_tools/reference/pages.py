@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from selector_tools import plots
 from selector_tools.pools.exclusions import Exclusions
 from selector_tools.progress import pace
 from selector_tools.reference.separation import Separation, Word
@@ -135,5 +135,4 @@ def _plot(separation: Separation, path: Path) -> None:
     axes.set(xlabel="loss of the reference, nats", ylabel="density", title=f"AUC {separation.auc:.3f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with rc_context({"svg.hashsalt": "selector", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None})
+    plots.save(figure, path)

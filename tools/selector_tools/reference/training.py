@@ -87,7 +87,7 @@ def fit(
             images, texts = (torch.from_numpy(part[at]).to(recipe.device) for part in (pairs.images, pairs.texts))
             if not recipe.augmentation.off:
                 images = recipe.augmentation(images, rng)
-            loss = _loss(model, *pairs.embed(images, texts))
+            loss = batch_loss(model, *pairs.embed(images, texts))
             if not math.isfinite(value := loss.item()):
                 raise SetupError("--learning-rate", recipe.learning_rate, f"the loss at step {step + 1} is {value}")
             optimizer.zero_grad(set_to_none=True)
@@ -102,7 +102,8 @@ def fit(
     return done
 
 
-def _loss(model: TorchModel, image: Tensor, text: Tensor) -> Tensor:
+def batch_loss(model: TorchModel, image: Tensor, text: Tensor) -> Tensor:
+    """Returns the model's own loss of a batch, float [], from embeddings [B, D] of any length."""
     scale, bias = logit(model)
     logits = scale * normalize(image, dim=1) @ normalize(text, dim=1).T + bias
     own = torch.arange(len(logits), device=logits.device)

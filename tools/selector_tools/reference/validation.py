@@ -22,14 +22,14 @@ LEAST, MOST = 64, 2048
 _RINGS = 8  # Each image meets so many wrong captions.
 
 
-def held_out(keys: Sequence[bytes], share: float, seed: int) -> NDArray[np.bool_]:
-    """Draws about `share` of the pairs, at most MOST, bool [n]. Whether a pair is drawn depends on its key and the seed
-    alone, not on its place, until there are more than MOST."""
+def held_out(keys: Sequence[bytes], share: float, seed: int, most: int = MOST) -> NDArray[np.bool_]:
+    """Draws about `share` of the pairs, at most `most`, bool [n]. Whether a pair is drawn depends on its key and the
+    seed alone, not on its place, until there are more than `most`."""
     salt = seed.to_bytes(8, "little")
     digests = b"".join(blake2b(key, digest_size=8, key=salt).digest() for key in keys)
     numbers = np.frombuffer(digests, "<u8")
     drawn = numbers / 2.0**64 < share
-    first = np.argsort(numbers)[:MOST]
+    first = np.argsort(numbers)[:most]
     rows = np.zeros(len(keys), np.bool_)
     rows[first] = drawn[first]
     return rows

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from selector_tools.study.learner import Learner
 from selector_tools.study.record import Run
 
 SECONDS = 480.0  # Between two checkpoints no more of the work than this can be lost.
@@ -40,9 +41,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         self._last = self.clock()
 
-    def restore(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run
-    ) -> int:
+    def restore(self, model: Learner, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run) -> int:
         """Brings everything to where it was, and returns how many steps were done; 0 without a checkpoint."""
         if not self.path.exists():
             return 0
@@ -57,9 +56,7 @@ class Checkpoint:
         self.feed.resume(told["feed"])
         return len(run.rows)
 
-    def keep(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run
-    ) -> None:
+    def keep(self, model: Learner, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run) -> None:
         """Writes where everything is now, if it is time to."""
         if len(run.rows) % self.every or self.clock() - self._last < self.seconds:
             return

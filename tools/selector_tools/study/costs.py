@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from selector_tools.datasets.pairs import MAX_TOKENS
-from selector_tools.study.model import SIDE, SmallSigLip
+from selector_tools.study.learner import Learner
+from selector_tools.study.model import SIDE
 
 TICKS = 100  # of a second, in which Linux counts a process's time
 
@@ -49,18 +50,25 @@ class Flops:
         return 3 * full * counts.trained + low * counts.scored + full * counts.embedded
 
 
-def measured(model: SmallSigLip, scorer: SmallSigLip | None = None, batch: int = 128) -> Flops:
-    """Counts the FLOPs of an example of a model, whose candidates are scored by `scorer` (None for the same form)."""
-    pixels = torch.zeros(batch, SIDE, SIDE, 1, dtype=torch.uint8)
-    tokens = torch.ones(batch, MAX_TOKENS, dtype=torch.int64)
-    images = torch.zeros(batch, 1, SIDE, SIDE)
+def measured(
+    model: Learner,
+    scorer: Learner | None = None,
+    batch: int = 128,
+    shape: tuple[int, int, int] = (SIDE, SIDE, 1),
+    max_tokens: int = MAX_TOKENS,
+) -> Flops:
+    """Counts the FLOPs of an example of a model, whose candidates are scored by `scorer` (None for the same form). A
+    picture has this `shape`, height, width and channels. The examples are those of one batch."""
+    pixels = torch.zeros(batch, *shape, dtype=torch.uint8)
+    tokens = torch.ones(batch, max_tokens, dtype=torch.int64)
+    images = torch.zeros(batch, shape[2], *shape[:2])
     with torch.no_grad():
         image = _count(lambda: model.encode_image(images))
         text = _count(lambda: model.encode_text(tokens))
         low = image if scorer is None else _count(lambda: scorer.encode_image(images))
+        width = model.encode_text(tokens[:1]).shape[1]
     train = _count(lambda: model.loss(pixels, tokens).backward())  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
-    width = model(pixels, tokens)[1].shape[1]
     return Flops(image / batch, text / batch, train / batch, low / batch, width)
 
 

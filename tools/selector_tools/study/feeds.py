@@ -104,7 +104,8 @@ class AtRandom:
 
 @dataclass(frozen=True)
 class Service:
-    """What a sidecar is started with: bundles, the reference's cache, a Redis server, and the file of its log."""
+    """What a sidecar is started with: bundles, the reference's cache, a Redis server, and the file of its log; and on
+    what it computes."""
 
     learner: Path
     reference: Path
@@ -112,6 +113,7 @@ class Service:
     redis: str
     log: Path
     device: str = "cpu"
+    threads: int = 1
 
 
 class Selected:
@@ -256,7 +258,7 @@ def _serve(service: Service, run: str) -> Any:
         "redis": service.redis,
         "run": run,
         "device": service.device,
-        "threads": 1,
+        "threads": service.threads,
         "cache": service.cache,
         "metrics-listen": "",
     }

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selector_server.sampling import Embedded
 from selector_tools.datasets.pairs import Pairs
 from selector_tools.embedding import embedder
 from selector_tools.export.bundle_writer import export_reference
@@ -146,12 +147,21 @@ class _Entries:
             yield Batch(ids, self.pairs.pixels[rows], self.pairs.tokens[rows], None)
 
 
+def embed(
+    bundle: Path, pairs: Pairs, stream: Stream, cache: Path | None = None, device: str = "cpu", threads: int = 1
+) -> Iterator[Embedded]:
+    """Yields what a reference makes of a stream's entries, in their order, and keeps it in the folder `cache`. From
+    then on torch has so many `threads`."""
+    with embedder(bundle, device, threads, cache, CACHE_BYTES) as reference:
+        for seen in reference.run(_Entries(pairs, stream), str(bundle), EMBED_AT_ONCE, "embed"):
+            yield seen.embedded
+
+
 def _embed(home: Path, task: Task, stream: Stream, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     began, own = time.process_time(), []
-    with embedder(home / "bundle", "cpu", 1, place / "cache", CACHE_BYTES) as reference:
-        for seen in reference.run(_Entries(task.pairs, stream), str(home), EMBED_AT_ONCE, "embed the pool"):
-            own.append((seen.embedded.image.float() * seen.embedded.text.float()).sum(dim=1).numpy())
+    for embedded in embed(home / "bundle", task.pairs, stream, place / "cache"):
+        own.append((embedded.image.float() * embedded.text.float()).sum(dim=1).numpy())
     np.save(place / "own.npy", np.concatenate(own))
     flops = measured(task.model(0))
     figures = {

@@ -1,24 +1,27 @@
 """The trainer knows nothing of selection: it takes batches from an iterator and may publish its weights."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from selector_client import WeightPublisher
 
+from selector_server.errors import SetupError
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.checkpoint import Checkpoint
-from selector_tools.study.model import SmallSigLip
+from selector_tools.study.learner import Learner
 from selector_tools.study.record import Run
 
+LearnerT = TypeVar("LearnerT", bound=Learner)
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2
 
 
 def train(
-    model: SmallSigLip,
+    model: LearnerT,
     batches: Iterator[Mapping[str, Any]],
     steps: int,
     *,
@@ -26,14 +29,15 @@ def train(
     weight_decay: float = 1e-4,
     augment: Augmentation | None = None,
     seed: int = 0,
-    evaluate: Callable[[SmallSigLip], float] | None = None,
+    evaluate: Callable[[LearnerT], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
     """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
-    chances that `seed` decides, and goes on from `checkpoint` if it holds a state."""
+    chances that `seed` decides, and goes on from `checkpoint` if it holds a state. Raises SetupError if the loss is no
+    number any more."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
     run = Run()
@@ -51,7 +55,11 @@ def train(
         if augment is not None:
             pixels = augment(pixels, rng)
         optimizer.zero_grad(set_to_none=True)
-        model.loss(pixels, torch.from_numpy(batch["texts"])).backward()  # type: ignore[no-untyped-call]
+        loss = model.loss(pixels, torch.from_numpy(batch["texts"]))
+        if not math.isfinite(value := loss.item()):
+            limit = f"the loss at step {step + 1} is {value}; take a lower one"
+            raise SetupError("learning rate", learning_rate, limit)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         run.rows.append(batch["ids"])
