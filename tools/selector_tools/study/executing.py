@@ -1,4 +1,4 @@
-"""Runs cells side by side, and keeps each run in a file as soon as it is over, so that nothing is lost or done twice."""
+"""Runs cells side by side, and keeps each run in a file as soon as it is over: nothing is lost, or done twice."""
 
 import json
 import multiprocessing
