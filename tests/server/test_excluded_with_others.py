@@ -137,12 +137,12 @@ def test_some_rows_are_encoded_as_among_all(bundles, micro_batch):
 # Ranks
 
 
-def test_each_rank_hears_of_its_own(quick):
+def test_each_rank_hears_of_its_own(patient):
     models = models_of(2, COUNT)
     models[0][0][0][[3, 4]] = np.nan
     models[1][1][1][0] = np.inf
     requests = [embeddings(*m, seed=7 + r, chunks=3, gain=5.0, bad_samples=EXCLUDE) for r, m in enumerate(models)]
-    replies = together(quick, requests)
+    replies = together(patient, requests)
     assert [excluded(reply) for reply in replies] == [{"VALUE": [3, 4]}, {"VALUE": [0]}]
     scores = all_embedded(models_of(2, COUNT)).with_open(opened(2 * COUNT, [3, 4, COUNT]))
     want = POLICIES["joint"].pick(scores, balanced(8, 3, 2, 7, 5.0))
@@ -164,15 +164,15 @@ def test_samples_of_ranks(server, bundles):
     assert [list(reply.indices) for reply in replies] == [indices for indices, _ in shares(want, 30, 2)]
 
 
-def test_a_rank_with_too_few_left_refuses_all(quick):
+def test_a_rank_with_too_few_left_refuses_all(patient):
     requests = as_ranks([some_losses(20, bad_samples=EXCLUDE, max_excluded_share=1.0) for _ in range(2)])
     requests[1].set(exclusions=[exclusion("MISSING", range(17))])
-    answers = Asking(quick, requests).answers()
+    answers = Asking(patient, requests).answers()
     assert_refused_alike(answers, answers[0].code(), "candidates left is 3 of 20; 4 must be picked", "17 missing")
     assert {error_info(answer)["reason"] for answer in answers} == {"GROUP_FAILED", "NOT_POSSIBLE"}
 
 
-def test_ranks_must_say_the_same(quick):
+def test_ranks_must_say_the_same(patient):
     requests = as_ranks([some_losses(20), some_losses(20, bad_samples=EXCLUDE)])
-    answers = Asking(quick, requests, order=(0, 1), pause=0.2).answers()
+    answers = Asking(patient, requests, order=(0, 1), pause=0.2).answers()
     assert_refused_alike(answers, answers[0].code(), "bad_samples is refuse on rank 0 and exclude on rank 1")

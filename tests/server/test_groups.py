@@ -42,13 +42,13 @@ def assert_shares(replies, scores, policy, plan, size):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("loss", [pb.LOSS_SIGMOID, pb.LOSS_SOFTMAX])
-def test_embeddings_are_picked_as_one_process_would_with_equal_quotas(quick, ranks, loss):
+def test_embeddings_are_picked_as_one_process_would_with_equal_quotas(patient, ranks, loss):
     models = models_of(ranks, 40)
     requests = [embeddings(*m, seed=7 + r, chunks=3, gain=5.0, loss=loss) for r, m in enumerate(models)]
-    replies = together(quick, requests)
+    replies = together(patient, requests)
     scores = all_embedded(models, Loss.SIGMOID if loss == pb.LOSS_SIGMOID else Loss.SOFTMAX)
     assert_shares(replies, scores, "joint", balanced(8, 3, ranks, 7, 5.0), 40)
-    alone = [quick.select(embeddings(*m, seed=7, chunks=3, gain=5.0, loss=loss)) for m in models]
+    alone = [patient.select(embeddings(*m, seed=7, chunks=3, gain=5.0, loss=loss)) for m in models]
     assert [list(one.indices) for one in alone] != [list(one.indices) for one in replies], "pairs go over all ranks"
 
 
@@ -65,38 +65,38 @@ def test_samples_are_encoded_and_picked_as_one(server, bundles, ranks, draw):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_losses_with_independent(quick, ranks):
+def test_losses_with_independent(patient, ranks):
     values = np.random.default_rng(0).random((ranks, 2, 50), dtype=np.float32)
-    replies = together(quick, [losses(*v, seed=3, gain=2.0, request_id=f"{ranks}-{r}") for r, v in enumerate(values)])
+    replies = together(patient, [losses(*v, seed=3, gain=2.0, request_id=f"{ranks}-{r}") for r, v in enumerate(values)])
     learner, reference = (torch.from_numpy(np.concatenate(values[:, side])).double() for side in (0, 1))
     plan = Plan((10 * ranks,), 2.0, Draw.SAMPLE, 3, ranks)
     assert_shares(replies, ScalarScores(learner - reference), "independent", plan, 50)
     assert [reply.request_id for reply in replies] == [f"{ranks}-{rank}" for rank in range(ranks)]
 
 
-def test_uniform_draws_alike_over_all_ranks(quick):
-    replies = together(quick, [some_losses(20, policy="uniform", seed=4) for _ in range(2)])
+def test_uniform_draws_alike_over_all_ranks(patient):
+    replies = together(patient, [some_losses(20, policy="uniform", seed=4) for _ in range(2)])
     picks = POLICIES["uniform"].pick(ScalarScores(torch.zeros(40)), Plan((8,), 100.0, Draw.SAMPLE, 4, 2))
     assert [list(reply.indices) for reply in replies] == [indices for indices, _ in shares(picks, 20, 2)]
     assert not any(reply.scores for reply in replies)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_the_order_of_arrival_is_of_no_matter(quick, order):
+def test_the_order_of_arrival_is_of_no_matter(patient, order):
     models = models_of(3, 20)
-    replies = together(quick, [embeddings(*m, seed=r) for r, m in enumerate(models)], order, pause=0.1)
+    replies = together(patient, [embeddings(*m, seed=r) for r, m in enumerate(models)], order, pause=0.1)
     assert_shares(replies, all_embedded(models), "joint", balanced(4, 4, 3, 0), 20)
     waits = [replies[rank].stages.group for rank in order]
     assert waits == sorted(waits, reverse=True)
     assert waits[0] > 0.15 > 0.05 > waits[-1]
 
 
-def test_groups_and_steps_go_side_by_side(quick):
+def test_groups_and_steps_go_side_by_side(patient):
     models = models_of(2, 20)
     asked = {}
     for group, step in itertools.product("ab", range(1000, 1005)):
         requests = as_ranks([embeddings(*m, seed=step) for m in models], step, group)
-        asked[group, step] = Asking(quick, requests, order=(1, 0) if group == "a" else (0, 1))
+        asked[group, step] = Asking(patient, requests, order=(1, 0) if group == "a" else (0, 1))
     for (_, step), asking in asked.items():
         assert_shares(asking.answers(), all_embedded(models), "joint", balanced(4, 4, 2, step), 20)
 
@@ -126,7 +126,7 @@ def test_known_references_of_one_rank_and_new_ones_of_another(sidecar, bundles, 
     assert [list(reply.indices) for reply in mixed] == [indices for indices, _ in shares(picks, 20, 2)]
 
 
-def test_threads_that_ask_for_many_steps_stay_in_step(quick):
+def test_threads_that_ask_for_many_steps_stay_in_step(patient):
     """Two trainers of two ranks each, 30 steps, every rank at its own pace."""
     rng = np.random.default_rng(0)
     pauses = rng.uniform(0, 0.02, (2, 2, 30))
@@ -136,7 +136,7 @@ def test_threads_that_ask_for_many_steps_stay_in_step(quick):
         for step in range(30):
             time.sleep(pauses["ab".index(group), rank, step])
             picked[group, rank, step] = list(
-                ask(quick, as_ranks([some_losses(20, seed=step) for _ in range(2)], step, group)[rank]).indices
+                ask(patient, as_ranks([some_losses(20, seed=step) for _ in range(2)], step, group)[rank]).indices
             )
 
     threads = [threading.Thread(target=train, args=(group, rank)) for group in "ab" for rank in (0, 1)]

@@ -26,13 +26,13 @@ def test_a_missing_rank_refuses_all_in_time_and_a_late_one_at_once(quick):
     assert {error_info(answer)["reason"] for answer in answers} == {"GROUP_FAILED"}
     late = ask(quick, requests[2])
     assert late.details() == answers[0].details(), "it waits for nobody: rank 0 would be missing then"
-    together(quick, some_ranks(4, step=2001))
+    eventually(lambda: not any(isinstance(answer, grpc.RpcError) for answer in Asking(quick, some_ranks(4)).answers()))
 
 
 def test_the_earliest_deadline_ends_the_wait_of_all(patient):
     requests, started = some_ranks(3), time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        calm, hasty = pool.submit(ask, patient, requests[0], 50), pool.submit(ask, patient, requests[1], 2)
+        calm, hasty = pool.submit(ask, patient, requests[0], 50), pool.submit(ask, patient, requests[1], 4)
         answers = [calm.result(60), hasty.result(60)]
     assert time.monotonic() - started < 25, "the other deadline is 50 s away"
     assert_refused_alike(answers, REFUSED, "rank 2 did not come in time", reason="GROUP_FAILED")
@@ -94,10 +94,10 @@ def test_ranks_that_disagree_are_refused_alike(patient, first, second, field, va
     assert_refused_alike(answers, INVALID, wanted, "the same for all ranks", reason="INVALID_REQUEST")
 
 
-def test_ranks_that_disagree_about_their_number_are_refused_alike(quick):
+def test_ranks_that_disagree_about_their_number_are_refused_alike(patient):
     requests = some_ranks(2)
     requests[1].set(world_size=3)
-    answers = Asking(quick, requests, pause=0.3).answers()
+    answers = Asking(patient, requests, pause=0.3).answers()
     assert_refused_alike(answers, INVALID, "world_size is 2 on rank 0 and 3 on rank 1")
 
 
@@ -130,40 +130,40 @@ def test_a_rank_that_goes_away_refuses_the_others_at_once(patient):
     assert time.monotonic() - started < AT_ONCE
 
 
-def test_a_rank_that_goes_away_while_it_sends(quick):
+def test_a_rank_that_goes_away_while_it_sends(patient):
     requests = some_ranks(2)
-    sending = SlowClient(quick, requests[1])
+    sending = SlowClient(patient, requests[1])
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, quick, requests[0])
-        eventually(lambda: quick.pending() == 2)
+        waiting = pool.submit(ask, patient, requests[0])
+        eventually(lambda: patient.pending() == 2)
         sending.leave()
         # What the server sees first: that the client is gone, or that its stream is short.
         assert_refused_alike([waiting.result(20)], REFUSED, "ranks failed: rank 1 ", reason="GROUP_FAILED")
 
 
-def test_a_newer_request_of_a_rank_takes_the_place_of_the_older_one(quick):
+def test_a_newer_request_of_a_rank_takes_the_place_of_the_older_one(patient):
     requests = some_ranks(2)
     newer = as_ranks([some_losses(20), some_losses(20, seed=77)], step=requests[0].selection.trainer_step)
     with ThreadPoolExecutor(2) as pool:
-        older = pool.submit(ask, quick, requests[0])
+        older = pool.submit(ask, patient, requests[0])
         time.sleep(0.3)
-        again = pool.submit(ask, quick, newer[0])
+        again = pool.submit(ask, patient, newer[0])
         assert_refused_alike([older.result(20)], REFUSED, "a newer request of rank 0 took this one's place")
-        replies = [ask(quick, requests[1]), again.result(20)]
+        replies = [ask(patient, requests[1]), again.result(20)]
     assert [reply.seed for reply in replies] == [1, 1]
     assert len(replies[0].indices) == len(replies[1].indices) == 4
 
 
-def test_a_request_that_was_replaced_while_it_was_sent(quick):
+def test_a_request_that_was_replaced_while_it_was_sent(patient):
     requests = some_ranks(2)
-    sending = SlowClient(quick, requests[0])
-    eventually(lambda: quick.pending() == 1)
+    sending = SlowClient(patient, requests[0])
+    eventually(lambda: patient.pending() == 1)
     with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(ask, quick, some_ranks(2, step=requests[0].selection.trainer_step)[0])
-        eventually(lambda: quick.pending() == 2)
+        again = pool.submit(ask, patient, some_ranks(2, step=requests[0].selection.trainer_step)[0])
+        eventually(lambda: patient.pending() == 2)
         with pytest.raises(grpc.RpcError, match="took this one's place"):
             sending.finish()
-        assert isinstance(ask(quick, requests[1]), pb.SelectResponse)
+        assert isinstance(ask(patient, requests[1]), pb.SelectResponse)
         assert isinstance(again.result(20), pb.SelectResponse)
 
 
@@ -185,13 +185,13 @@ def test_more_ranks_than_the_server_admits_are_refused_by_their_header(sidecar):
     assert time.monotonic() - started < AT_ONCE
 
 
-def test_a_super_batch_of_all_ranks_must_fit(quick):
-    answers = Asking(quick, some_ranks(3, size=134)).answers()
+def test_a_super_batch_of_all_ranks_must_fit(patient):
+    answers = Asking(patient, some_ranks(3, size=134)).answers()
     codes = {answer.code() for answer in answers}
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
     assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, REFUSED}
     assert all("3 x 134; at most 400 together" in answer.details() for answer in answers)
-    together(quick, some_ranks(2, size=200))
+    together(patient, some_ranks(2, size=200))
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_a_super_batch_of_all_ranks_must_fit(quick):
         ({"rank": 2}, "rank is 2; must be below world_size, 2"),
     ],
 )
-def test_what_a_rank_must_say(quick, fields, text):
+def test_what_a_rank_must_say(patient, fields, text):
     [request, _] = some_ranks(2, **fields)
-    assert_refused_alike([ask(quick, request)], INVALID, text)
+    assert_refused_alike([ask(patient, request)], INVALID, text)
 
 
-def test_ranks_must_say_their_step(quick):
-    assert_refused_alike([ask(quick, some_losses(group="g", world_size=2))], INVALID, "trainer_step is missing")
+def test_ranks_must_say_their_step(patient):
+    assert_refused_alike([ask(patient, some_losses(group="g", world_size=2))], INVALID, "trainer_step is missing")
 
 
 def test_a_drain_ends_the_wait(sidecar):

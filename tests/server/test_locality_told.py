@@ -56,38 +56,38 @@ def models():
 
 @pytest.mark.parametrize("policy", ["joint", "independent"])
 @pytest.mark.parametrize("criterion", [pb.CRITERION_LEARNABILITY, pb.CRITERION_EASY_REFERENCE])
-def test_embeddings_tell_it(quick, models, policy, criterion):
+def test_embeddings_tell_it(patient, models, policy, criterion):
     request = embeddings(*models, seed=1, policy=policy, criterion=criterion, sub_batch_size=COUNT // 2)
-    reply = quick.select(request)
+    reply = patient.select(request)
     assert_told(reply, models[1][0])
     assert reply.locality.adjacent > reply.locality.random + 0.2
 
 
-def test_the_share_of_near_duplicates_is_of_the_picks(quick, models):
-    reply = quick.select(embeddings(*models, seed=1, sub_batch_size=COUNT))
+def test_the_share_of_near_duplicates_is_of_the_picks(patient, models):
+    reply = patient.select(embeddings(*models, seed=1, sub_batch_size=COUNT))
     assert 0 < reply.locality.near_duplicates < 1
     assert reply.locality.near_duplicates == pytest.approx(duplicated(models[1][0], range(COUNT)))
 
 
-def test_it_is_not_told_where_no_reference_looked(quick, models):
+def test_it_is_not_told_where_no_reference_looked(patient, models):
     hard = embeddings(models[0], seed=1, criterion=pb.CRITERION_HARD_LEARNER)
     for request in (hard, some_losses(), embeddings(*models, policy="uniform")):
-        assert not quick.select(request).HasField("locality")
+        assert not patient.select(request).HasField("locality")
 
 
-def test_a_candidate_that_cannot_be_used_is_nobodys_neighbour(quick, models):
+def test_a_candidate_that_cannot_be_used_is_nobodys_neighbour(patient, models):
     models[1][0][[3, 10, 11]] = np.nan
-    reply = quick.select(embeddings(*models, seed=1, bad_samples=pb.BAD_SAMPLES_EXCLUDE))
+    reply = patient.select(embeddings(*models, seed=1, bad_samples=pb.BAD_SAMPLES_EXCLUDE))
     opened = np.setdiff1d(np.arange(COUNT), [3, 10, 11])
     assert_told(reply, np.nan_to_num(models[1][0], nan=1.0), opened)
     models[1][0][1::2] = np.nan
     few = embeddings(*models, seed=1, bad_samples=pb.BAD_SAMPLES_EXCLUDE, max_excluded_share=0.9)
-    assert not quick.select(few).HasField("locality"), "no two neighbours are left"
+    assert not patient.select(few).HasField("locality"), "no two neighbours are left"
 
 
-def test_a_prefilter_tells_it_of_what_it_saw(quick, models):
+def test_a_prefilter_tells_it_of_what_it_saw(patient, models):
     fields = {"seed": 1, "sub_batch_size": 4, "prefilter": 3.0}
-    reply = quick.select(embeddings(*models, **fields))
+    reply = patient.select(embeddings(*models, **fields))
     assert reply.prefiltered.left_out == COUNT - 12
     told, (_, reference) = reply.locality, models
     assert (told.adjacent, told.random) == pytest.approx(means(reference[0]), abs=1e-5)
@@ -96,10 +96,10 @@ def test_a_prefilter_tells_it_of_what_it_saw(quick, models):
     assert told.near_duplicates == pytest.approx(duplicated(reference[0], reply.indices, left))
 
 
-def test_a_shortlist_tells_nothing_for_its_neighbours_are_none(quick, models):
+def test_a_shortlist_tells_nothing_for_its_neighbours_are_none(patient, models):
     request = embeddings(*models, seed=1)
     request.selection.positions.CopyFrom(request.add(np.arange(0, 3 * COUNT, 3)))
-    assert not quick.select(request).HasField("locality")
+    assert not patient.select(request).HasField("locality")
 
 
 def with_ids(request):
@@ -136,10 +136,10 @@ def test_samples_tell_it_with_a_cache_with_a_prefilter_and_with_references_that_
 
 
 @pytest.mark.parametrize("prefilter", [None, 2.0])
-def test_ranks_are_told_of_all_candidates_without_neighbours_across_ranks(quick, prefilter):
+def test_ranks_are_told_of_all_candidates_without_neighbours_across_ranks(patient, prefilter):
     models = [(learner, copied(reference)) for learner, reference in models_of(2, COUNT)]
     fields = {} if prefilter is None else {"prefilter": prefilter}
-    replies = together(quick, [embeddings(*pair, seed=1, **fields) for pair in models])
+    replies = together(patient, [embeddings(*pair, seed=1, **fields) for pair in models])
     image = np.concatenate([reference[0] for _, reference in models])
     assert replies[0].locality == replies[1].locality
     told = replies[0].locality

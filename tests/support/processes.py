@@ -67,20 +67,24 @@ def run_serve(flags, *, new=False) -> tuple[int, str]:
             process.kill()
 
 
-def free_port() -> int:
+def free_port(beside: int = 0) -> int:
     """A port that nothing listens on, below the range that outgoing connections take theirs from. Nobody else is given
-    it for a while: between here and its use, tests of other processes would find it free, too."""
+    it for a while: between here and its use, tests of other processes would find it free, too. All this holds for the
+    port that is `beside` higher as well."""
     while True:
-        port = random.SystemRandom().randint(15_000, 32_000)
-        if not _reserve(port):
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        port = random.SystemRandom().randint(15_000, 32_000 - beside)
+        if all(_reserve(one) and _nobody_listens(one) for one in {port, port + beside}):
             return port
+
+
+def _nobody_listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _reserve(port: int) -> bool:

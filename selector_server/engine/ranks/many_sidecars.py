@@ -65,11 +65,12 @@ class ManySidecars:
         if not isinstance(task.policy, Joint):
             raise NotPossible("policy", repr(task.policy.name), "sidecars select as one by 'joint' only")
         scores, weights = await self._dispatcher.score(task, request)
-        until = time.monotonic() + min(self._group.seconds, reach(request.remaining()))
+        seconds, left = self._group.seconds, reach(request.remaining())
+        until, late = time.monotonic() + min(seconds, left), f"within {seconds:g} s" if seconds <= left else "in time"
         request.enter("sample")
 
         def together() -> Result:
-            return self._together(asked, task, request, scores, weights, until)
+            return self._together(asked, task, request, scores, weights, until, late)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, together)
 
@@ -81,13 +82,14 @@ class ManySidecars:
         scores: Scores,
         weights: ServedWeights | None,
         until: float,
+        late: str,
     ) -> Result:
         """This rank's share. Raises InvalidRequest and GroupFailed, as on all other sidecars."""
-        started, seconds, rank = time.monotonic(), self._group.seconds, asked.member.rank
+        started, rank = time.monotonic(), asked.member.rank
         version = None if weights is None else weights.version
         record = {"settings": rank_settings(rank, task).values, "seed": task.plan.seed, "weights": version}
         try:
-            outcome = asked.outcome(record, until, seconds)
+            outcome = asked.outcome(record, until, late)
             if "invalid" in outcome:
                 raise InvalidRequest(*outcome["invalid"])
             if "failed" in outcome:

@@ -164,8 +164,8 @@ class OneSidecar:
     def _missing(self, party: _Party, end: float) -> GroupFailed:
         there = {seat.rank for seat in party.joined}
         names = listed([rank for rank in range(party.world_size) if rank not in there])
-        late = time.monotonic() >= end
-        return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if late else "in time"))
+        first = end <= min(seat.until for seat in party.joined)
+        return party.failed(f"rank {names} did not come " + (f"within {self._seconds:g} s" if first else "in time"))
 
     async def _run(self, tasks: list[Task[Scorable]], requests: list[Request]) -> Result:
         with Request.joint(requests) as request:

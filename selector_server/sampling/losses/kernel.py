@@ -2,7 +2,7 @@
 
 Its floor at B = 163,840, c = 2,048, D = 768 and two models: 4 * 2BcD = 2.06 TFLOP a round are 30.9 in 15 rounds, which
 take 39 ms at 800 TFLOP/s in bfloat16; 2.0e10 softplus at one exp2 each take 5 ms at 132 SMs * 16 * 1.8 GHz; 15 GB of
-embeddings, read once a round, take 4 ms at 4 TB/s, beside the products.
+embeddings, read once a round, take 4 ms at 4 TB/s, beside the products. An H100 takes 50 ms (docs/sampler.md).
 """
 
 import importlib.util

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from selector_tools.datasets import icons
 from selector_tools.datasets.dataset import Dataset, Pictures, shuffle_captions
 from selector_tools.datasets.pairs import Pairs, make_tokenizer
-from selector_tools.demo.arms import GAIN, Setting, Snapshot, run_arm
+from selector_tools.demo.arms import Setting, Snapshot, run_arm
 from selector_tools.demo.report import headline, table, write
 from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
 from selector_tools.demo.rules import ORDERS, RULES
@@ -26,8 +26,9 @@ from selector_tools.export.bundle_writer import export_learner, export_reference
 from selector_tools.processes import redis_server
 from selector_tools.progress import bars
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.feeds import GAIN, Service, Source
 from selector_tools.study.model import SmallSigLip, exportable
-from selector_tools.study.streams import RUN, draws, stored_order
+from selector_tools.study.streams import RUN, Stream, draws, stored_order
 from selector_tools.study.training import train
 from selector_tools.study.zero_shot import ZeroShot
 
@@ -108,24 +109,18 @@ class _Demo:
         arms, examples = [], None
         with redis_server() as redis:
             work = self._folder / str(seed)
+            pairs = Pairs.of(self._data.pool, captions, self._tokenizer)
+            super_batch = round(BATCH / (1 - FILTER_RATIO))
             setting = Setting(
-                pairs=Pairs.of(self._data.pool, captions, self._tokenizer),
-                order=self._order,
+                source=Source(pairs, Stream(np.arange(len(self._order)), self._order), BATCH, super_batch, seed),
+                service=Service(work / "learner", work / "reference", work / "cache", redis, self._log),
                 concepts=self._concepts,
                 mislabelled=mislabelled,
                 evaluate=self._evaluate,
                 vocabulary=self._tokenizer.get_vocab_size(),
-                batch=BATCH,
-                filter_ratio=FILTER_RATIO,
                 learning_rate=LEARNING_RATE,
                 augment=AUGMENT,
                 publish_every=PUBLISH_EVERY,
-                seed=seed,
-                redis=redis,
-                learner=work / "learner",
-                reference=work / "reference",
-                cache=work / "cache",
-                log=self._log,
             )
             self._export(setting, reference, suffix)
             for kind in self._options.arms:
@@ -173,9 +168,9 @@ class _Demo:
     def _export(self, setting: Setting, reference: SmallSigLip, suffix: str) -> None:
         done = self._bar(f"export models{suffix}", 2)
         learner, vocabulary = setting.fresh_model(), setting.vocabulary
-        export_learner(exportable("demo-learner", learner, vocabulary, self._words), setting.learner)
+        export_learner(exportable("demo-learner", learner, vocabulary, self._words), setting.service.learner)
         done(1)
-        export_reference(exportable("demo-reference", reference, vocabulary, self._words), setting.reference)
+        export_reference(exportable("demo-reference", reference, vocabulary, self._words), setting.service.reference)
         done(2)
 
     def _bar(self, what: str, total: int) -> Callable[[int], None]:

@@ -44,7 +44,7 @@ class Cell:
         usual = {field.name: field.default for field in fields(self)}
         for key in ("reference", "steps", "batch", "filter_ratio", "publish_every", "resolution"):
             if (value := getattr(self, key)) != usual[key]:
-                words.append(f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key} {value}")
+                words.append(f"{key.replace('_', ' ')} {value}")
         return ", ".join(words)
 
     def key(self, seed: int) -> str:

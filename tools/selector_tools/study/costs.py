@@ -60,7 +60,7 @@ def measured(model: SmallSigLip, scorer: SmallSigLip | None = None, batch: int =
         low = image if scorer is None else _count(lambda: scorer.encode_image(images))
     train = _count(lambda: model.loss(pixels, tokens).backward())  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
-    width = model(pixels[:1], tokens[:1])[0].shape[1]
+    width = model(pixels, tokens)[1].shape[1]
     return Flops(image / batch, text / batch, train / batch, low / batch, width)
 
 

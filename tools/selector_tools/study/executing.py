@@ -1,4 +1,4 @@
-"""Runs cells side by side, and keeps each run in a file as soon as it is over: nothing is lost, or done twice."""
+"""Runs cells side by side, and keeps each run in a file as soon as it is over: nothing is lost or done twice."""
 
 import json
 import multiprocessing
@@ -69,3 +69,4 @@ def _run(cell: Cell, seed: int, folder: Path) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(document) + "\n")
     part.replace(file)
+    file.with_suffix(".checkpoint").unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,16 @@ class AtRandom:
         self._rule, self._source, self._own, self._curated = rule, source, own, curated
         self.counts, self.pairs_drawn = Counts(), 0.0
 
+    def state(self) -> dict[str, Any]:
+        """Returns where it is."""
+        return {"trained": self.counts.trained}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on from there: what was drawn before is drawn again and left out."""
+        self.counts = Counts(trained=state["trained"])
+
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches():
+        for batch in islice(self._batches(), self.counts.trained // self._source.batch, None):
             self.counts.trained += len(batch["ids"])
             yield batch
 
@@ -123,6 +132,8 @@ class Selected:
     ) -> None:
         self._source, self._on_selection = source, on_selection
         self.counts, self.pairs_drawn = Counts(), 0.0
+        self._before = {"wait_seconds": 0.0, "versions": 0, "fallbacks": 0}  # a stop, if there was one
+        self._last: tuple[int, int, int] | None = None
         settings = {"gain": GAIN} | rule.settings
         self._running = stack.enter_context(_serve(service, run))
         self._selector = stack.enter_context(
@@ -151,8 +162,25 @@ class Selected:
             super_batches, self._selector, take=self._take, prefetch=1, deadline=DEADLINE_SECONDS
         )
 
+    def state(self) -> dict[str, Any]:
+        """Returns where it is, with the picks that were made ahead."""
+        told = {name: getattr(self, name) for name in self._before}
+        return told | {
+            "loader": self._loader.state_dict(),
+            "counts": asdict(self.counts),
+            "pairs_drawn": self.pairs_drawn,
+            "last": self._last,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on from there, with another sidecar."""
+        self._loader.load_state_dict(state["loader"])
+        self.counts, self.pairs_drawn = Counts(**state["counts"]), state["pairs_drawn"]
+        self._last = state["last"] and tuple(state["last"])
+        self._before = {name: state[name] for name in self._before}
+
     def __iter__(self) -> Iterator[Any]:
-        for step, batch in enumerate(self._loader):
+        for step, batch in enumerate(self._loader, start=self._loader.progress.steps):
             selection, shown = self._loader.last, batch.pop("candidates")
             if selection is not None:
                 self._count(selection, len(shown))
@@ -174,21 +202,25 @@ class Selected:
     @property
     def wait_seconds(self) -> float:
         """How long the trainer waited for picks, by the wall clock."""
-        return self._loader.wait_seconds
+        return self._before["wait_seconds"] + self._loader.wait_seconds
 
     @property
     def versions(self) -> int:
         """How many weights versions scored."""
-        return len(self._selector.statistics.weights_versions)
+        return int(self._before["versions"]) + len(self._selector.statistics.weights_versions)
 
     @property
     def fallbacks(self) -> int:
         """How many batches were uniform because no selection came."""
-        return self._selector.statistics.fallbacks.total()
+        return int(self._before["fallbacks"]) + self._selector.statistics.fallbacks.total()
 
     def _count(self, selection: Selection, candidates: int) -> None:
-        looked_at = candidates - selection.not_examined
-        competing = candidates - (selection.prefiltered.left_out if selection.prefiltered else 0)
+        looked_at, cached = candidates - selection.not_examined, selection.cached_references
+        left_out = selection.prefiltered.left_out if selection.prefiltered else 0
+        if not selection.stage_seconds and self._last is not None:
+            # A checkpoint kept these picks without what they cost, which is the same at every step.
+            looked_at, cached, left_out = self._last
+        self._last = (looked_at, cached, left_out)
         counts, picks = self.counts, len(selection.indices)
         counts.trained += picks
         counts.shown += candidates
@@ -196,8 +228,8 @@ class Selected:
         if self._asks["learner"]:
             counts.scored += looked_at
         if self._asks["reference"]:
-            counts.embedded += candidates - selection.cached_references
-        self.pairs_drawn += self._models_of_pairs * picks * competing
+            counts.embedded += candidates - cached
+        self.pairs_drawn += self._models_of_pairs * picks * (candidates - left_out)
 
     def _take(self, super_batch: Any, indices: NDArray[np.int64]) -> Any:
         picked = {key: values[indices] for key, values in super_batch.items()}

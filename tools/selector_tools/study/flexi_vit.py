@@ -70,6 +70,8 @@ class FlexiSigLip(SmallSigLip):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Takes float [B, 1, SIDE, SIDE], normalised by MEAN and STD, and returns [B, D]."""
+        if len(self.seen) == 1:  # a batch that is not split may have any size once the model is exported
+            return self._encode(images, self.seen[0])
         parts = images.chunk(len(self.seen))
         return torch.cat([self._encode(part, form) for part, form in zip(parts, self.seen, strict=True)])
 

@@ -14,6 +14,7 @@ from selector_tools.export.bundle_writer import export_learner
 from selector_tools.processes import redis_server
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.cells import Cell
+from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.costs import cpu_seconds, measured
 from selector_tools.study.feeds import AtRandom, Selected, Service, Source
 from selector_tools.study.flexi_vit import FULL, PATCH_8, FlexiSigLip, seen_as
@@ -73,6 +74,8 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
             )
         else:
             feed = AtRandom(cell.how, source, reference.own, task.curated)
+        checkpoint = Checkpoint(folder / "runs" / f"{cell.key(seed)}.checkpoint", feed, cell.publish_every)
+        checkpoint.path.parent.mkdir(exist_ok=True)
         batches = _mixed_up(iter(feed), seed) if cell.resolution == "flexi" else iter(feed)
         began, busy = time.perf_counter(), 0.0 if feed.pid is None else cpu_seconds(feed.pid)
         done = train(
@@ -85,6 +88,7 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
             evaluate=judge,
             evaluate_every=max(1, cell.steps // LOOKS),
             publisher=feed.publisher,
+            checkpoint=checkpoint,
             on_step=on_step,
         )
         wall = time.perf_counter() - began
@@ -145,7 +149,6 @@ def _exported(
 
 def _mixed_up(batches: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Yields the batches in random order within each, as halves of them are seen at different resolutions."""
-    rng = np.random.default_rng([seed, 6])
     for batch in batches:
-        order = rng.permutation(len(batch["ids"]))
+        order = np.random.default_rng([seed, 6, *batch["ids"][:4]]).permutation(len(batch["ids"]))
         yield {key: values[order] for key, values in batch.items()}

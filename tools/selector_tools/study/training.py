@@ -10,6 +10,7 @@ import torch
 from selector_client import WeightPublisher
 
 from selector_tools.reference.augmentation import Augmentation
+from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.model import SmallSigLip
 
 WARM_UP_STEPS = 50
@@ -39,14 +40,16 @@ def train(
     evaluate: Callable[[SmallSigLip], float] | None = None,
     evaluate_every: int = 25,
     publisher: WeightPublisher | None = None,
+    checkpoint: Checkpoint | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Run:
     """Trains by AdamW with warm-up, a constant stretch and a linear decay, on pictures as `augment` changes them, by
-    chances that `seed` decides."""
+    chances that `seed` decides, and goes on from `checkpoint` if it holds a state."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
     run = Run()
-    for step in range(steps):
+    done = 0 if checkpoint is None else checkpoint.restore(model, optimizer, rng, run)
+    for step in range(done, steps):
         started, busy = time.perf_counter(), time.process_time()
         batch = next(batches)
         if publisher is not None:
@@ -67,6 +70,8 @@ def train(
         run.cpu_seconds += time.process_time() - busy
         if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             run.accuracy.append((step + 1, evaluate(model)))
+        if checkpoint is not None:
+            checkpoint.keep(model, optimizer, rng, run)
         on_step(step + 1)
     return run
 
