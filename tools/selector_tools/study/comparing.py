@@ -17,6 +17,9 @@ from selector_tools.study.summary import COSTS, Curve, Run, Summary
 # An accuracy that is to be reached: the best baseline's last one, half of it, or what the best baseline of four times
 # as many steps ends at.
 Target = Literal["final", "half", "four"]
+# The baselines that count: all of them, or those that draw at random and do not ask the reference.
+Rivals = Literal["any", "uniform"]
+RIVALS: tuple[Rivals, ...] = ("any", "uniform")
 TARGETS: tuple[Target, ...] = ("final", "half", "four")
 
 
@@ -61,21 +64,26 @@ def comparable(cell: Cell, baseline: Cell) -> bool:
     )
 
 
-def best_baseline(cell: Cell, found: Mapping[Cell, Summary], *, warm: bool = False) -> Summary | None:
-    """Returns the baseline that ends highest of those that are comparable. One that starts from the reference's weights
-    is compared with arms that do so, and asked for by `warm`."""
+def best_baseline(cell: Cell, found: Mapping[Cell, Summary], rivals: Rivals = "any") -> Summary | None:
+    """Returns the baseline that ends highest of those that are comparable; arms that start from the reference's weights
+    are compared with baselines that do so, and no others are."""
     some = [
         one
         for other, one in found.items()
-        if not other.how.selects and comparable(cell, other) and other.how.warm == (warm or cell.how.warm)
+        if not other.how.selects
+        and comparable(cell, other)
+        and other.how.warm == cell.how.warm
+        and not (rivals == "uniform" and other.how.asks_reference)
     ]
     return max(some, key=lambda one: one.final, default=None)
 
 
-def sooner(arm: Summary, found: Mapping[Cell, Summary], target: Target = "final") -> Against | None:
+def sooner(
+    arm: Summary, found: Mapping[Cell, Summary], target: Target = "final", rivals: Rivals = "any"
+) -> Against | None:
     """Compares an arm with its best baseline by the seeds that both were run by; None if there is no such baseline."""
     steps = arm.cell.steps * (4 if target == "four" else 1)
-    baseline = best_baseline(replace(arm.cell, steps=steps), found)
+    baseline = best_baseline(replace(arm.cell, steps=steps), found, rivals)
     common = set(arm.seeds) & set(baseline.seeds if baseline else ())
     if baseline is None or not common:
         return None
@@ -138,3 +146,9 @@ def difference(first: Summary, second: Summary, value: Callable[[Run], float | N
     pairs = [(value(run), others.get(run["seed"])) for run in first.runs]
     values = tuple(one - other for one, other in pairs if one is not None and other is not None)
     return Difference(first, second, values) if values else None
+
+
+def gained(arm: Summary, found: Mapping[Cell, Summary]) -> Difference | None:
+    """Returns by how much an arm ends above its best baseline in the test; None if there is no such baseline."""
+    compared = sooner(arm, found)
+    return None if compared is None else difference(compared.arm, compared.baseline, lambda run: run["test"])

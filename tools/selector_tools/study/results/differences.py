@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from selector_tools.study.comparing import Difference, difference
 from selector_tools.study.results.markdown import NOTHING, mark, points, table
 from selector_tools.study.results.naming import anchor, label, setting
-from selector_tools.study.results.questions import QUESTIONS, Found, of_rules, rule_pairs
+from selector_tools.study.results.questions import QUESTIONS, STREAM, Found, of_rules, rule_pairs
 from selector_tools.study.summary import Run, Summary
 
 Pair = tuple[Summary, Summary]
@@ -66,5 +66,5 @@ def all_pairs(found: Found) -> Iterator[Pair]:
     """Yields every pair that the page compares."""
     for some in of_rules(found).values():
         yield from rule_pairs(some)
-    for question in QUESTIONS:
+    for question in (STREAM, *QUESTIONS):
         yield from question.pairs(found)

@@ -1,15 +1,16 @@
 """Puts the page together: first what came, then where it does not pay, then every figure."""
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
-from selector_tools.study.comparing import TARGETS, Target, best_baseline
+from selector_tools.study.comparing import RIVALS, Target, best_baseline
 from selector_tools.study.results import documents, prose, tables, tuning
 from selector_tools.study.results.differences import differences
 from selector_tools.study.results.documents import Study
 from selector_tools.study.results.findings import against_selection, aims, arms
 from selector_tools.study.results.markdown import link, once, paragraphs
 from selector_tools.study.results.naming import anchor, label
-from selector_tools.study.results.questions import QUESTIONS, TEACHER, Found, of_rules, rule_pairs
+from selector_tools.study.results.questions import QUESTIONS, STREAM, TEACHER, Found, of_rules, rule_pairs
 from selector_tools.study.results.teachers import above, teachers
 from selector_tools.study.rules import parts
 from selector_tools.study.summary import Summary
@@ -20,9 +21,9 @@ STREAMS = {
     "hot": "Hot stream (half of the entries are copies of 1,000 items)",
 }
 TARGET_WORDS: dict[Target, str] = {
-    "final": "To the best baseline's end",
-    "half": "To half of it",
-    "four": "To the end of the best baseline of four times as many steps",
+    "final": "To the end of {}",
+    "half": "To half the end of {}",
+    "four": "To the end of {} of four times as many steps",
 }
 NOT_RUN = "Not run."
 
@@ -54,18 +55,27 @@ def render(studies: Mapping[str, Study], plots: bool = True) -> str:
 
 def _baselines(found: Found, prefix: str = "") -> str:
     rows = [one for cell, one in found.items() if not cell.how.selects]
-    best = []
-    for one in rows:
-        chosen = best_baseline(one.cell, found)
-        if chosen is one:
-            best.append(f"{link(anchor(one.cell, prefix))} ({label(one.cell)})")
-    note = "The best of those that are comparable, by the validation: " + ", ".join(best) + "."
+    best = {
+        rivals: ", ".join(
+            f"{link(anchor(one.cell, prefix))} ({label(one.cell)})"
+            for one in rows
+            if best_baseline(one.cell, found, rivals) is one
+        )
+        for rivals in RIVALS
+    }
+    note = (
+        f"The best of those that are comparable, by the validation: {best['any']}. The best *uniform* ones, which do "
+        f"not ask the reference: {best['uniform']}."
+    )
     abouts = {one.cell.rule: f"- *{label(one.cell)}*: {one.cell.how.about}" for one in rows}
     return paragraphs([tables.baselines(rows, prefix), note, "\n".join(abouts.values())])
 
 
 def _questions(found: Found) -> Iterator[str]:
-    yield "## 1. Which rule\n\nSteps, FLOPs and CPU s: how many times less is needed to reach the best baseline's end."
+    yield (
+        "## 1. Which rule\n\nSteps, FLOPs and CPU s: how many times less is needed to reach the end of the *best* "
+        "baseline, and that of the best *uniform*, which does not ask the reference."
+    )
     for (stream, noise, reference, pool), some in of_rules(found).items():
         wrong = f"{100 * noise:g} % wrong captions" if noise else "captions all right"
         where = "" if pool == "icons" else f"{pool}: "
@@ -73,6 +83,8 @@ def _questions(found: Found) -> Iterator[str]:
         best = best_baseline(some[0].cell, found)
         yield tables.accuracies([*([best] if best else []), *some], found, settings=False)
         yield differences(rule_pairs(some))
+    if shuffled := differences(STREAM.pairs(found)):
+        yield f"### {STREAM.title}\n\n{STREAM.about}\n\n{shuffled}"
     plain = {cell.rule: cell for cell in found if cell.how.selects and not parts(cell.rule)[1]}
     yield "\n".join(f"- *{label(cell)}*: {cell.how.about}" for cell in plain.values())
     for question in QUESTIONS:
@@ -97,13 +109,14 @@ def _beside(rows: list[Summary], found: Found) -> list[Summary]:
 def _all_costs(found: Found) -> Iterator[str]:
     cold = arms(found)
     yield "## All speed-ups"
-    for target in TARGETS:
-        if told := tables.speeds(cold, found, target):
-            yield f"### {TARGET_WORDS[target]}\n\n{told}"
+    for rivals, (target, words) in product(RIVALS, TARGET_WORDS.items()):
+        if told := tables.speeds(cold, found, target, rivals):
+            name = {"any": "the best baseline", "uniform": "the best uniform"}[rivals]
+            yield f"### {words.format(name)}\n\n{told}"
     yield (
-        "## One-off costs\n\nThe reference is trained and embeds the pool once. Steps are those of the best baseline, "
-        "if the arm saves the same share at every horizon; nothing is to be paid if the baseline needs a reference, "
-        "too."
+        "## One-off costs\n\nThe reference is trained and embeds the pool once. Against a baseline that asks the "
+        "reference, too, it costs nothing more; against the best uniform it has paid for itself after so many of the "
+        "baseline's steps, if the arm saves the same share at every horizon."
     )
     yield tables.one_off(cold, found)
     yield (

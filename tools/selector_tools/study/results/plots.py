@@ -1,6 +1,7 @@
 """The page's plots: accuracy against steps, and how many times less the arms need."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from selector_tools.bench.harness import save_plot
 from selector_tools.study.cells import Cell
-from selector_tools.study.comparing import best_baseline, sooner
+from selector_tools.study.comparing import RIVALS, Against, best_baseline, sooner
 from selector_tools.study.results.naming import label
 from selector_tools.study.results.questions import Found
 from selector_tools.study.summary import Summary
@@ -79,26 +80,34 @@ def curves(found: Found) -> Figure:
 
 
 def bars(found: Found) -> Figure:
-    """Draws how many times less each arm needs than the best baseline, to be as good as that is at its end."""
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    for axes, noise in zip(figure.subplots(1, len(NOISES), sharey=True, sharex=True), NOISES, strict=True):
+    """Draws how many times less each arm needs to be as good as its rival is at its end: the best baseline above, the
+    best uniform one below."""
+    figure = Figure(figsize=(9.6, 7.0), layout="constrained")
+    grid = figure.subplots(len(RIVALS), len(NOISES), sharey=True, sharex=True)
+    for (row, rivals), (column, noise) in product(enumerate(RIVALS), enumerate(NOISES)):
+        axes = grid[row][column]
         some = [one for rule in ARMS if (one := _natural(found, rule, noise)) is not None]
-        against = [sooner(one, found) for one in some]
-        for number, (what, colour) in enumerate(COSTS.items()):
-            places = [row + 0.26 * (number - 1) for row in range(len(some))]
-            ratios = [one.ratios.get(what, 0.0) if one is not None else 0.0 for one in against]
-            drawn = axes.barh(places, ratios, height=0.24, color=colour, label=NAMES[what])
-            axes.bar_label(drawn, [f"{ratio:.1f}" if ratio else "never" for ratio in ratios], padding=3, fontsize=7)
-        best = next((label(one.baseline.cell) for one in against if one is not None), "no baseline")
-        axes.set_yticks(range(len(some)), [label(one.cell) for one in some])
-        axes.axvline(1.0, color="#1d1c1a", linewidth=0.8)
-        axes.set_title(f"{100 * noise:g} % wrong captions, against “{best}”", fontsize=10)
-        axes.set_xlabel("times less to reach the best baseline's end")
-        axes.spines[["top", "right"]].set_visible(False)
-    if figure.axes[0].patches:
-        figure.axes[0].invert_yaxis()
+        _bars(axes, some, [sooner(one, found, rivals=rivals) for one in some])
+        best = best_baseline(Cell("icons", "mixed", noise=noise), found, rivals)
+        against = "no baseline" if best is None else label(best.cell)
+        axes.set_title(f"{100 * noise:g} % wrong captions, against “{against}”", fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("times less to be as good")
+    if grid[0][0].patches:
+        grid[0][0].invert_yaxis()
     _legend(figure, len(COSTS))
     return figure
+
+
+def _bars(axes: Any, some: Sequence[Summary], against: Sequence[Against | None]) -> None:
+    for number, (what, colour) in enumerate(COSTS.items()):
+        places = [row + 0.26 * (number - 1) for row in range(len(some))]
+        ratios = [one.ratios.get(what, 0.0) if one is not None else 0.0 for one in against]
+        drawn = axes.barh(places, ratios, height=0.24, color=colour, label=NAMES[what])
+        axes.bar_label(drawn, [f"{ratio:.1f}" if ratio else "never" for ratio in ratios], padding=3, fontsize=7)
+    axes.set_yticks(range(len(some)), [label(one.cell) for one in some])
+    axes.axvline(1.0, color="#1d1c1a", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Figure, columns: int) -> None:

@@ -33,10 +33,12 @@ EVIDENCE = """- **Task.** A small two-tower SigLIP learns icons and their names,
   a low bar, and a figure of one seed has none.
 - **Learning rates** were tuned on the validation by a seed of their own, for baselines and for selection alike, by
   stream, wrong captions and horizon ([table](#learning-rates)). All rules that select have the rate that was best for
-  *mixed*; *filtered* and *curated* have that of *shuffled*, *prefiltered* that of *buffer*.
+  *mixed*, and those with a warm start that of the baseline with one; where a stream or a horizon is not in the table,
+  the rate is that of the natural stream at the usual horizon.
 - **Baselines.** A gain counts against the baseline that ends highest, and it may be shuffled though the arm reads the
-  stream as it comes: shuffling is open to everybody. One that asks the reference must ask the same one. Starting from
-  the reference's weights is [told apart](#9-a-learner-that-starts-from-the-references-weights).
+  stream as it comes: shuffling is open to everybody. One that asks the reference must ask the same one. As published
+  figures are against uniform batches, the best *uniform* baseline, which does not ask the reference, is told beside
+  it. Starting from the reference's weights is [told apart](#9-a-learner-that-starts-from-the-references-weights).
 - **Speed-ups** say how many times less an arm needs until its mean curve first reaches a target. Both were run by the
   same seeds, and in brackets are the lowest and the highest of single seeds. A baseline's end comes after its learning
   rate has decayed and an arm's curve on the way does not, so the ratios err to the low side. Below 1, the arm needs

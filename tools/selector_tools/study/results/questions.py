@@ -52,6 +52,10 @@ def _without(*changes: str) -> Callable[[Cell], Cell]:
     return usual
 
 
+def _unshuffled(cell: Cell) -> Cell:
+    return replace(cell, stream="natural") if cell.stream == "shuffled" else cell
+
+
 RATIO = Question(
     "2",
     "How many to leave out",
@@ -95,7 +99,17 @@ WARM = Question(
     "Whoever has a reference of the learner's own form can start from its weights, and select or not.",
     _without("warm"),
 )
-QUESTIONS = (RATIO, DRAW, TEACHER, RESOLUTION, STALENESS, EXPLORE, BATCH, WARM)
+HORIZON = Question(
+    "10",
+    "Longer training",
+    "What remains of a gain when there are more steps for everybody?",
+    _setting("steps"),
+)
+# Told with the rules, as question 1.
+STREAM = Question(
+    "1", "What shuffling brings", "Each arm reads a shuffled stream instead of the natural one.", _unshuffled
+)
+QUESTIONS = (RATIO, DRAW, TEACHER, RESOLUTION, STALENESS, EXPLORE, BATCH, WARM, HORIZON)
 # Rules that differ in one thing: what the first has more than the second.
 RULE_PAIRS = (
     ("joint_easy_reference", "easy_reference"),

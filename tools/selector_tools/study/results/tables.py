@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from selector_tools.study.comparing import Target, breaks_even, seed_by_seed, sooner
+from selector_tools.study.comparing import RIVALS, Rivals, Target, breaks_even, gained, seed_by_seed, sooner
 from selector_tools.study.results.markdown import big, mark, points, table, times, whole
 from selector_tools.study.results.naming import anchor, label, setting
 from selector_tools.study.results.questions import Found
@@ -14,7 +14,8 @@ PARTS, KINDS = ("train", "embed"), ("cpu_seconds", "flops")  # of what a referen
 def accuracies(rows: Sequence[Summary], found: Found, prefix: str = "", *, settings: bool = True) -> str:
     """Returns how well learners end, and how many times sooner than the best baseline they reach its end."""
     some = ["setting"] if settings else []
-    head = ["row", "rule", *some, "seeds", "validation", "test", "known", "unknown", "steps", "FLOPs", "CPU s"]
+    head = ["row", "rule", *some, "seeds", "validation", "test", "above best baseline"]
+    head += ["known", "unknown", *(f"{name}: {what}" for name in ("best", "uniform") for what in SHORT)]
     return table(head, [_accuracy(one, found, prefix, settings) for one in rows])
 
 
@@ -25,32 +26,53 @@ def baselines(rows: Sequence[Summary], prefix: str = "") -> str:
 
 
 def _baseline(one: Summary, prefix: str) -> list[str]:
-    name, rule, where, seeds, *rest = _accuracy(one, {}, prefix, settings=True)
-    return [name, rule, where, seeds, f"{one.cell.learning_rate:g}", *rest[:4]]
+    return [
+        mark(anchor(one.cell, prefix)),
+        label(one.cell),
+        setting(one.cell),
+        str(len(one.runs)),
+        f"{one.cell.learning_rate:g}",
+        *_ends(one),
+    ]
+
+
+def _ends(one: Summary) -> list[str]:
+    """Returns the accuracies of the validation, the test, and of known and unknown classes of the test."""
+    whole = [points(one.final, one.error("validation")), points(one.mean("test"), one.error("test"))]
+    return [*whole, points(one.apart("known")), points(one.apart("unknown"))]
 
 
 def _accuracy(one: Summary, found: Found, prefix: str, settings: bool) -> list[str]:
     cell = one.cell
-    compared = sooner(one, found) if cell.how.selects else None
-    if cell.how.warm or compared is None:
-        ratios = ["", "", ""]
-    else:
-        ratios = [times(compared.ratios.get(what)) for what in ("steps", "flops", "cpu")]
-        alone = seed_by_seed(compared, "steps")
-        there = [ratio for ratio in alone if ratio is not None]
-        if len(alone) > 1 and there:
-            ratios[0] += f" ({times(min(there) if len(there) == len(alone) else None)} to {times(max(there))})"
+    more = gained(one, found) if cell.how.selects else None
+    ratios = [told for rivals in RIVALS for told in _ratios(one, found, rivals)]
+    whole, apart = _ends(one)[:2], _ends(one)[2:]
     return [
         mark(anchor(cell, prefix)),
         label(cell),
         *([setting(cell)] if settings else []),
         str(len(one.runs)),
-        points(one.final, one.error("validation")),
-        points(one.mean("test"), one.error("test")),
-        points(one.apart("known")),
-        points(one.apart("unknown")),
+        *whole,
+        "" if more is None else points(more.mean, more.error, sign=True),
+        *apart,
         *ratios,
     ]
+
+
+SHORT = ("steps", "FLOPs", "CPU s")
+
+
+def _ratios(one: Summary, found: Found, rivals: Rivals) -> list[str]:
+    """Returns how many times less is needed in steps, with the range over seeds, in FLOPs and in CPU seconds."""
+    compared = sooner(one, found, rivals=rivals)
+    if not one.cell.how.selects or one.cell.how.warm or compared is None:
+        return [""] * len(SHORT)
+    ratios = [times(compared.ratios.get(what)) for what in ("steps", "flops", "cpu")]
+    alone = seed_by_seed(compared, "steps")
+    there = [ratio for ratio in alone if ratio is not None]
+    if len(alone) > 1 and there:
+        ratios[0] += f" ({times(min(there) if len(there) == len(alone) else None)} to {times(max(there))})"
+    return ratios
 
 
 def references(rows: Sequence[Summary]) -> str:
@@ -75,34 +97,34 @@ def _reference(one: Summary, noise: float) -> list[str]:
     return [mark(f"reference-{pool}{name}"), name, str(len(one.runs)), *map(points, accuracy), *costs[0], *costs[1]]
 
 
-def speeds(rows: Iterable[Summary], found: Found, target: Target, prefix: str = "") -> str:
-    """Returns how many times less each arm needs to reach a target than its best baseline, by kind of cost."""
+def speeds(rows: Iterable[Summary], found: Found, target: Target, rivals: Rivals) -> str:
+    """Returns how many times less each arm needs to reach a target than its best rival, by kind of cost."""
     head = ["row", "rule", "setting", "best baseline", "target", "at step", "seeds"]
     head += ["steps", "FLOPs", "FLOPs, paper's model", "CPU s", "wall clock"]
     lines = []
     for one in rows:
-        if (compared := sooner(one, found, target)) is None:
+        if (compared := sooner(one, found, target, rivals)) is None:
             continue
         ratios = [times(compared.ratios.get(what)) for what in ("steps", "flops", "paper_flops", "cpu", "wall")]
         reached = "never" if compared.steps is None else f"{compared.steps:,.0f}"
         count = str(len(compared.arm.runs))
-        best = f"[{label(compared.baseline.cell)}](#{anchor(compared.baseline.cell, prefix)})"
-        name = mark(f"{anchor(one.cell, prefix)}-{target}")
+        best = f"[{label(compared.baseline.cell)}](#{anchor(compared.baseline.cell)})"
+        name = mark(f"{anchor(one.cell)}-{target}{'-uniform' * (rivals == 'uniform')}")
         lines.append([name, label(one.cell), setting(one.cell), best, points(compared.target), reached, count, *ratios])
     return table(head, lines)
 
 
-def one_off(rows: Iterable[Summary], found: Found, prefix: str = "") -> str:
+def one_off(rows: Iterable[Summary], found: Found) -> str:
     """Returns what has to be spent before training, and after how many of the baseline's steps it has paid."""
-    head = ["row", "rule", "setting", "best baseline", "CPU s once", "pays in CPU s after", "FLOPs once"]
+    head = ["row", "rule", "setting", "best uniform", "CPU s once", "pays in CPU s after", "FLOPs once"]
     lines = []
     for one in rows:
-        if (compared := sooner(one, found)) is None:
+        if (compared := sooner(one, found, rivals="uniform")) is None:
             continue
         asks = one.cell.how.asks_reference
         once = [sum(one.reference(f"{part}_{what}") for part in PARTS) if asks else 0.0 for what in KINDS]
         pays = [whole(breaks_even(compared, what)) for what in ("cpu", "flops")]
-        name = mark(f"{anchor(one.cell, prefix)}-once")
+        name = mark(f"{anchor(one.cell)}-once")
         best = label(compared.baseline.cell)
         told = [f"{once[0]:.1f}", pays[0], big(once[1]), pays[1]]
         lines.append([name, label(one.cell), setting(one.cell), best, *told])

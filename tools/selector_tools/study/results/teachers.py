@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from selector_tools.study.comparing import Difference, difference, sooner
+from selector_tools.study.comparing import Difference, gained, sooner
 from selector_tools.study.results.markdown import NOTHING, mark, points, table
 from selector_tools.study.results.naming import anchor, label, setting
 from selector_tools.study.results.questions import Found
@@ -13,12 +13,6 @@ def above(one: Summary) -> Difference:
     """Returns by how much learners end above their own references, in the test."""
     values = tuple(run["test"] - run["reference"]["test"] for run in one.runs)
     return Difference(one, one, values)
-
-
-def gained(one: Summary, found: Found) -> Difference | None:
-    """Returns by how much learners end above the best baseline of as many steps, in the test."""
-    compared = sooner(one, found)
-    return None if compared is None else difference(compared.arm, compared.baseline, lambda run: run["test"])
 
 
 def teachers(rows: Sequence[Summary], found: Found, prefix: str = "") -> str:

@@ -40,9 +40,11 @@ def _rates(cell: Cell, by_rate: Mapping[float, Summary], tried: list[float]) -> 
 
 
 def repeated(again: Found, found: Found) -> str:
-    """Returns the speed-ups of a profile that was run apart, beside those of this page."""
+    """Returns the speed-ups of a profile that was run apart, beside those of this page against the same baselines."""
     head = ["row", "rule", "setting", "seeds", "steps", "here", "FLOPs", "here", "CPU s", "here", "all within 25 %"]
     rows = []
+    names = set(map(anchor, again))
+    found = {cell: one for cell, one in found.items() if anchor(cell) in names}
     for cell, one in again.items():
         other = next((them for theirs, them in found.items() if anchor(theirs) == anchor(cell)), None)
         if not cell.how.selects or other is None:
