@@ -31,7 +31,7 @@ BASELINES: dict[str, Any] = {
     "curated": "-.",
 }
 BASELINES |= {"prefiltered": (0, (8, 2))}
-ALWAYS = ("uniform", "shuffled")  # drawn beside the best baseline
+ALWAYS = ("uniform", "shuffled")  # drawn beside the best baselines
 COSTS = {"steps": "#0b62c4", "flops": "#c2570c", "cpu": "#8a8780"}
 NAMES = {"steps": "steps", "flops": "FLOPs", "cpu": "CPU seconds"}
 NOISES = (0.0, 0.5)
@@ -58,8 +58,9 @@ def curves(found: Found) -> Figure:
     right."""
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(NOISES), sharey=True), NOISES, strict=True):
-        best = best_baseline(Cell("icons", "mixed", noise=noise), found)
-        grey = [rule for rule in BASELINES if rule in ALWAYS or (best is not None and rule == best.cell.rule)]
+        best = [best_baseline(Cell("icons", "mixed", noise=noise), found, rivals) for rivals in RIVALS]
+        shown = {*ALWAYS, *(one.cell.rule for one in best if one is not None)}
+        grey = [rule for rule in BASELINES if rule in shown]
         for rule in (*grey, *ARMS):
             if (one := _natural(found, rule, noise)) is not None:
                 style = {"color": ARMS[rule]} if rule in ARMS else {"color": GREY, "linestyle": BASELINES[rule]}
