@@ -1,10 +1,11 @@
 """What rows are called: a short name to link to, which stays the same when rows come and go, and words for people."""
 
 from dataclasses import fields
+from typing import Any
 
 from selector_tools.study.cells import Cell
 
-USUAL = {field.name: field.default for field in fields(Cell)}
+USUAL: dict[str, Any] = {field.name: field.default for field in fields(Cell)}
 
 
 def anchor(cell: Cell, prefix: str = "") -> str:

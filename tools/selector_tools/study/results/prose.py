@@ -12,8 +12,10 @@ This page is written by `make results` from `benchmarks/results/training-*.json`
 writes; nothing here is typed by hand. Each row of a table has a name to link to.
 
 ```sh
-selector bench training --profile cpu --save training-cpu.json     # an hour and a half on two cores
-make results                                                      # this page and its plots
+selector bench training --profile tuning --save benchmarks/results/training-tuning.json     # learning rates
+selector bench training --profile cpu --save benchmarks/results/training-cpu.json           # what this page is about
+selector bench training --profile headline --save benchmarks/results/training-headline.json # a quarter of an hour
+make results                                                                                # this page and its plots
 ```"""
 
 IN_SHORT = """*Best arm* is chosen after the runs, among all rules of question 1 in that setting: it flatters a little.
