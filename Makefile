@@ -34,7 +34,7 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo test test-integration monitoring-test deploy-test check audit format proto manifests bench results fuzz mutants lock bundles image image-test clean
+.PHONY: help demo data test test-integration monitoring-test deploy-test check audit format proto manifests bench results fuzz mutants lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -42,6 +42,9 @@ help: ## list the verbs
 
 demo: $(VENV)/.demo ## train with and without selection, write $(OUT)/index.html (about 3 minutes)
 	$(BIN)/selector demo --out $(OUT) $(DEMO_FLAGS)
+
+data: $(VENV)/.data ## make the large data set of icons, for studies; npm fetches 104 MB (about 5 minutes on two cores)
+	$(BIN)/selector data iconify $(DATA_FLAGS)
 
 # A file's tests stay together, for they share what they start; files come in the order of tests/support/order.py.
 # Many tests wait, so that there are more workers than cores; each of them computes in one thread.
@@ -134,13 +137,17 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.data: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[data]'
+	@touch $@
+
 $(VENV)/.export: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[server,export]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.demo $(VENV)/.export
+	@touch $@ $(VENV)/.data $(VENV)/.demo $(VENV)/.export
 
 # Streams that the loader resumes over. What they demand of numpy, transformers and python-dateutil contradicts our pins,
 # and what else they demand is for clouds, so they come without it.

@@ -28,6 +28,8 @@ ALLOWED = (
     *("apache", "mit", "bsd", "0bsd", "isc", "psf", "python software foundation", "mpl-2.0", "mozilla public license"),
     *("cc0-1.0", "zlib", "bsl-1.0", "oldap-2.8", "cnri-python", "mit-cmu", "dfsg approved", "hpnd"),
 )
+# How texts begin that do not name their licence, after the copyright's lines.
+TEXTS = {"Permission is hereby granted, free of charge, to any person obtaining a copy of this software": "MIT"}
 
 
 def installed(root: str = f"{PROJECT}[dev]") -> list[str]:
@@ -56,13 +58,16 @@ def pins() -> dict[str, str]:
 
 
 def licence(name: str) -> str:
-    """Returns what a package says of its licence: the SPDX expression, else its classifiers, else its first line."""
+    """Returns what a package says of its licence: the SPDX expression, else its classifiers, else its text's name
+    or first line."""
     about: Any = metadata.metadata(name)
     classifiers = [c.rpartition("::")[2].strip() for c in about.get_all("Classifier") or [] if c.startswith("License")]
     texts = [metadata.distribution(name).read_text(f"licenses/{file}") for file in about.get_all("License-File") or []]
     text = about.get("License") or next((text for text in texts if text), "")
     first = text.strip().partition("\n")[0].strip()[:80]
-    return about.get("License-Expression") or " AND ".join(classifiers) or first or "unknown"
+    body = " ".join(" ".join(line for line in text.splitlines() if not line.startswith("Copyright")).split())
+    named = next((name for start, name in TEXTS.items() if body.startswith(start)), first)
+    return about.get("License-Expression") or " AND ".join(classifiers) or named or "unknown"
 
 
 def allowed(text: str) -> bool:

@@ -107,17 +107,17 @@ def test_the_splits_hold_what_they_promise(small: dataset.Dataset) -> None:
     assert 380 <= len(small.evaluation) <= 420
     assert set(small.pool.families) | set(small.curated.families) == {"codicon", "elusive", "eva", "typicons"}
     assert set(small.evaluation.families) == {"ion", "lucide"}
-    assert max(Counter(small.curated.concepts).values()) <= icons.CURATED_EACH
+    assert max(Counter(small.curated.concepts).values()) <= splitting.CURATED_EACH
     for part in (small.curated, small.evaluation):
         assert part.captions == part.concepts
-        assert all(1 <= len(words.split()) <= icons.MOST_WORDS for words in part.concepts)
+        assert all(1 <= len(words.split()) <= splitting.MOST_WORDS for words in part.concepts)
     assert any("outline" in caption.split() for caption in small.pool.captions)
     for part in (small.pool, small.curated, small.evaluation):
         assert part.pixels.dtype == np.uint8
         assert not (part.pixels % 17).any()
         assert part.pixels.std(axis=(1, 2)).min() >= raster.FAINTEST
     seen = np.concatenate([small.pool.pixels, small.curated.pixels])
-    assert not raster.resembles(small.evaluation.pixels, seen, icons.ALIKE_EVALUATED).any()
+    assert not raster.resembles(small.evaluation.pixels, seen, splitting.ALIKE_EVALUATED).any()
 
 
 def test_labels_name_the_concepts_with_several_pictures(small: dataset.Dataset) -> None:
@@ -134,13 +134,13 @@ def test_fonts_are_read_without_importing_their_packages(small: dataset.Dataset)
 def test_a_missing_or_other_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     font = fonts.FAMILIES[0].fonts[0]
     hint = r"pip install 'jest-selector\[demo\]'"
-    with pytest.raises(fonts.DemoFontsError, match=f"lacks nowhere.ttf.*{hint}"):
+    with pytest.raises(dataset.SourceError, match=f"lacks nowhere.ttf.*{hint}"):
         fonts.locate(font, "nowhere.ttf")
     monkeypatch.setitem(fonts.VERSIONS, font.distribution, "0.1")
-    with pytest.raises(fonts.DemoFontsError, match=f"0.1, which is installed as version.*{hint}"):
+    with pytest.raises(dataset.SourceError, match=f"0.1, which is installed as version.*{hint}"):
         fonts.locate(font, font.path)
     monkeypatch.setitem(fonts.VERSIONS, "no-such-icons", "1.0")
-    with pytest.raises(fonts.DemoFontsError, match=f"no-such-icons 1.0, which is not installed.*{hint}"):
+    with pytest.raises(dataset.SourceError, match=f"no-such-icons 1.0, which is not installed.*{hint}"):
         fonts.locate(replace(font, distribution="no-such-icons"), font.path)
 
 

@@ -137,6 +137,12 @@ def test_what_trains_otherwise_is_no_baseline(change):
     assert comparable(ARM, replace(SHUFFLED, filter_ratio=0.9, publish_every=1, learning_rate=1.0))
 
 
+def test_however_a_transformers_candidates_are_scored_its_baseline_is_a_transformer():
+    arms = [replace(ARM, resolution=form) for form in ("full", "low", "flexi")]
+    assert all(comparable(arm, replace(SHUFFLED, resolution="full")) for arm in arms)
+    assert not comparable(ARM, replace(SHUFFLED, resolution="full"))
+
+
 def test_a_reference_pays_after_as_many_steps_as_its_cost_is_worth():
     arm, baseline = one(ARM, FAST, cpu=(5.0, 5.0), flops=1e12), one(SHUFFLED, SLOW, cpu=(12.0, 0.0), flops=2e12)
     told = against(arm, baseline, baseline.final)

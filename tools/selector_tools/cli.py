@@ -9,6 +9,7 @@ import selector_proto
 
 from selector_tools import cache, health, info, serve, weights
 from selector_tools.bench import command as bench
+from selector_tools.datasets import command as data
 from selector_tools.demo import command as demo
 from selector_tools.export import command as export
 from selector_tools.reference import command as reference
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_parser(verbs)
     reference.add_parser(verbs)
     cache.add_parser(verbs)
+    data.add_parser(verbs)
     demo.add_parser(verbs)
     bench.add_parser(verbs)
     arguments = parser.parse_args(argv)

@@ -19,11 +19,15 @@ def add_parser(verbs: Any) -> None:
         "Runs that are over are kept in --out and not run again.",
     )
     parser.set_defaults(handler=run, extra="demo,metrics")
-    about = "headline: a quarter of an hour; cpu: an hour and a half; tuning: how learning rates were chosen"
+    about = (
+        "headline: a quarter of an hour; cpu: an hour and a half; full: days; tuning: how learning rates were chosen"
+    )
     parser.add_argument(
         "--profile", choices=PROFILE_NAMES, default=PROFILE_NAMES[0], help=f"{about} (default %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="most runs of a cell (default: 1, and 3 for cpu)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="most runs of a cell (default: 1, and 3 for cpu and full)"
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs side by side (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
@@ -51,7 +55,7 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     from selector_tools.study.profiles import PROFILES  # noqa: PLC0415
     from selector_tools.study.summary import summaries  # noqa: PLC0415
 
-    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile == "cpu" else 1))
+    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile in ("cpu", "full") else 1))
     machine = describe("cpu")
     with bar("runs", len(jobs)) as advance:
         runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name))

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 
 from selector_tools.datasets.raster import SIDE
 
-CLASS_SIZE = 2  # pictures that make a concept of the evaluation a zero-shot class
+CLASS_SIZE = 2  # pictures that make a concept of the evaluation a zero-shot class, unless a data set asks for more
 PARTS = ("pool", "curated", "evaluation")
 COLUMNS = ("captions", "concepts", "families")
 
 Progress = Callable[[str, int, int], None]  # what is under way, how much of it is done, and how much there is
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
+
+
+class SourceError(RuntimeError):
+    """What a data set is made from is missing, or is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,24 @@ class Dataset:
     pool: Pictures
     curated: Pictures
     evaluation: Pictures
-    class_names: tuple[str, ...]  # zero-shot classes, sorted: concepts with two or more evaluation pictures
+    class_names: tuple[str, ...]  # zero-shot classes, sorted: concepts with class_size or more evaluation pictures
     labels: NDArray[np.int64]  # [len(evaluation)], index into class_names, -1 where the picture is in no class
+    class_size: int = CLASS_SIZE
+    licences: Mapping[str, str] = field(default_factory=dict)  # of the pictures of each family, as its source states it
+
+
+def place(name: str, key: Mapping[str, object], folder: Path | None = None) -> Path:
+    """Returns the cache's file for this key. `folder` is by default jest-selector in the user's cache folder."""
+    folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jest-selector"
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder / f"{name}-{digest[:16]}.npz"
 
 
 def cached(name: str, key: Mapping[str, object], build: Callable[[], Dataset], folder: Path | None = None) -> Dataset:
     """Returns what `build` made for this key, from the cache if it is there.
 
-    `folder` is by default jest-selector in the user's cache folder. Everything that decides what comes out must be in
-    `key`, as JSON takes it."""
-    folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jest-selector"
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = folder / f"{name}-{digest[:16]}.npz"
+    Everything that decides what comes out must be in `key`, as JSON takes it."""
+    path = place(name, key, folder)
     try:
         return _read(path)
     except Exception:  # it is not there, or damaged, of which zipfile and numpy complain in a dozen ways
@@ -101,25 +111,35 @@ def column_of(column: Sequence[str], rows: Rows) -> tuple[str, ...]:
     return tuple(column[row] for row in rows.tolist())
 
 
-def judged_by(evaluation: Pictures, pool: Pictures, curated: Pictures) -> Dataset:
+def judged_by(
+    evaluation: Pictures,
+    pool: Pictures,
+    curated: Pictures,
+    class_size: int = CLASS_SIZE,
+    licences: Mapping[str, str] | None = None,
+) -> Dataset:
     """Returns the data with the classes of `evaluation`, and with concepts for captions in all but the pool."""
     times = Counter(evaluation.concepts)
-    names = tuple(sorted(words for words, count in times.items() if count >= CLASS_SIZE))
+    names = tuple(sorted(words for words, count in times.items() if count >= class_size))
     index = {words: label for label, words in enumerate(names)}
     labels = np.array([index.get(words, -1) for words in evaluation.concepts], np.int64)
     curated, evaluation = (replace(part, captions=part.concepts) for part in (curated, evaluation))
-    return Dataset(pool, curated, evaluation, names, labels)
+    return Dataset(pool, curated, evaluation, names, labels, class_size, licences or {})
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), np.uint8)
 
 
 def _write(path: Path, data: Dataset) -> None:
     """Writes the pictures as an archive of plain arrays, whole or not at all."""
-    arrays: dict[str, NDArray[np.uint8]] = {}
+    arrays = {"facts": _bytes(json.dumps({"class_size": data.class_size, "licences": dict(data.licences)}))}
     for part in PARTS:
         pictures: Pictures = getattr(data, part)
         shades = pictures.pixels // 17
         arrays[f"{part}.pixels"] = np.bitwise_or(shades[..., ::2] << 4, shades[..., 1::2], dtype=np.uint8)
         for column in COLUMNS:
-            arrays[f"{part}.{column}"] = np.frombuffer("\n".join(getattr(pictures, column)).encode(), np.uint8)
+            arrays[f"{part}.{column}"] = _bytes("\n".join(getattr(pictures, column)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         try:
@@ -141,4 +161,5 @@ def _read(path: Path) -> Dataset:
             pixels[..., ::2], pixels[..., 1::2] = (packed >> 4) * 17, (packed & 15) * 17
             columns = (arrays[f"{part}.{column}"].tobytes().decode().split("\n") for column in COLUMNS)
             parts[part] = Pictures(pixels, *map(tuple, columns))
-    return judged_by(**parts)
+        facts = json.loads(arrays["facts"].tobytes())
+    return judged_by(**parts, class_size=facts["class_size"], licences=facts["licences"])

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from selector_tools.datasets.dataset import SourceError
+
 VERSIONS = {
     "qtawesome": "1.4.2",
     "tkinter-icons-bs": "1.1.1",
@@ -30,10 +32,6 @@ VERSIONS = {
     "tkinter-icons-weather": "1.1.1",
 }
 """For each distribution the one version whose glyphs the demo's splits were made from."""
-
-
-class DemoFontsError(RuntimeError):
-    """A wheel with icon fonts is missing, or is not the pinned version."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ FAMILIES = (
 def locate(font: Font, path: str) -> Path:
     """Returns where `path` of the font's distribution is on disk.
 
-    Raises DemoFontsError where the distribution is missing, is another version or lacks the file.
+    Raises SourceError where the distribution is missing, is another version or lacks the file.
     """
     wanted = VERSIONS[font.distribution]
     try:
@@ -141,7 +139,7 @@ def locate(font: Font, path: str) -> Path:
             if file.as_posix() == path:
                 return Path(str(file.locate()))
         problem = f"lacks {path}" if found.version == wanted else f"is installed as version {found.version}"
-    raise DemoFontsError(
+    raise SourceError(
         f"the demo's icons come from {font.distribution} {wanted}, which {problem}: pip install 'jest-selector[demo]'"
     )
 

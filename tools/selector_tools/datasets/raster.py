@@ -39,6 +39,11 @@ def _fitting_pen(font: Path, chars: Sequence[str]) -> _Pen:
     return _Pen(font, round(TRIAL_SIZE * TYPICAL_INK / float(np.percentile(extents, 90))))
 
 
+def in_shades(ink: Ink) -> Ink:
+    """Returns ink of any shape in the nearest of 16 shades, which are multiples of 17."""
+    return ((ink.astype(np.uint16) + 8) // 17 * 17).astype(np.uint8)
+
+
 def _on_paper(glyph: Image.Image) -> Ink:
     """Returns uint8 [32, 32]: the glyph centred, shrunk if it does not fit, in 16 shades (multiples of 17)."""
     if max(glyph.size) > SIDE:
@@ -47,7 +52,7 @@ def _on_paper(glyph: Image.Image) -> Ink:
         glyph = glyph.resize((width, height), Image.Resampling.BOX)
     paper = Image.new("L", (SIDE, SIDE))
     paper.paste(glyph, ((SIDE - glyph.width) // 2, (SIDE - glyph.height) // 2))
-    return ((np.asarray(paper, np.uint16) + 8) // 17 * 17).astype(np.uint8)
+    return in_shades(np.asarray(paper, np.uint8))
 
 
 def render(font: Path, chars: Sequence[str]) -> Iterator[tuple[int, Ink]]:

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from selector_tools.study.training import Run
+from selector_tools.study.record import Run
 
 SECONDS = 480.0  # Between two checkpoints no more of the work than this can be lost.
 
@@ -42,7 +41,7 @@ class Checkpoint:
         self._last = self.clock()
 
     def restore(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: "Run"
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run
     ) -> int:
         """Brings everything to where it was, and returns how many steps were done; 0 without a checkpoint."""
         if not self.path.exists():
@@ -59,7 +58,7 @@ class Checkpoint:
         return len(run.rows)
 
     def keep(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: "Run"
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, run: Run
     ) -> None:
         """Writes where everything is now, if it is time to."""
         if len(run.rows) % self.every or self.clock() - self._last < self.seconds:

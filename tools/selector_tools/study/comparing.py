@@ -57,10 +57,13 @@ def against(arm: Summary, baseline: Summary, target: float) -> Against:
 
 def comparable(cell: Cell, baseline: Cell) -> bool:
     """Whether a baseline trains the same learner on the same pool, with as many wrong captions, for as long, and asks
-    no better reference. It does not have to read the stream in the same order: shuffling is open to everybody."""
-    same = ["pool", "noise", "steps", "batch", "resolution"] + ["reference"] * baseline.how.asks_reference
-    return all(getattr(cell, name) == getattr(baseline, name) for name in same) and (cell.stream == "hot") == (
-        baseline.stream == "hot"
+    no better reference. It does not have to read the stream in the same order: shuffling is open to everybody. How
+    candidates are scored is no matter for it, but whether the learner is a transformer."""
+    same = ["pool", "noise", "steps", "batch"] + ["reference"] * baseline.how.asks_reference
+    return (
+        all(getattr(cell, name) == getattr(baseline, name) for name in same)
+        and (cell.stream == "hot") == (baseline.stream == "hot")
+        and (cell.resolution is None) == (baseline.resolution is None)
     )
 
 

@@ -1,3 +1,3 @@
 """What the command line offers; light, for it is read before anything heavy is."""
 
-PROFILE_NAMES = ("headline", "cpu", "tuning")
+PROFILE_NAMES = ("headline", "cpu", "full", "tuning")

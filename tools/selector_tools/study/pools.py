@@ -10,6 +10,12 @@ from selector_tools.datasets import icons
 from selector_tools.datasets.dataset import Dataset, Pictures
 
 
+def _iconify() -> Dataset:
+    from selector_tools.datasets import iconify  # noqa: PLC0415 - needs the data extra
+
+    return iconify.load()
+
+
 @dataclass(frozen=True)
 class StudyPool:
     """A pool by name: what it holds in words, how it is loaded, and the families of the validation; those of the test
@@ -28,4 +34,10 @@ class StudyPool:
 
 POOLS = {
     "icons": StudyPool("icons of fonts with their names (the demo's pool)", icons.load, ("lucide", "ion")),
+    "iconify": StudyPool(
+        "321,000 icons of many sets with their names",
+        _iconify,
+        ("lucide", "carbon", "ion", "heroicons"),
+        class_size=3,
+    ),
 }

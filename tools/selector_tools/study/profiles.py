@@ -83,7 +83,36 @@ def cpu(seeds: int = 3) -> list[Job]:
     return jobs
 
 
-PROFILES: dict[str, Callable[[int], list[Job]]] = {"tuning": tuning, "headline": headline, "cpu": cpu}
+def full(seeds: int = 3) -> list[Job]:
+    """Returns everything that is asked, by all seeds: days on two cores. It goes on where it was stopped."""
+    cells = [cell for cell, seed in cpu(1)]
+    cells += [Cell("icons", rule) for rule in ("hard", "jest_gain100", "jest_chunks1", "jest_chunks4", "jest_chunks64")]
+    both = ("independent", "jest")
+    cells += [
+        Cell("icons", rule, noise=noise, filter_ratio=ratio)
+        for noise in NOISES
+        for ratio in (0.5, 0.9, 0.95)
+        for rule in both
+    ]
+    cells += [Cell("icons", rule, noise=0.5, reference="weak") for rule in (*both, "mixed")]
+    cells += [Cell("icons", "jest", publish_every=every) for every in (1, 5, 20, 100)]
+    cells += [Cell("icons", rule, resolution="full") for rule in ("shuffled", "filtered")]
+    cells += [Cell("icons", "jest", "shuffled", resolution=form) for form in ("full", "low", "flexi")]
+    large = ("uniform", "buffer", "shuffled", "filtered", *HEADLINE)
+    cells += [Cell("iconify", rule, noise=noise) for noise in NOISES for rule in large]
+    cells += [Cell("iconify", rule, "shuffled", steps=LONG) for rule in ("shuffled", "filtered", "mixed_prefilter")]
+    for batch, steps in ((512, 300), (2048, 150)):
+        some = ("shuffled", "filtered", *both, "mixed")
+        cells += [Cell("iconify", rule, "shuffled", batch=batch, steps=steps) for rule in some]
+    return list(dict.fromkeys(_jobs(cells, seeds)))
+
+
+PROFILES: dict[str, Callable[[int], list[Job]]] = {
+    "tuning": tuning,
+    "headline": headline,
+    "cpu": cpu,
+    "full": full,
+}
 
 # By kind (a baseline's name, or "select"), stream, share of wrong captions and steps: the rate that ended highest on
 # the validation families. What is not listed has the rate of what is nearest, as `rated` says.

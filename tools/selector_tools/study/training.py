@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,10 @@ from selector_client import WeightPublisher
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.model import SmallSigLip
+from selector_tools.study.record import Run
 
 WARM_UP_STEPS = 50
 DECAY_SHARE = 0.2
-
-
-@dataclass
-class Run:
-    """What a training run recorded: `accuracy` holds (step, value), and `rows` the ids of each batch. Seconds, by the
-    wall clock and of this process's CPU time, leave evaluation out."""
-
-    accuracy: list[tuple[int, float]] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 def train(

@@ -11,6 +11,7 @@ from selector_tools.study.cells import Cell
 from selector_tools.study.summary import Summary, summaries
 
 PATTERN = "training-*.json"
+LARGEST_FIRST = ("full", "cpu", "headline")  # what the page may be about
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def read(folder: Path) -> dict[str, Study]:
         if missing := {"profile", "runs", "references", "versions"} - document.keys():
             raise ValueError(f"{file} lacks {', '.join(sorted(missing))}; must be what bench training --save writes")
         studies[document["profile"]] = Study(document)
-    if not {"cpu", "headline"} & studies.keys():
-        raise ValueError(f"{folder} holds {list(studies) or 'no profile'}; must hold {PATTERN} of cpu or headline")
+    if studies.keys().isdisjoint(LARGEST_FIRST):
+        told = ", ".join(studies) or "no profile"
+        raise ValueError(f"{folder} holds {told}; must hold {PATTERN} of {', '.join(LARGEST_FIRST)}")
     return studies
 
 
 def main(studies: Mapping[str, Study]) -> Study:
     """Returns the study that the page is about: the largest one."""
-    return studies.get("cpu") or studies["headline"]
+    return next(studies[name] for name in LARGEST_FIRST if name in studies)

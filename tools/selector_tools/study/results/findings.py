@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from selector_tools.study.comparing import Against, Difference, Rivals, breaks_even, difference, sooner
+from selector_tools.study.comparing import Against, Difference, Rivals, breaks_even, comparable, difference, sooner
 from selector_tools.study.results.differences import all_pairs, name_of
 from selector_tools.study.results.markdown import link, points, table, times, whole
 from selector_tools.study.results.naming import anchor
@@ -202,8 +202,7 @@ def _warm(found: Found) -> Iterator[str]:
 
 
 def _alike(arm: Summary, other: Summary) -> bool:
-    same = ("pool", "noise", "steps", "batch", "resolution", "reference")
-    return all(getattr(arm.cell, name) == getattr(other.cell, name) for name in same)
+    return comparable(arm.cell, other.cell)
 
 
 def _line(title: str, rows: Sequence[tuple[str, str, bool]]) -> Iterator[str]:

@@ -29,7 +29,7 @@ NOT_RUN = "Not run."
 
 
 def render(studies: Mapping[str, Study], plots: bool = True) -> str:
-    """Returns the page as Markdown. It is about the profile `cpu`, or `headline` without it; others have sections."""
+    """Returns the page as Markdown. It is about the largest profile; others have sections."""
     about = documents.main(studies)
     found = about.found
     pictures = (

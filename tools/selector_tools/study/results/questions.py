@@ -56,6 +56,19 @@ def _unshuffled(cell: Cell) -> Cell:
     return replace(cell, stream="natural") if cell.stream == "shuffled" else cell
 
 
+def _full(cell: Cell) -> Cell:
+    return cell if cell.resolution is None else replace(cell, resolution="full")
+
+
+def _small(cell: Cell) -> Cell:
+    """With the batch, the number of steps changes, too."""
+    return cell if cell.batch == USUAL["batch"] else replace(cell, batch=USUAL["batch"], steps=USUAL["steps"])
+
+
+def _short(cell: Cell) -> Cell:
+    return replace(cell, steps=USUAL["steps"]) if cell.batch == USUAL["batch"] else cell
+
+
 RATIO = Question(
     "2",
     "How many to leave out",
@@ -78,7 +91,7 @@ RESOLUTION = Question(
     "5",
     "Scoring at low resolution",
     "The learner is a vision transformer; candidates are scored from larger patches, with and without co-training.",
-    _setting("resolution"),
+    _full,
 )
 STALENESS = Question(
     "6",
@@ -92,7 +105,7 @@ EXPLORE = Question(
     "`explore` draws a tenth of each batch at random. The column *unknown* is what it is for.",
     _without("explore"),
 )
-BATCH = Question("8", "Larger batches", "b is 128 as a rule.", _setting("batch"))
+BATCH = Question("8", "Larger batches", "b is 128 as a rule.", _small)
 WARM = Question(
     "9",
     "A learner that starts from the reference's weights",
@@ -103,7 +116,7 @@ HORIZON = Question(
     "10",
     "Longer training",
     "What remains of a gain when there are more steps for everybody?",
-    _setting("steps"),
+    _short,
 )
 # Told with the rules, as question 1.
 STREAM = Question(
