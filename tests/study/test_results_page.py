@@ -11,6 +11,20 @@ from selector_tools.study.results.__main__ import main
 from selector_tools.study.results.documents import PATTERN, read
 from selector_tools.study.results.naming import anchor
 from selector_tools.study.results.page import render
+from selector_tools.study.results.questions import (
+    BATCH,
+    DRAW,
+    EXPLORE,
+    HORIZON,
+    QUESTIONS,
+    RATIO,
+    RESOLUTION,
+    STALENESS,
+    TEACHER,
+    WARM,
+    Question,
+)
+from selector_tools.study.summary import summaries
 from support.study_runs import made_document, made_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +118,38 @@ def test_every_row_has_one_name_and_every_link_within_the_page_leads_somewhere(p
         re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", page, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) - {*names, "learning-rates"} <= headings
+
+
+def test_pools_machine_and_references_are_told(page):
+    assert "1,000 pairs, 200 curated ones" in page
+    assert "test: 100 pictures of 20 classes, 7 of these pictures of unknown classes" in page
+    assert "`cpu`: 8 cells, 16 runs (seeds 0, 1)" in page
+    assert "a processor, 2 cores, 2 runs side by side" in page
+    assert row(page, "reference-strong")[:4] == ["strong", "2", "50.0", "40.0"]
+
+
+@pytest.mark.parametrize(
+    ("question", "change", "usual"),
+    [
+        (RATIO, {"filter_ratio": 0.9}, {}),
+        (TEACHER, {"reference": "weak"}, {}),
+        (RESOLUTION, {"resolution": "low"}, {"resolution": "full"}),
+        (STALENESS, {"publish_every": 1}, {}),
+        (BATCH, {"batch": 512, "steps": 300}, {}),
+        (HORIZON, {"steps": 2400}, {}),
+        (DRAW, {"rule": "mixed_topk"}, {}),
+        (EXPLORE, {"rule": "mixed_explore"}, {}),
+        (WARM, {"rule": "mixed_warm"}, {}),
+    ],
+    ids=lambda value: value.number if isinstance(value, Question) else "",
+)
+def test_a_question_sets_a_cell_beside_the_usual_one_and_no_other_question_does(question, change, usual):
+    cells = [replace(Cell("icons", "mixed"), **some) for some in (usual, change)]
+    cells += [Cell("icons", "shuffled"), Cell("icons", "mixed", noise=0.5)]
+    found = summaries(made_run(cell) for cell in cells)
+    for asked in QUESTIONS:
+        pairs = [(one.cell, other.cell) for one, other in asked.pairs(found)]
+        assert pairs == ([(cells[1], cells[0])] if asked is question else [])
 
 
 def test_names_differ_wherever_cells_do():

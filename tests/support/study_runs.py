@@ -6,6 +6,7 @@ from typing import Any
 
 from selector_tools.study.cells import Cell
 from selector_tools.study.references import described
+from selector_tools.study.results.prose import HELD_OUT
 
 REFERENCE = {
     "validation": 0.5,
@@ -16,6 +17,9 @@ REFERENCE = {
     "train_flops": 9e11,
     "embed_flops": 3e10,
 }
+
+
+PART = {"pictures": 100, "classes": 20, "unknown": 7}
 
 
 def made_run(
@@ -67,6 +71,7 @@ def made_document(profile: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any
         "threads": 1,
         "load_average": [0.0, 0.0, 0.0],
         "versions": {"python": "3.11.7", "torch": "2.13.0", "jest-selector": "0.0.0"},
+        "pools": {"icons": {"about": "a few", "pairs": 1000, "curated": 200} | dict.fromkeys(HELD_OUT, PART)},
         "references": described(),
         "runs": list(runs),
     }

@@ -191,7 +191,7 @@ def _warm(found: Found) -> Iterator[str]:
     for cell, one in found.items():
         if cell.how.selects or not cell.how.warm:
             continue
-        rivals = [arm for arm in arms(found) if _alike(arm, one)]
+        rivals = [arm for arm in arms(found) if comparable(arm.cell, cell)]
         best = max(rivals, key=lambda arm: arm.final, default=None)
         if best is not None and best.mean("test") < one.mean("test"):
             yield (
@@ -199,10 +199,6 @@ def _warm(found: Found) -> Iterator[str]:
                 f"{points(one.mean('test'))} against {points(best.mean('test'))} of the best arm, "
                 f"{link(anchor(best.cell))} (test)."
             )
-
-
-def _alike(arm: Summary, other: Summary) -> bool:
-    return comparable(arm.cell, other.cell)
 
 
 def _line(title: str, rows: Sequence[tuple[str, str, bool]]) -> Iterator[str]:
