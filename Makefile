@@ -34,7 +34,7 @@ BUILD_BY_ENGINE = $(ENGINE) build $(if $(filter docker,$(notdir $(ENGINE))),,--f
 BUILD_BY_SCRIPT = $(ENGINE) . $(TAG) $(IMAGE_OPTIONS)
 CODE := proto/selector_proto client/selector_client selector_server tools
 
-.PHONY: help demo data test test-integration monitoring-test deploy-test check audit format proto manifests bench fuzz mutants lock bundles image image-test clean
+.PHONY: help demo data test test-integration monitoring-test deploy-test check audit format proto manifests bench results fuzz mutants lock bundles image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -93,6 +93,9 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench transport
 	$(BIN)/selector bench loader
 	$(BIN)/selector bench load
+
+results: $(VENV)/.demo ## regenerate docs/results.md and its plots from benchmarks/results/training-*.json
+	$(BIN)/python -m selector_tools.study.results
 
 lock: $(VENV)/.torch ## rewrite the image's hash-locked requirements after a change of pins
 	$(PIP) uv

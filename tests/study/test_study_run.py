@@ -45,6 +45,15 @@ def test_a_baseline_costs_what_it_trains(small: Path) -> None:
     assert found["mislabelled"] < run(cell("buffer"), 0, small)["mislabelled"] + 0.1
 
 
+def test_a_pool_says_how_large_it_and_its_held_out_parts_are(small: Path) -> None:
+    told, made = task.described("icons", small), task.prepare("icons", 0.0, 0, small)
+    assert (told["pairs"], told["curated"]) == (len(made.pairs.pixels), 200)
+    names = np.array(made.test.names)[made.test._labels.numpy()]
+    unknown = int((~np.isin(names, list(made.known))).sum())
+    assert told["test"] == {"pictures": len(names), "classes": len(made.test.names), "unknown": unknown}
+    assert 0 < unknown < len(names)
+
+
 @pytest.mark.usefixtures("forked_benchmarks")
 def test_a_sidecar_scores_what_the_prefilter_leaves(small: Path) -> None:
     asked = {name: run(cell(name), 0, small) for name in ("mixed", "mixed_prefilter", "easy_reference")}

@@ -71,9 +71,9 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
 
     from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
+    from selector_tools.study import references, task  # noqa: PLC0415
     from selector_tools.study.executing import execute  # noqa: PLC0415
     from selector_tools.study.profiles import PROFILES  # noqa: PLC0415
-    from selector_tools.study.references import described  # noqa: PLC0415
     from selector_tools.study.summary import summaries  # noqa: PLC0415
 
     jobs = PROFILES[a.profile](a.seeds or (3 if a.profile in ("cpu", "full") else 1))
@@ -81,14 +81,16 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     with bar("runs", len(jobs)) as advance:
         runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name))
     if a.save is not None:
-        whole = {"profile": a.profile, "side_by_side": a.jobs, **machine, "references": described(), "runs": runs}
+        pools = {pool: task.described(pool, a.out) for pool in sorted({cell.pool for cell, _ in jobs})}
+        about = {"profile": a.profile, "side_by_side": a.jobs, **machine}
+        whole = {**about, "pools": pools, "references": references.described(), "runs": runs}
         a.save.write_text(json.dumps(whole, indent=1) + "\n")
     return {"profile": a.profile, "arms": _arms(summaries(runs)), "side_by_side": a.jobs, **machine}
 
 
 def _arms(found: "dict[Any, Summary]") -> dict[str, Any]:
     """Returns what each cell reached, and how many times sooner than the best of its baselines."""
-    from selector_tools.study.summary import against, best_baseline  # noqa: PLC0415
+    from selector_tools.study.comparing import sooner  # noqa: PLC0415
 
     rows = {}
     for cell, one in found.items():
@@ -100,10 +102,9 @@ def _arms(found: "dict[Any, Summary]") -> dict[str, Any]:
             "test": one.mean("test"),
             "seeds": len(one.runs),
         }
-        baseline = best_baseline(cell, found)
-        if baseline is not None:
-            compared = against(one, baseline, baseline.final)
-            row["best_baseline"] = baseline.cell.rule
+        compared = sooner(one, found)
+        if compared is not None:
+            row["best_baseline"] = compared.baseline.cell.rule
             for short, kind in (("step", "steps"), ("flop", "flops"), ("cpu", "cpu")):
                 row[f"{short}_speedup"] = compared.ratios.get(kind)
         rows[cell.name] = row

@@ -35,6 +35,13 @@ class Rule:
         """Whether a sidecar picks."""
         return bool(self.settings)
 
+    @property
+    def asks_reference(self) -> bool:
+        """Whether it needs a trained reference: its opinion of candidates, or its weights to start from."""
+        if not self.selects:
+            return self.warm or self.source in ("filtered", "prefiltered")
+        return self.warm or "prefilter" in self.settings or self.settings.get("criterion") != "hard-learner"
+
 
 BASELINES = {
     "uniform": Rule(
@@ -124,16 +131,24 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def parts(name: str) -> tuple[str, tuple[str, ...]]:
+    """Returns a rule's name without what changes it, and the changes. Raises KeyError if there is no such rule."""
+    if name in BASELINES:
+        return name, ()
+    base = next((base for base in sorted(RULES, key=len, reverse=True) if f"{name}_".startswith(f"{base}_")), "")
+    if not base:
+        raise KeyError(name)
+    return base, tuple(filter(None, name[len(base) :].split("_")))
+
+
 def rule(name: str) -> Rule:
     """Returns the rule of this name. Raises KeyError if there is none."""
-    if name in BASELINES:
-        return BASELINES[name]
-    base = next((base for base in sorted(RULES, key=len, reverse=True) if f"{name}_".startswith(f"{base}_")), "")
-    found = RULES[base or name]
-    for part in filter(None, name[len(base) :].split("_")):
-        if part == "warm":
+    base, changes = parts(name)
+    found = (BASELINES | RULES)[base]
+    for change in changes:
+        if change == "warm":
             found = replace(found, label=f"{found.label}, warm start", warm=True)
         else:
-            label, settings = CHANGES[part]
+            label, settings = CHANGES[change]
             found = replace(found, label=f"{found.label}, {label}", settings=found.settings | settings)
     return found

@@ -74,3 +74,21 @@ def prepare(pool: str, noise: float, seed: int, folder: Path) -> Task:
 @lru_cache(maxsize=2)
 def _loaded(pool: str) -> Dataset:
     return POOLS[pool].load()
+
+
+def described(pool: str, folder: Path) -> dict[str, object]:
+    """Returns how large a pool and its held-out parts are, as JSON takes it."""
+    task = prepare(pool, 0.0, 0, folder)
+    parts = {"validation": task.validation, "test": task.test}
+    return {
+        "about": POOLS[pool].about,
+        "pairs": len(task.pairs.pixels),
+        "curated": len(task.curated.pixels),
+    } | {
+        name: {
+            "pictures": len(part),
+            "classes": len(part.names),
+            "unknown": len(part) - part.count(task.known),
+        }
+        for name, part in parts.items()
+    }

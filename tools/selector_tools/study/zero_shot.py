@@ -37,12 +37,20 @@ class ZeroShot:
 
     def apart(self, model: SmallSigLip, known: Collection[str]) -> dict[str, float | None]:
         """Returns the accuracy of pictures whose class is among the `known` ones, and of the others."""
-        mask = torch.tensor([name in known for name in self.names], device=self._labels.device)[self._labels]
+        mask = self._among(known)
         right = self._right(model).float()
         return {
             name: float(right[some].mean()) if some.any() else None
             for name, some in (("known", mask), ("unknown", ~mask))
         }
+
+    def count(self, known: Collection[str]) -> int:
+        """Returns how many pictures have a class among the `known` ones."""
+        return int(self._among(known).sum())
+
+    def _among(self, known: Collection[str]) -> torch.Tensor:
+        """Returns which pictures have a class among the `known` ones, bool [n]."""
+        return torch.tensor([name in known for name in self.names], device=self._labels.device)[self._labels]
 
     @torch.no_grad()
     def _right(self, model: SmallSigLip) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""The page of results and its plots, made of what `selector bench training --save` wrote."""
