@@ -13,6 +13,7 @@ from selector_tools.progress import bar
 from selector_tools.reference.training import Recipe
 from selector_tools.reference.validation import LEAST
 from selector_tools.study.cells import Cell
+from selector_tools.study.comparing import best_baseline
 from selector_tools.study.own import reference as references
 from selector_tools.study.own.decision import Decision, decide
 from selector_tools.study.own.models import Models
@@ -21,7 +22,7 @@ from selector_tools.study.own.pool import OwnPool, Reader, fewer, split
 from selector_tools.study.own.reference import OwnReference
 from selector_tools.study.own.retrieval import Retrieval
 from selector_tools.study.own.running import Machine, Setting, run
-from selector_tools.study.summary import Summary, best_baseline, summaries
+from selector_tools.study.summary import Summary, summaries
 
 BASELINES = ("buffer", "shuffled")
 # By the model's loss: two criteria go together for the sigmoid loss only, so there is no mixed rule for the other.

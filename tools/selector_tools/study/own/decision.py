@@ -12,7 +12,8 @@ from statistics import NormalDist, fmean
 from typing import Literal
 
 from selector_tools.study.cells import Cell
-from selector_tools.study.summary import COSTS, Summary, against
+from selector_tools.study.comparing import against
+from selector_tools.study.summary import COSTS, Summary
 
 Verdict = Literal["gain", "mixed", "none", "worse"]
 LEAST_BOUND = 2.0  # A gain is more than so many times its error, however many seeds there are.

@@ -1,11 +1,12 @@
 """What a user is told of the arms, in words."""
 
+import math
 from collections.abc import Iterator
 from statistics import fmean
 
+from selector_tools.study.comparing import against, breaks_even
 from selector_tools.study.own.comparing import Outcome
 from selector_tools.study.own.decision import Compared, Decision, Estimate
-from selector_tools.study.summary import breaks_even
 
 KNOWS = 2.0  # What ranks less than so many times as high as guessing knows next to nothing.
 
@@ -110,7 +111,8 @@ def _even(outcome: Outcome) -> str:
     ratio = best.ratios["cpu"]
     if best.verdict != "gain" or ratio.value <= 1:
         return ""
-    return f" What selection saves has paid for that after {breaks_even(arm, baseline, ratio.value):,.0f} steps."
+    steps = breaks_even(against(arm, baseline, baseline.final), "cpu")
+    return f" What selection saves has paid for that after {steps:,.0f} steps." if math.isfinite(steps) else ""
 
 
 def _shown(ratio: Estimate) -> str:

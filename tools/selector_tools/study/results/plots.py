@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from selector_tools.bench.harness import save_plot
+from selector_tools.plots import save
 from selector_tools.study.cells import Cell
 from selector_tools.study.comparing import RIVALS, Against, best_baseline, sooner
 from selector_tools.study.results.naming import label
@@ -49,7 +49,7 @@ def draw(found: Found, folder: Path) -> list[Path]:
     """Writes the plots into `folder`, and returns their files; the same runs give the same bytes."""
     files = {folder / "results-curves.svg": curves(found), folder / "results-speed.svg": bars(found)}
     for file, figure in files.items():
-        save_plot(figure, file)
+        save(figure, file)
     return list(files)
 
 
