@@ -25,6 +25,8 @@ def test_a_name_says_what_a_rule_is_and_what_changes_it() -> None:
     assert rule("jest_warm").warm
     assert rule("jest_warm").settings == rule("jest").settings
     assert not rule("shuffled").selects
+    assert rule("filtered_warm").warm
+    assert rule("filtered_warm").source == "filtered"
     for name in ("best", "mixed_best", "", "uniform_prefilter"):
         with pytest.raises(KeyError):
             rule(name)

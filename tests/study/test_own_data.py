@@ -73,7 +73,7 @@ def test_where_there_is_nothing_to_gain_the_page_says_so(place, bundles, capsys)
     assert "The reference knows next to nothing" in page
     assert (place / "out" / "report.svg").read_text().startswith("<?xml")
     assert (told["steps"], told["seeds"]) == (24, 2)
-    assert list(told["arms"]) == ["buffer", "shuffled", "independent", "mixed_prefilter", "jest"]
+    assert list(told["arms"]) == ["buffer", "shuffled", "filtered", "independent", "mixed_prefilter", "jest"]
     assert sum(told["pairs"][name] for name in ("train", "validation", "test")) == 1000
     saved = json.loads((place / "out" / "report.json").read_text())
     assert saved["headline"] == told["headline"]

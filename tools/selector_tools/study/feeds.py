@@ -86,7 +86,7 @@ class AtRandom:
                 yield from map(s.at, draws(len(s.stream), s.batch, s.seed))
             case "filtered":
                 assert self._own is not None
-                kept = np.argsort(-self._own, kind="stable")[: round(OFFLINE_SHARE * len(s.stream))]
+                kept = np.argsort(-self._own, kind="stable")[: max(s.batch, round(OFFLINE_SHARE * len(s.stream)))]
                 yield from (s.at(kept[rows]) for rows in draws(len(kept), s.batch, s.seed))
             case "prefiltered":
                 assert self._own is not None

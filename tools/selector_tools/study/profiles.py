@@ -14,7 +14,7 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 LOWER = (2.5e-4,)  # Wrong captions want smaller steps.
 STEPS, LONG = 600, 2400
 NOISES = (0.0, 0.5)
-FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm")
+FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm", "filtered_warm")
 HEADLINE = (
     "easy_reference",
     "joint_easy_reference",
@@ -46,7 +46,9 @@ def headline(seeds: int = 1) -> list[Job]:
     """Returns the runs that show in a quarter of an hour what selection brings: the natural stream, with captions all
     right and half of them wrong."""
     cells = [
-        Cell("icons", rule, noise=noise) for noise in NOISES for rule in ("uniform", "buffer", "shuffled", *HEADLINE)
+        Cell("icons", rule, noise=noise)
+        for noise in NOISES
+        for rule in ("uniform", "buffer", "shuffled", "filtered", *HEADLINE)
     ]
     return _jobs(cells, seeds)
 
@@ -136,6 +138,8 @@ RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {
     ("curated", "natural", 0.5, 600): 5e-4,
     ("warm", "natural", 0.0, 600): 1e-3,
     ("warm", "natural", 0.5, 600): 1e-3,
+    ("filtered_warm", "natural", 0.0, 600): 1e-3,
+    ("filtered_warm", "natural", 0.5, 600): 1e-3,
     ("select", "natural", 0.0, 600): 2e-3,
     ("select", "natural", 0.5, 600): 1e-3,
     ("select", "shuffled", 0.0, 600): 2e-3,
@@ -146,9 +150,9 @@ RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {
 
 def rated(cell: Cell) -> Cell:
     """Returns the cell with the learning rate that was chosen for its like."""
-    kind = "select" if cell.how.selects else cell.rule
-    if cell.how.warm:
-        kind = "warm"
+    kind = cell.rule
+    if cell.how.selects:
+        kind = "warm" if cell.how.warm else "select"
     horizon = LONG if cell.steps >= LONG else STEPS
     for key in ((kind, cell.stream, cell.noise, horizon), (kind, "natural", cell.noise, STEPS)):
         if key in RATES_CHOSEN:

@@ -131,14 +131,17 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+WARM = "warm"  # This part of a name means a start from the reference's weights.
+
+
 def parts(name: str) -> tuple[str, tuple[str, ...]]:
     """Returns a rule's name without what changes it, and the changes. Raises KeyError if there is no such rule."""
-    if name in BASELINES:
-        return name, ()
-    base = next((base for base in sorted(RULES, key=len, reverse=True) if f"{name}_".startswith(f"{base}_")), "")
-    if not base:
+    longest_first = sorted(BASELINES | RULES, key=len, reverse=True)
+    base = next((base for base in longest_first if f"{name}_".startswith(f"{base}_")), "")
+    changes = tuple(filter(None, name[len(base) :].split("_")))
+    if not base or (base in BASELINES and set(changes) - {WARM}):
         raise KeyError(name)
-    return base, tuple(filter(None, name[len(base) :].split("_")))
+    return base, changes
 
 
 def rule(name: str) -> Rule:
@@ -146,7 +149,7 @@ def rule(name: str) -> Rule:
     base, changes = parts(name)
     found = (BASELINES | RULES)[base]
     for change in changes:
-        if change == "warm":
+        if change == WARM:
             found = replace(found, label=f"{found.label}, warm start", warm=True)
         else:
             label, settings = CHANGES[change]

@@ -24,7 +24,7 @@ from selector_tools.study.own.retrieval import Retrieval
 from selector_tools.study.own.running import Machine, Setting, run
 from selector_tools.study.summary import Summary, summaries
 
-BASELINES = ("buffer", "shuffled")
+BASELINES = ("buffer", "shuffled", "filtered")
 # By the model's loss: two criteria go together for the sigmoid loss only, so there is no mixed rule for the other.
 SELECTING = {
     "sigmoid": ("independent", "mixed_prefilter", "jest"),

@@ -14,7 +14,7 @@ from selector_tools.study.own.comparing import Outcome
 from selector_tools.study.own.decision import Compared, Estimate
 from selector_tools.study.summary import Summary
 
-COLOURS = ("#8a8780", "#1d1c1a", "#2a9d6f", "#0b62c4", "#c2570c")
+COLOURS = ("#8a8780", "#1d1c1a", "#8a3fb0", "#2a9d6f", "#0b62c4", "#c2570c")
 SHOWN = ("steps", "flops", "cpu", "wall")
 
 

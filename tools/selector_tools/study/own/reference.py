@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selector_server.encoding import bundle as bundles
 from selector_server.errors import SetupError
@@ -24,11 +25,13 @@ LOOKS, PATIENCE = 20, 5  # Training ends after so many looks at the validation w
 
 @dataclass(frozen=True)
 class OwnReference:
-    """A reference on disk: its bundle, the cache with its embeddings of the training pairs, how well it does on the
-    test itself, and what it cost once, in CPU seconds. It was trained for `steps`, 0 if it was there."""
+    """A reference on disk: its bundle, the cache with its embeddings of the training pairs, the cosine of each of these
+    (`own`, float32 [n]), how well it does on the test itself, and what it cost once, in CPU seconds. It was trained for
+    `steps`, 0 if it was there."""
 
     bundle: Path
     cache: Path
+    own: NDArray[np.float32]
     test: Found
     steps: int
     train_cpu_seconds: float
@@ -65,11 +68,11 @@ def ready(
     """Has a reference embed what is trained on, and judges it by the test. `trained` says by how many steps and CPU
     seconds it came about."""
     began = time.process_time()
-    for _ in embed(bundle, train, stored(train), home / "cache", device, threads):
-        pass
+    seen = embed(bundle, train, stored(train), home / "cache", device, threads)
+    own = np.concatenate([(part.image.float() * part.text.float()).sum(dim=1).numpy() for part in seen])
     spent = time.process_time() - began
     judged = Embedded.joined(list(embed(bundle, test.pairs, stored(test.pairs), None, device, threads)))
-    return OwnReference(bundle, home / "cache", test.by(judged), *trained, spent)
+    return OwnReference(bundle, home / "cache", own, test.by(judged), *trained, spent)
 
 
 def fitted(model: TorchModel, pairs: Pairs, validation: Pairs, recipe: Recipe, bundle: Path) -> tuple[int, float]:

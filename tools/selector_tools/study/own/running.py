@@ -71,7 +71,8 @@ def run(cell: Cell, setting: Setting, model: TorchModel) -> dict[str, Any]:
 
     with torch.random.fork_rng(devices=[]):  # dropout draws from it
         torch.manual_seed(setting.seed)
-        told, _ = train_fed(cell, source, learner, service, flops=flops, judge=setting.validation)
+        own = None if setting.reference is None else setting.reference.own
+        told, _ = train_fed(cell, source, learner, service, flops=flops, judge=setting.validation, own=own)
     found = setting.test.of(learner)
     once = {}
     if (reference := setting.reference) is not None:

@@ -112,7 +112,7 @@ def _even(outcome: Outcome) -> str:
     if best.verdict != "gain" or ratio.value <= 1:
         return ""
     steps = breaks_even(against(arm, baseline, baseline.final), "cpu")
-    return f" What selection saves has paid for that after {steps:,.0f} steps." if math.isfinite(steps) else ""
+    return f" What selection saves has paid for that after {steps:,.0f} steps." if 0 < steps < math.inf else ""
 
 
 def _shown(ratio: Estimate) -> str:
