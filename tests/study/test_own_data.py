@@ -77,7 +77,7 @@ def test_where_there_is_nothing_to_gain_the_page_says_so(place, bundles, capsys)
     assert sum(told["pairs"][name] for name in ("train", "validation", "test")) == 1000
     saved = json.loads((place / "out" / "report.json").read_text())
     assert saved["headline"] == told["headline"]
-    assert len(saved["runs"]) == 10
+    assert len(saved["runs"]) == 12
     for run in saved["runs"]:
         selects = run["cell"]["rule"] in ("independent", "mixed_prefilter", "jest")
         # What the sidecar scored by are the weights that were published, and it answered every time.

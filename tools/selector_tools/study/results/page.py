@@ -101,9 +101,11 @@ def _questions(found: Found) -> Iterator[str]:
 
 
 def _beside(rows: list[Summary], found: Found) -> list[Summary]:
-    """Returns the rows, with the best baseline of each setting before them."""
-    best = {one.cell: one for row in rows if (one := best_baseline(row.cell, found)) is not None}
-    return [*best.values(), *rows]
+    """Returns the rows, with the best baseline of each setting before them, and with all warm ones if some are warm."""
+    baselines = {one.cell: one for row in rows if (one := best_baseline(row.cell, found)) is not None}
+    if any(row.cell.how.warm for row in rows):
+        baselines |= {cell: one for cell, one in found.items() if cell.how.warm and not cell.how.selects}
+    return [*baselines.values(), *rows]
 
 
 def _all_costs(found: Found) -> Iterator[str]:
