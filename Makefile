@@ -66,7 +66,8 @@ check: $(VENV)/.dev ## format, lint, types, contract, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd proto && $(abspath $(BIN))/buf lint
-	$(BIN)/python -m pytest -q tests/sampling tests/proto tests/test_imports.py tests/datasets tests/study tests/demo --ignore tests/demo/test_run.py
+	$(BIN)/python -m pytest -q tests/sampling tests/proto tests/test_imports.py tests/datasets tests/study tests/demo --ignore tests/demo/test_run.py \
+	  --ignore tests/study/test_study_run.py --ignore tests/study/test_own_data.py
 
 audit: $(VENV)/.dev $(VENV)/audit/bin/pip-audit ## pins, licences and known vulnerabilities of all dependencies
 	$(BIN)/python tools/audit.py $(VENV)/audit/bin/pip-audit
