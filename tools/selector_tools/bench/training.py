@@ -89,8 +89,9 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def _arms(found: "dict[Any, Summary]") -> dict[str, Any]:
-    """Returns what each cell reached, and how many times sooner than the best of its baselines."""
-    from selector_tools.study.comparing import sooner  # noqa: PLC0415
+    """Returns what each cell reached, and how many times sooner than the best of all its baselines, and than the best
+    of those that do not ask the reference (`uniform_…`). None stands for never."""
+    from selector_tools.study.comparing import RIVALS, sooner  # noqa: PLC0415
 
     rows = {}
     for cell, one in found.items():
@@ -102,22 +103,27 @@ def _arms(found: "dict[Any, Summary]") -> dict[str, Any]:
             "test": one.mean("test"),
             "seeds": len(one.runs),
         }
-        compared = sooner(one, found)
-        if compared is not None:
-            row["best_baseline"] = compared.baseline.cell.rule
+        for rivals in RIVALS:
+            if (compared := sooner(one, found, rivals=rivals)) is None:
+                continue
+            prefix = "" if rivals == "any" else "uniform_"
+            row[f"{prefix}baseline"] = compared.baseline.cell.rule
             for short, kind in (("step", "steps"), ("flop", "flops"), ("cpu", "cpu")):
-                row[f"{short}_speedup"] = compared.ratios.get(kind)
+                row[f"{prefix}{short}_speedup"] = compared.ratios.get(kind)
         rows[cell.name] = row
     return rows
 
 
 def _table(result: dict[str, Any]) -> str:
-    width = max(map(len, result["arms"]))
-    lines = [f"{'cell':{width}} {'test':>6} {'valid.':>7} {'steps':>6} {'FLOPs':>6} {'CPU':>6}  sooner than"]
+    width, kinds = max(map(len, result["arms"])), ("step", "flop", "cpu")
+    heads = " ".join(f"{kind:>6}" for kind in ("steps", "FLOPs", "CPU"))
+    lines = [f"{'cell':{width}} {'test':>6} {'valid.':>7} | {heads}  sooner than  | {heads}  sooner than"]
     for name, row in result["arms"].items():
-        ratios = (row.get(f"{kind}_speedup") for kind in ("step", "flop", "cpu"))
-        told = " ".join("never".rjust(6) if ratio is None else f"{ratio:5.1f}x" for ratio in ratios)
-        best = row.get("best_baseline", "")
-        lines.append(f"{name:{width}} {row['test']:6.1%} {row['validation']:7.1%} {told}  {best}")
+        parts = [f"{name:{width}} {row['test']:6.1%} {row['validation']:7.1%}"]
+        for prefix in ("", "uniform_"):
+            ratios = [row.get(f"{prefix}{kind}_speedup") for kind in kinds]
+            told = " ".join("never".rjust(6) if ratio is None else f"{ratio:5.1f}x" for ratio in ratios)
+            parts.append(f"{told}  {row.get(f'{prefix}baseline', ''):12}")
+        lines.append(" | ".join(parts).rstrip())
     lines.append(f"{result['device']}, {result['cores']} cores, {result['side_by_side']} runs side by side")
     return "\n".join(lines)
