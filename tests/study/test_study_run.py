@@ -24,10 +24,10 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pools.POOLS, "icons", pools.StudyPool("a few", lambda: data, ("lucide",)))
         patch.setitem(references.RECIPES, "strong", references.Recipe("short", 20, 3))
-        for cached in (task.prepare, task._loaded):
+        for cached in (task.prepare, task._loaded, task._words):
             cached.cache_clear()
         yield tmp_path_factory.mktemp("study")
-    for cached in (task.prepare, task._loaded):
+    for cached in (task.prepare, task._loaded, task._words):
         cached.cache_clear()
 
 

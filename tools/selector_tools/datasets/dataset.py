@@ -111,6 +111,14 @@ def column_of(column: Sequence[str], rows: Rows) -> tuple[str, ...]:
     return tuple(column[row] for row in rows.tolist())
 
 
+def classes(concepts: Sequence[str], least: int) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Returns the concepts that `least` pictures have, or more, sorted; and of each picture the index of its own among
+    them, int64 [n], -1 where it is not there."""
+    names = tuple(sorted(words for words, count in Counter(concepts).items() if count >= least))
+    index = {words: label for label, words in enumerate(names)}
+    return names, np.array([index.get(words, -1) for words in concepts], np.int64)
+
+
 def judged_by(
     evaluation: Pictures,
     pool: Pictures,
@@ -119,10 +127,7 @@ def judged_by(
     licences: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Returns the data with the classes of `evaluation`, and with concepts for captions in all but the pool."""
-    times = Counter(evaluation.concepts)
-    names = tuple(sorted(words for words, count in times.items() if count >= class_size))
-    index = {words: label for label, words in enumerate(names)}
-    labels = np.array([index.get(words, -1) for words in evaluation.concepts], np.int64)
+    names, labels = classes(evaluation.concepts, class_size)
     curated, evaluation = (replace(part, captions=part.concepts) for part in (curated, evaluation))
     return Dataset(pool, curated, evaluation, names, labels, class_size, licences or {})
 

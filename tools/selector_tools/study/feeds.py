@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from selector_client import SelectingLoader, Selection, Selector, WeightPublisher
+from selector_client.selecting.settings import Settings
 
 from selector_tools.datasets.pairs import Pairs
 from selector_tools.processes import sidecar
@@ -151,7 +152,8 @@ class Selected:
                 **settings,
             )
         )
-        self._asks = {model: self._needs(settings, model) for model in ("learner", "reference")}
+        asked = Settings(**settings)
+        self._asks = {model: asked.needs(model) for model in ("learner", "reference")}
         self._models_of_pairs = self._pair_models(settings)
         # Version 0, the bundle's weights, and the first one published must be the same, for either may score first.
         self.publisher: WeightPublisher | None = stack.enter_context(
@@ -236,12 +238,6 @@ class Selected:
     def _take(self, super_batch: Any, indices: NDArray[np.int64]) -> Any:
         picked = {key: values[indices] for key, values in super_batch.items()}
         return picked | {"candidates": super_batch["ids"]}
-
-    @staticmethod
-    def _needs(settings: dict[str, Any], model: str) -> bool:
-        looks = {"learner": {"learnability", "hard-learner"}, "reference": {"learnability", "easy-reference"}}[model]
-        criterion = settings.get("criterion", "learnability")
-        return not looks.isdisjoint({criterion, settings.get("pair_criterion", criterion)})
 
     @staticmethod
     def _pair_models(settings: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from selector_tools.study.feeds import Service, Source
 from selector_tools.study.flexi_vit import FULL, PATCH_8, FlexiSigLip, seen_as
 from selector_tools.study.model import SmallSigLip, exportable
 from selector_tools.study.references import Reference, ready
-from selector_tools.study.streams import stream
+from selector_tools.study.streams import Stream, stream
 from selector_tools.study.task import Task, prepare
 
 AUGMENT = Augmentation(shift=3)
@@ -26,26 +26,19 @@ AUGMENT = Augmentation(shift=3)
 def make_ready(cell: Cell, seed: int, folder: Path) -> None:
     """Makes what the cell's run needs and others need, too, so that it is in `folder`."""
     torch.set_num_threads(1)
-    reference = reference_of(cell, seed, folder)
-    if cell.how.selects:
-        task = prepare(cell.pool, cell.noise, seed, folder)
-        _exported(task, cell, seed, _learner(task, cell, seed, reference), _scorer(task, cell, seed), folder)
-
-
-def reference_of(cell: Cell, seed: int, folder: Path) -> Reference:
-    """Returns the cell's reference, which is trained and has embedded the stream by then."""
     task = prepare(cell.pool, cell.noise, seed, folder)
-    read = stream(cell.stream, task.data.pool, seed)
-    # Other captions, and other entries, have other embeddings.
-    name = f"{'hot' if cell.stream == 'hot' else 'pool'}-{cell.noise:g}"
-    return ready(cell.reference, task, cell.pool, read, name, seed, folder)
+    reference = _reference(task, stream(cell.stream, task.data.pool, seed), cell, seed, folder)
+    if cell.how.selects:
+        _exported(task, cell, seed, _learner(task, cell, seed, reference), _scorer(task, cell, seed), folder)
 
 
 def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """Trains the cell's learner and returns the run as JSON takes it. What can be used again is kept in `folder`."""
     torch.set_num_threads(1)  # one core trains while the other one selects
-    task, reference = prepare(cell.pool, cell.noise, seed, folder), reference_of(cell, seed, folder)
-    source = Source(task.pairs, stream(cell.stream, task.data.pool, seed), cell.batch, cell.super_batch, seed)
+    task = prepare(cell.pool, cell.noise, seed, folder)
+    read = stream(cell.stream, task.data.pool, seed)
+    reference = _reference(task, read, cell, seed, folder)
+    source = Source(task.pairs, read, cell.batch, cell.super_batch, seed)
     learner = _learner(task, cell, seed, reference)
     scorer = _scorer(task, cell, seed)
     flops = measured(learner, scorer)
@@ -82,6 +75,13 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
         "concepts": float(np.mean([len(np.unique(task.concepts[batch])) for batch in rows])),
         "mislabelled": float(task.mislabelled[np.concatenate(rows)].mean()),
     }
+
+
+def _reference(task: Task, read: Stream, cell: Cell, seed: int, folder: Path) -> Reference:
+    """Returns the cell's reference, which is trained and has embedded the stream by then."""
+    # Other captions, and other entries, have other embeddings.
+    name = f"{'hot' if cell.stream == 'hot' else 'pool'}-{cell.noise:g}"
+    return ready(cell.reference, task, cell.pool, read, name, seed, folder)
 
 
 def _learner(task: Task, cell: Cell, seed: int, reference: Reference) -> SmallSigLip:

@@ -51,11 +51,7 @@ def prepare(pool: str, noise: float, seed: int, folder: Path) -> Task:
     kind = POOLS[pool]
     data = _loaded(pool)
     captions, mislabelled = shuffle_captions(data.pool.captions, noise, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = folder / f"{pool}-words.json"
-    with NamedTemporaryFile(dir=folder, suffix=".json", delete=False) as file:  # others may be doing the same
-        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(file.name))
-        Path(file.name).replace(words)
+    tokenizer, words = _words(pool, folder)
     validation, test = (ZeroShot(part, tokenizer, kind.class_size) for part in kind.split(data.evaluation))
     return Task(
         data,
@@ -74,6 +70,17 @@ def prepare(pool: str, noise: float, seed: int, folder: Path) -> Task:
 @lru_cache(maxsize=2)
 def _loaded(pool: str) -> Dataset:
     return POOLS[pool].load()
+
+
+@lru_cache(maxsize=2)
+def _words(pool: str, folder: Path) -> tuple[Tokenizer, Path]:
+    """Returns the tokenizer of all captions, and its file."""
+    data, words = _loaded(pool), folder / f"{pool}-words.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder, suffix=".json", delete=False) as file:  # others may be doing the same
+        tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], Path(file.name))
+        Path(file.name).replace(words)
+    return tokenizer, words
 
 
 def described(pool: str, folder: Path) -> dict[str, object]:

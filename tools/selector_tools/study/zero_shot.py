@@ -1,13 +1,11 @@
 """Judges a learner by pictures of families that nothing was trained on."""
 
-from collections import Counter
 from collections.abc import Collection
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from selector_tools.datasets.dataset import CLASS_SIZE, Pictures
+from selector_tools.datasets.dataset import CLASS_SIZE, Pictures, classes
 from selector_tools.datasets.pairs import tokenise
 from selector_tools.study.model import SmallSigLip
 
@@ -18,15 +16,12 @@ class ZeroShot:
     """Measures the top-1 accuracy of naming held-out pictures among all class names, 0 to 1. A class is a concept that
     `least` of the pictures have, or more."""
 
-    def __init__(self, pictures: Pictures, tokenizer: Tokenizer, least: int = CLASS_SIZE, device: str = "cpu") -> None:
-        counts = Counter(pictures.concepts)
-        self.names = sorted(words for words, count in counts.items() if count >= least)
-        index = {words: label for label, words in enumerate(self.names)}
-        labels = np.array([index.get(words, -1) for words in pictures.concepts], np.int64)
+    def __init__(self, pictures: Pictures, tokenizer: Tokenizer, least: int = CLASS_SIZE) -> None:
+        self.names, labels = classes(pictures.concepts, least)
         named = labels >= 0
-        self._labels = torch.from_numpy(labels[named]).to(device)
-        self._pixels = torch.from_numpy(pictures.pixels[named][..., None]).to(device)
-        self._names = torch.from_numpy(tokenise(self.names, tokenizer)).to(device)
+        self._labels = torch.from_numpy(labels[named])
+        self._pixels = torch.from_numpy(pictures.pixels[named][..., None])
+        self._names = torch.from_numpy(tokenise(self.names, tokenizer))
 
     def __len__(self) -> int:
         """The number of pictures that have a class."""
@@ -50,7 +45,7 @@ class ZeroShot:
 
     def _among(self, known: Collection[str]) -> torch.Tensor:
         """Returns which pictures have a class among the `known` ones, bool [n]."""
-        return torch.tensor([name in known for name in self.names], device=self._labels.device)[self._labels]
+        return torch.tensor([name in known for name in self.names])[self._labels]
 
     @torch.no_grad()
     def _right(self, model: SmallSigLip) -> torch.Tensor:
