@@ -3,6 +3,7 @@
 import sys
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
@@ -13,15 +14,23 @@ SOURCES = ROOT / "proto" / "selector" / "v1"
 def generate(out: Path) -> None:
     """Writes `selector_proto/v1/*_pb2*` under `out`.
 
-    The path mapping gives the generated modules the import path of the package that ships them.
+    The contract's files are read under the path of the package that ships the generated modules, and so are their
+    imports of each other, for protoc takes the modules' import path from there.
     """
     include = str(resources.files("grpc_tools") / "_proto")
-    names = [f"selector_proto/v1/{p.name}" for p in sorted(SOURCES.glob("*.proto"))]
-    outputs = [f"--{kind}_out={out}" for kind in ("python", "mypy")]
-    base = ["protoc", f"-Iselector_proto/v1={SOURCES}", f"-I{include}", *outputs]
-    services = [f"selector_proto/v1/{name}.proto" for name in ("admin", "selector")]
-    if protoc.main([*base, *names]) or protoc.main([*base, f"--grpc_python_out={out}", *services]):
-        raise SystemExit("protoc failed")
+    with TemporaryDirectory() as folder:
+        place = Path(folder, "selector_proto", "v1")
+        place.mkdir(parents=True)
+        for file in SOURCES.glob("*.proto"):
+            (place / file.name).write_text(
+                file.read_text().replace('import "selector/v1/', 'import "selector_proto/v1/')
+            )
+        names = [f"selector_proto/v1/{p.name}" for p in sorted(place.iterdir())]
+        outputs = [f"--{kind}_out={out}" for kind in ("python", "mypy")]
+        base = ["protoc", f"-I{folder}", f"-I{include}", *outputs]
+        services = [f"selector_proto/v1/{name}.proto" for name in ("admin", "inspection", "selector")]
+        if protoc.main([*base, *names]) or protoc.main([*base, f"--grpc_python_out={out}", *services]):
+            raise SystemExit("protoc failed")
 
 
 if __name__ == "__main__":
