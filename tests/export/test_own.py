@@ -93,6 +93,7 @@ def code(tmp_path_factory):
     """The trainer's code, in the folder that the command runs in."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_models.py").write_text(CODE)
+    sys.modules.pop("own_models", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])

