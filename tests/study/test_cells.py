@@ -74,7 +74,17 @@ def test_profiles_keep_to_their_size_and_run_by_seeds_that_chose_nothing() -> No
     for name, jobs in ((name, profile(3)) for name, profile in profiles.PROFILES.items()):
         assert len(set(jobs)) == len(jobs), name
         seeds = {seed for _, seed in jobs}
-        assert (min(seeds) >= profiles.TUNING_SEED) == (name == "tuning")
+        assert (min(seeds) >= profiles.TUNING_SEED) == (name in ("tuning", "gpu_tuning"))
     assert len({cell for cell, _ in profiles.cpu(3) if cell.how.selects}) <= 40
     assert {cell.rule for cell, _ in profiles.headline(1)} >= {"uniform", *profiles.HEADLINE}
     assert {cell.rule for cell, _ in profiles.cpu(1)} >= set(BASELINES)
+
+
+def test_what_selects_in_the_profile_gpu_has_the_rate_of_its_filtered_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = {cell for cell, _ in profiles.gpu_tuning()}
+    for cell in {replace(cell, learning_rate=profiles.RATES[0]) for cell, _ in profiles.gpu(1) if not cell.how.selects}:
+        assert cell in tuned
+    like = ("filtered", "iconify", 0.0, 512, 600, False)
+    monkeypatch.setitem(profiles.RATES_CHOSEN_GPU, like, 0.123)
+    rates = {cell.rule: cell.learning_rate for cell, _ in profiles.gpu(1) if (cell.batch, cell.steps) == (512, 600)}
+    assert rates["jest"] == rates["filtered"] == 0.123 != rates["shuffled"]

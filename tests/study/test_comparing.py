@@ -68,6 +68,17 @@ def test_costs_are_compared_up_to_where_both_reach_the_target():
     assert against(arm, baseline, 0.5).ratios == {}
 
 
+def test_seconds_of_two_machines_are_not_compared():
+    arm, baseline = one(ARM, FAST), one(SHUFFLED, SLOW)
+    elsewhere = Summary(ARM, [run | {"machine": "another"} for run in arm.runs])
+    told = against(elsewhere, baseline, baseline.final)
+    assert told.ratios == pytest.approx({"steps": 2, "trained": 2, "flops": 2, "paper_flops": 2})
+    assert told.ratio("steps") == pytest.approx(2)
+    assert math.isnan(told.ratio("cpu"))
+    assert math.isnan(breaks_even(told, "cpu"))
+    assert against(elsewhere, baseline, 0.5).ratio("cpu") is None
+
+
 def test_targets_are_the_best_baselines_end_half_of_it_and_that_of_four_times_as_many_steps():
     long = replace(SHUFFLED, steps=2400)
     baselines = (one(UNIFORM, ((600, 0.1),)), one(SHUFFLED, SLOW), one(long, ((1200, 0.2), (2400, 0.3))))

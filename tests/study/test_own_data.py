@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_is_told_with_the_rate(place, capsys) -> None:
 
 def test_a_budget_that_allows_nothing_is_told_what_is_needed(place, capsys) -> None:
     told = wrong(capsys, *SMALL, "--pool", "pool.npz", "--out", "out", "--budget-minutes", "0.001")
-    assert told.startswith("--budget-minutes is 0.001; two seeds of 24 steps need about ")
+    assert told.startswith("--budget-minutes is 0.001; 2 seeds of 24 steps need about ")
     assert not (place / "out").exists()
 
 

@@ -162,12 +162,34 @@ def test_names_differ_wherever_cells_do():
 def test_other_profiles_have_their_sections(folder):
     rates = [made_run(Cell("icons", "mixed", learning_rate=rate), 99, ((600, end),)) for rate, end in RATES]
     again = [run for run in study() if run["seed"] == 0 and run["cell"]["rule"] in ("shuffled", "jest")]
-    documents = [made_document(name, runs) for name, runs in (("tuning", rates), ("headline", again), ("gpu", again))]
+    documents = [made_document(name, runs) for name, runs in (("tuning", rates), ("headline", again))]
     told = render(read(folder(made_document("cpu", study()), *documents)))
     assert row(told, "rate-mixed") == ["mixed", "as usual", "1", "20.0", "**30.0**", "0.002, at the edge"]
     # The shorter run has no filtering baseline, so that both are compared without it.
     assert row(told, "jest-again")[3:] == ["2.00", "2.00", "0.67", "0.67", "0.50", "0.50", "yes"]
-    assert row(told, "gpu-jest")[0] == "JEST"
+
+
+def test_profiles_of_several_machines_make_one_page_and_seconds_are_compared_on_one(folder):
+    fast = made_run(Cell("icons", "mixed"), 0, FAST, cpu=(1.0, 1.0))
+    large = [made_run(Cell("iconify", rule), 0, curve) for rule, curve in (("shuffled", SLOW), ("jest", FAST))]
+    known = next(run for run in study() if run["cell"]["rule"] == "jest" and run["seed"] == 0)
+    other = made_document("gpu", [fast, *large, known | {"test": 0.99}]) | {"device": "a card"}
+    told = render(read(folder(made_document("cpu", study()), other)))
+    assert row(told, "mixed-final-uniform")[-5:] == ["2.00", "2.00", "2.00", "-", "-"]
+    assert row(told, "iconify-jest-final-uniform")[-5:] == ["2.00"] * 5
+    assert row(told, "jest")[3] == "40.5 ± 0.7"  # The first profile's run stays.
+    assert "a card, 2 cores" in told
+
+
+def test_larger_batches_say_how_much_pairs_weigh(folder):
+    runs = []
+    for batch, rule in ((128, "jest"), (128, "independent"), (512, "jest"), (512, "independent")):
+        run = made_run(Cell("icons", rule, batch=batch), 0, FAST if batch > 128 and rule == "jest" else SLOW)
+        runs.append(run | {"pair_variance": [[300, 0.02], [600, 0.0625]] if rule == "jest" else []})
+    told = render(read(folder(made_document("cpu", runs))))
+    assert row(told, "jest-b512-pairs") == ["JEST", "b = 512", "1", "2.0", "6.2"]
+    assert row(told, "jest-b512-minus-independent")[3] == "+20.0"
+    assert 'id="independent-b512-pairs"' not in told
 
 
 RATES = ((1e-3, 0.2), (2e-3, 0.3))
@@ -192,7 +214,7 @@ def test_the_command_writes_the_same_bytes_each_time(folder, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (None, "holds no profile; must hold training-*.json of full, cpu, headline"),
+        (None, "holds no profile; must hold training-*.json of cpu, gpu, full, headline"),
         ({"profile": "cpu", "runs": []}, "lacks references, versions"),
         (made_document("tuning", []), "holds tuning; must"),
     ],

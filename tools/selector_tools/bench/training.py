@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.bench import harness, training_own
+from selector_tools.reference import flags as shared
 from selector_tools.study.names import PROFILE_NAMES
 
 if TYPE_CHECKING:
     from selector_tools.study.summary import Summary
+
+SEEDS = {"cpu": 3, "gpu": 2, "full": 3}  # of a profile; 1 for others
 
 
 def add_parser(verbs: Any) -> None:
@@ -23,18 +26,20 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="demo,export,metrics")
     _add_profile(parser)
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="runs of a cell (default: 1; 3 for cpu, full and --pool)"
+        "--seeds", type=int, metavar="N", help="runs of a cell (default: 1; 2 for gpu; 3 for cpu, full and --pool)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("training-out"), help="folder of runs and models (default %(default)s)"
     )
+    shared.add_device(parser)
     training_own.add(parser)
 
 
 def _add_profile(parser: Any) -> None:
     """Adds the flags that do not go with --pool."""
     about = (
-        "headline: a quarter of an hour; cpu: an hour and a half; full: days; tuning: how learning rates were chosen"
+        "headline: a quarter of an hour; cpu: an hour and a half; gpu: larger pools and batches, a quarter of an hour "
+        "on 16 cores and a GPU; full: half a day; tuning and gpu_tuning: how learning rates were chosen"
     )
     parser.add_argument(
         "--profile", choices=PROFILE_NAMES, default=PROFILE_NAMES[0], help=f"{about} (default %(default)s)"
@@ -53,6 +58,8 @@ def run(a: argparse.Namespace) -> int:
         *_foreign(a, training_own.add, "only --pool takes it"),
         (not 1 <= a.jobs <= 256, "--jobs", a.jobs, "must be 1 to 256"),
         (a.out.exists() and not a.out.is_dir(), "--out", a.out, "must be a folder"),
+        *shared.device_checks(a),
+        (a.threads != 0, "--threads", a.threads, "only --pool takes it; a run's trainer and sidecar have one each"),
     ]
     return harness.run(a, mistakes, lambda _: _measure(a), _table)
 
@@ -69,6 +76,7 @@ def _foreign(a: argparse.Namespace, add: Callable[[Any], None], limit: str) -> I
 def _measure(a: argparse.Namespace) -> dict[str, Any]:
     import json  # noqa: PLC0415 - heavy, as all that follows
 
+    from selector_server.encoding.device import Device  # noqa: PLC0415
     from selector_tools.bench.measuring import describe  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
     from selector_tools.study import references, task  # noqa: PLC0415
@@ -76,10 +84,11 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     from selector_tools.study.profiles import PROFILES  # noqa: PLC0415
     from selector_tools.study.summary import summaries  # noqa: PLC0415
 
-    jobs = PROFILES[a.profile](a.seeds or (3 if a.profile in ("cpu", "full") else 1))
-    machine = describe("cpu")
+    Device(a.device)  # fails now if it is not there
+    jobs = PROFILES[a.profile](a.seeds or SEEDS.get(a.profile, 1))
+    machine = describe(a.device)
     with bar("runs", len(jobs)) as advance:
-        runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name))
+        runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name), a.device)
     if a.save is not None:
         pools = {pool: task.described(pool, a.out) for pool in sorted({cell.pool for cell, _ in jobs})}
         about = {"profile": a.profile, "side_by_side": a.jobs, **machine}

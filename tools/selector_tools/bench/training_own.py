@@ -32,7 +32,6 @@ def add(parser: Any) -> None:
     add("--learning-rate", type=float, default=1e-3, metavar="X", help="of all arms, at its peak (default %(default)s)")
     add("--budget-minutes", type=float, default=10.0, metavar="M", help="for all of it (default %(default)s)")
     add("--memory-bytes", type=int, default=8 << 30, metavar="N", help="largest pool, decoded (default %(default)s)")
-    shared.add_device(parser)
     shared.add_exclusions(parser)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from selector_tools.study.rules import Rule, rule
 from selector_tools.study.streams import Kind
 
+Resolution = Literal["full", "low", "flexi"]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -25,7 +27,7 @@ class Cell:
     filter_ratio: float = 0.8
     learning_rate: float = 2e-3
     publish_every: int = 10
-    resolution: Literal["full", "low", "flexi"] | None = None
+    resolution: Resolution | None = None
 
     @property
     def how(self) -> Rule:

@@ -45,7 +45,7 @@ class Checkpoint:
         """Brings everything to where it was, and returns how many steps were done; 0 without a checkpoint."""
         if not self.path.exists():
             return 0
-        held = torch.load(self.path, weights_only=True)
+        held = torch.load(self.path, map_location="cpu", weights_only=True)
         model.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])
         told = json.loads(held["told"])

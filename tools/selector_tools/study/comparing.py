@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from selector_tools.study.cells import Cell
-from selector_tools.study.summary import COSTS, Curve, Run, Summary
+from selector_tools.study.summary import COSTS, TIMELESS, Curve, Run, Summary
 
 # An accuracy that is to be reached: the best baseline's last one, half of it, or what the best baseline of four times
 # as many steps ends at.
@@ -36,13 +36,18 @@ def reached(curve: Curve, target: float) -> float | None:
 @dataclass(frozen=True)
 class Against:
     """An arm against a baseline, both by the seeds that they have in common: `ratios` are how many times less the arm
-    needs to reach the target, by kind of cost; empty if it never does. `steps` is where it does."""
+    needs to reach the target, by kind of cost; empty if it never does, and without seconds if the two were run on
+    different machines. `steps` is where it does."""
 
     arm: Summary
     baseline: Summary
     target: float
     steps: float | None
     ratios: Mapping[str, float]
+
+    def ratio(self, what: str) -> float | None:
+        """Returns the ratio of a kind of cost; None for never, and NaN where it cannot be told."""
+        return self.ratios.get(what, math.nan) if self.ratios else None
 
 
 def against(arm: Summary, baseline: Summary, target: float) -> Against:
@@ -51,7 +56,8 @@ def against(arm: Summary, baseline: Summary, target: float) -> Against:
     if ours is None or theirs is None:
         return Against(arm, baseline, target, ours, {})
     shares = theirs / baseline.cell.steps, max(ours, 1.0) / arm.cell.steps
-    ratios = {what: baseline.cost(what) * shares[0] / (arm.cost(what) * shares[1]) for what in COSTS}
+    kinds = COSTS if len(arm.machines | baseline.machines) == 1 else TIMELESS
+    ratios = {what: baseline.cost(what) * shares[0] / (arm.cost(what) * shares[1]) for what in kinds}
     return Against(arm, baseline, target, ours, ratios)
 
 
@@ -109,13 +115,15 @@ ONE_OFF = {"cpu": ("train_cpu_seconds", "embed_cpu_seconds"), "flops": ("train_f
 
 def breaks_even(compared: Against, what: Literal["cpu", "flops"]) -> float:
     """Returns after how many of the baseline's steps what the arm saves has paid for the reference and its embeddings,
-    if it saves the same share at every horizon; infinite if it saves none. What the baseline needs, too, is no cost."""
+    if it saves the same share at every horizon; infinite if it saves none, and NaN if it cannot be told. What the
+    baseline needs, too, is no cost."""
     arm, baseline = compared.arm, compared.baseline
     needed = arm.cell.how.asks_reference and not baseline.cell.how.asks_reference
     once = sum(map(arm.reference, ONE_OFF[what])) if needed else 0.0
-    if what not in compared.ratios:
-        return math.inf
-    saved = baseline.cost(what) / baseline.cell.steps * (1 - 1 / compared.ratios[what])
+    ratio = compared.ratio(what)
+    if ratio is None or math.isnan(ratio):
+        return math.inf if ratio is None else math.nan
+    saved = baseline.cost(what) / baseline.cell.steps * (1 - 1 / ratio)
     return once / saved if saved > 0 else math.inf
 
 

@@ -14,10 +14,14 @@ Job = tuple[Cell, int]  # a cell and the seed that it is run by
 
 
 def execute(
-    jobs: Sequence[Job], folder: Path, side_by_side: int, on_done: Callable[[str], None] = lambda _: None
+    jobs: Sequence[Job],
+    folder: Path,
+    side_by_side: int,
+    on_done: Callable[[str], None] = lambda _: None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Returns the runs of these jobs, in their order; those that are in `folder` are not run again. `on_done` is called
-    with the name of each that is over.
+    """Returns the runs of these jobs on `device`, in their order; those that are in `folder` are not run again.
+    `on_done` is called with the name of each that is over.
 
     A run that fails stops no other one; the first failure is raised when all others are over."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -30,9 +34,12 @@ def execute(
     for cell, seed in left:
         shared[cell.pool, seed].append((cell, seed))
     with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as processes:
-        made = {processes.submit(_ready, some, folder): f"{pool}, seed {seed}" for (pool, seed), some in shared.items()}
+        made = {
+            processes.submit(_ready, some, folder, device): f"{pool}, seed {seed}"
+            for (pool, seed), some in shared.items()
+        }
         _finish(made)
-        _finish({processes.submit(_run, *job, folder): job[0].name for job in left}, on_done)
+        _finish({processes.submit(_run, *job, folder, device): job[0].name for job in left}, on_done)
     return [json.loads(file_of(job, folder).read_text()) for job in jobs]
 
 
@@ -54,17 +61,17 @@ def _finish(futures: dict["Future[None]", str], on_done: Callable[[str], None] =
         raise failed
 
 
-def _ready(jobs: Iterable[Job], folder: Path) -> None:
+def _ready(jobs: Iterable[Job], folder: Path, device: str) -> None:
     from selector_tools.study.running import make_ready  # noqa: PLC0415 - each process loads torch when it begins
 
     for cell, seed in jobs:
-        make_ready(cell, seed, folder)
+        make_ready(cell, seed, folder, device)
 
 
-def _run(cell: Cell, seed: int, folder: Path) -> None:
+def _run(cell: Cell, seed: int, folder: Path, device: str) -> None:
     from selector_tools.study.running import run  # noqa: PLC0415
 
-    document = run(cell, seed, folder)
+    document = run(cell, seed, folder, device=device)
     file = file_of((cell, seed), folder)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(document) + "\n")

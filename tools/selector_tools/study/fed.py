@@ -16,7 +16,7 @@ from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.cells import Cell
 from selector_tools.study.checkpoint import Checkpoint
 from selector_tools.study.costs import Flops, cpu_seconds
-from selector_tools.study.feeds import AtRandom, Selected, Service, Source
+from selector_tools.study.feeds import AtRandom, OnSelection, Selected, Service, Source
 from selector_tools.study.training import LearnerT, train
 
 LOOKS = 24  # So often is a learner judged on its way.
@@ -35,6 +35,7 @@ def train_fed(
     mixed_up: bool = False,
     augment: Augmentation | None = None,
     checkpoint: Path | None = None,
+    on_selection: OnSelection = lambda *_: None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, Any], list[NDArray[np.int64]]]:
     """Trains for the cell's steps. Where a sidecar picks, `service` says what it is started with, given the URL of a
@@ -46,7 +47,14 @@ def train_fed(
             name = f"study-{cell.key(source.seed)}"
             started = service(stack.enter_context(redis_server()))
             feed: Selected | AtRandom = Selected(
-                cell.how, source, started, stack, run=name, steps=cell.steps, publish_every=cell.publish_every
+                cell.how,
+                source,
+                started,
+                stack,
+                run=name,
+                steps=cell.steps,
+                publish_every=cell.publish_every,
+                on_selection=on_selection,
             )
         else:
             feed = AtRandom(cell.how, source, own, curated)

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from selector_proto.resize import patch_matrix, resize_matrix
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
@@ -88,13 +90,15 @@ class FlexiSigLip(SmallSigLip):
     def _kernel(self, form: Form) -> Tensor:
         """Returns the kernel for this form's patches, float [WIDTH, 1, patch, patch]."""
         size, to = ((patch, patch) for patch in (self.built.patch, form.patch))
-        resize = torch.tensor(patch_matrix(size, to, "bilinear", False), dtype=torch.float32)
+        resize = self._matrix(patch_matrix(size, to, "bilinear", False))
         return (self.embed.weight.flatten(2) @ resize.T).view(WIDTH, 1, form.patch, form.patch)
 
     def _positions(self, form: Form) -> Tensor:
         """Returns the positions for this form's grid, float [rows * columns, WIDTH]."""
-        resize = torch.tensor(resize_matrix(self.built.grid, form.grid, "bilinear", True), dtype=torch.float32)
-        return resize @ self.positions
+        return self._matrix(resize_matrix(self.built.grid, form.grid, "bilinear", True)) @ self.positions
+
+    def _matrix(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.positions.device)
 
 
 def _block() -> nn.Module:

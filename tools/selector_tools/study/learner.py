@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +30,8 @@ class Learner(Protocol):
 
     def zero_grad(self, set_to_none: bool = ...) -> None:
         """Forgets all gradients."""
+
+
+def device_of(model: Learner) -> torch.device:
+    """Returns where a model's weights are."""
+    return next(iter(model.parameters())).device

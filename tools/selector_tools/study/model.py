@@ -56,7 +56,7 @@ class SmallSigLip(nn.Module):
         """Returns the sigmoid loss, summed over each image's texts and averaged over images."""
         image, text = self(pixels, tokens)
         logits = self.log_scale.exp() * image @ text.T + self.bias
-        signs = 1 - 2 * torch.eye(len(logits))
+        signs = 1 - 2 * torch.eye(len(logits), device=logits.device)
         return softplus(signs * logits).sum(dim=1).mean()
 
 

@@ -5,14 +5,18 @@ Choices are made on validation families only and by a seed of their own (`tuning
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
-from selector_tools.study.cells import Cell
+from selector_tools.study.cells import Cell, Resolution
 from selector_tools.study.executing import Job
+from selector_tools.study.streams import Kind
 
 TUNING_SEED = 99
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 LOWER = (2.5e-4,)  # Wrong captions want smaller steps.
 STEPS, LONG = 600, 2400
+STREAMS: tuple[Kind, Kind] = ("natural", "shuffled")
+FORMS: tuple[Resolution, ...] = ("flexi", "low", "full")
 NOISES = (0.0, 0.5)
 FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm", "filtered_warm")
 HEADLINE = (
@@ -54,8 +58,7 @@ def headline(seeds: int = 1) -> list[Job]:
 
 
 def cpu(seeds: int = 3) -> list[Job]:
-    """Returns the runs of two cores and an hour and a half. What a claim rests on is run by three seeds, other cells by
-    one or two; baselines come first."""
+    """Returns the runs of two cores and an hour and a half, baselines first. Longer training is run by two seeds."""
     jobs: list[Job] = []
 
     def add(some: Iterator[Cell] | Sequence[Cell], by: int = seeds) -> None:
@@ -65,30 +68,71 @@ def cpu(seeds: int = 3) -> list[Job]:
     add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in HEADLINE])
     add([Cell("icons", rule, "shuffled") for rule in HEADLINE if rule != "joint_easy_reference"])
     add([Cell("icons", rule, "shuffled", 0.5) for rule in ("easy_reference", "independent", "jest", "mixed_prefilter")])
-    add([Cell("icons", rule) for rule in ("jest_prefilter", "easy_reference_dedup", "mixed_prefilter_dedup")], 2)
-    add([Cell("icons", "mixed_prefilter_warm", "shuffled", noise) for noise in NOISES], 2)
-    add(
-        [
-            Cell("icons", rule, noise=noise, steps=LONG)
-            for noise in NOISES
-            for rule in ("uniform", "shuffled", "filtered")
-        ],
-        1,
-    )
-    add([Cell("icons", "mixed_prefilter", "shuffled", noise, steps=LONG) for noise in NOISES], 1)
-    add([Cell("icons", rule, "hot") for rule in ("buffer", "easy_reference", "jest", "mixed")], 1)
-    add([Cell("icons", rule, reference="weak") for rule in ("jest", "mixed")], 1)
+    add([Cell("icons", rule) for rule in ("jest_prefilter", "easy_reference_dedup", "mixed_prefilter_dedup")])
+    add([Cell("icons", "mixed_prefilter_warm", "shuffled", noise) for noise in NOISES])
+    fair = ("uniform", "shuffled", "filtered")
+    add([Cell("icons", rule, noise=noise, steps=LONG) for noise in NOISES for rule in fair], 2)
+    add([Cell("icons", "mixed_prefilter", "shuffled", noise, steps=LONG) for noise in NOISES], 2)
+    add([Cell("icons", rule, "hot") for rule in ("buffer", "easy_reference", "jest", "mixed")])
+    add([Cell("icons", rule, reference="weak") for rule in ("jest", "mixed")])
     ratios = [(0.5, "jest"), (0.9, "jest"), (0.9, "mixed_prefilter")]
-    add([Cell("icons", rule, noise=0.5, filter_ratio=ratio) for ratio, rule in ratios], 1)
-    add([Cell("icons", "mixed", reference="uncurated"), Cell("icons", "jest_topk")], 1)
-    add([Cell("icons", "mixed_explore"), Cell("icons", "jest", publish_every=100)], 1)
+    add([Cell("icons", rule, noise=0.5, filter_ratio=ratio) for ratio, rule in ratios])
+    add([Cell("icons", "mixed", reference="uncurated"), Cell("icons", "jest_topk")])
+    add([Cell("icons", "mixed_explore"), Cell("icons", "jest", publish_every=100)])
     return jobs
 
 
+def gpu(seeds: int = 2) -> list[Job]:
+    """Returns the runs that want a GPU: the large pool, batches of up to 2,048, a transformer that scores at low
+    resolution, learners that pass their reference, and glyphs, whose captions are whole definitions."""
+    jobs: list[Job] = []
+    for seed in range(seeds):
+        # What takes longest comes first.
+        for batch in (2048, 512):
+            large = [Cell("iconify", rule, "shuffled", batch=batch) for rule in ("jest", "mixed", "independent")]
+            jobs += [(rated(cell), seed) for cell in (*large, *_fair(large[0], "shuffled", "filtered"))]
+        low = [Cell("iconify", "mixed", "shuffled", 0.5, batch=512, steps=1200, resolution=form) for form in FORMS]
+        low.append(replace(low[0], stream="natural", rule="mixed_prefilter"))
+        jobs += [(rated(cell), seed) for cell in (*low, *_fair(low[0], "uniform", "shuffled", "filtered"))]
+        for pool in ("iconify", "glyphs"):
+            long = [Cell(pool, rule, "shuffled", steps=LONG) for rule in ("jest", "mixed_prefilter")]
+            if pool == "iconify":
+                long.append(replace(long[0], rule="mixed_prefilter_warm"))
+            fair = ("shuffled", "filtered", "warm", "filtered_warm")[: 4 if pool == "iconify" else 2]
+            jobs += [(rated(cell), seed) for cell in (*long, *_fair(long[0], *fair))]
+        for noise, stream in product(NOISES, STREAMS):
+            rules = ("jest", "mixed", "independent", "mixed_prefilter")
+            usual = [Cell("iconify", rule, stream, noise) for rule in rules]
+            fair = ("uniform", "shuffled", "filtered") if stream == "natural" else ()
+            jobs += [(rated(cell), seed) for cell in (*usual, *_fair(usual[0], *fair))]
+    return jobs
+
+
+def gpu_tuning(seeds: int = 1) -> list[Job]:
+    """Returns the runs by which the learning rates of `gpu` were chosen: those of its baselines."""
+    baselines = dict.fromkeys(cell for cell, _ in gpu(1) if not cell.how.selects)
+    return [
+        (replace(cell, learning_rate=rate), TUNING_SEED + number)
+        for number in range(seeds)
+        for cell in baselines
+        for rate in RATES
+    ]
+
+
+def _fair(cell: Cell, *rules: str) -> list[Cell]:
+    """Returns baselines for a cell, which name no way to score."""
+    form: Resolution | None = None if cell.resolution is None else "full"
+    return [replace(cell, rule=rule, stream="natural", resolution=form) for rule in rules]
+
+
 def full(seeds: int = 3) -> list[Job]:
-    """Returns everything that is asked, by all seeds: days on two cores. It goes on where it was stopped."""
+    """Returns everything that is asked of the demo's pool, by all seeds: half a day on two cores. It goes on where it
+    was stopped."""
     cells = [cell for cell, seed in cpu(1)]
-    cells += [Cell("icons", rule) for rule in ("hard", "jest_gain100", "jest_chunks1", "jest_chunks4", "jest_chunks64")]
+    cells += [
+        Cell("icons", rule)
+        for rule in ("hard", "jest_gain100", "mixed_gain100", "jest_chunks1", "jest_chunks4", "jest_chunks64")
+    ]
     both = ("independent", "jest")
     cells += [
         Cell("icons", rule, noise=noise, filter_ratio=ratio)
@@ -98,14 +142,8 @@ def full(seeds: int = 3) -> list[Job]:
     ]
     cells += [Cell("icons", rule, noise=0.5, reference="weak") for rule in (*both, "mixed")]
     cells += [Cell("icons", "jest", publish_every=every) for every in (1, 5, 20, 100)]
-    cells += [Cell("icons", rule, resolution="full") for rule in ("shuffled", "filtered")]
-    cells += [Cell("icons", "jest", "shuffled", resolution=form) for form in ("full", "low", "flexi")]
-    large = ("uniform", "buffer", "shuffled", "filtered", *HEADLINE)
-    cells += [Cell("iconify", rule, noise=noise) for noise in NOISES for rule in large]
-    cells += [Cell("iconify", rule, "shuffled", steps=LONG) for rule in ("shuffled", "filtered", "mixed_prefilter")]
-    for batch, steps in ((512, 300), (2048, 150)):
-        some = ("shuffled", "filtered", *both, "mixed")
-        cells += [Cell("iconify", rule, "shuffled", batch=batch, steps=steps) for rule in some]
+    cells += [Cell("icons", rule, "hot") for rule in ("filtered", "independent", "mixed_prefilter")]
+    cells.append(Cell("icons", "mixed", "shuffled", 0.5))
     return list(dict.fromkeys(_jobs(cells, seeds)))
 
 
@@ -113,7 +151,9 @@ PROFILES: dict[str, Callable[[int], list[Job]]] = {
     "tuning": tuning,
     "headline": headline,
     "cpu": cpu,
+    "gpu": gpu,
     "full": full,
+    "gpu_tuning": gpu_tuning,
 }
 
 # By kind (a baseline's name, or "select"), stream, share of wrong captions and steps: the rate that ended highest on
@@ -148,8 +188,18 @@ RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {
 }
 
 
+# The same for the baselines of `gpu`, by rule, pool, share of wrong captions, batch, steps and whether the learner is a
+# transformer.
+RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {}
+
+
 def rated(cell: Cell) -> Cell:
-    """Returns the cell with the learning rate that was chosen for its like."""
+    """Returns the cell with the learning rate that was chosen for its like. What selects in `gpu` has the rate of the
+    baseline that the reference filtered, as each has its own pool or size."""
+    if (cell.pool, cell.batch, cell.resolution) != ("icons", 128, None):
+        rule = f"filtered{'_warm' * cell.how.warm}" if cell.how.selects else cell.rule
+        like = (rule, cell.pool, cell.noise, cell.batch, cell.steps, cell.resolution is not None)
+        return replace(cell, learning_rate=RATES_CHOSEN_GPU.get(like, cell.learning_rate))
     kind = cell.rule
     if cell.how.selects:
         kind = "warm" if cell.how.warm else "select"

@@ -74,27 +74,30 @@ class Reference:
     figures: Figures
     weights: Path
 
-    def warm(self, model: SmallSigLip) -> SmallSigLip:
-        """Gives a learner the reference's weights."""
+    def given(self, model: SmallSigLip) -> SmallSigLip:
+        """Gives a model of the reference's form its weights, and returns it."""
         model.load_state_dict(torch.load(self.weights, weights_only=True))
         return model
 
 
-def ready(kind: str, task: Task, name: str, stream: Stream, stream_name: str, seed: int, folder: Path) -> Reference:
+def ready(
+    kind: str, task: Task, name: str, stream: Stream, stream_name: str, seed: int, folder: Path, device: str = "cpu"
+) -> Reference:
     """Returns the reference of this kind and seed for the pool `name`; it is trained, or the stream `stream_name`
-    embedded, unless that was done before. What is done twice at once is the same, and the last one stays."""
+    embedded, on `device`, unless that was done before. What is done twice at once is the same, and the last one
+    stays."""
     home = folder / "references" / f"{name}-{kind}-{seed}"
     if not (home / "figures.json").exists():
-        _train(RECIPES[kind], task, seed, home)
+        _train(RECIPES[kind], task, seed, home, device)
     cache = home / stream_name
     if not (cache / "figures.json").exists():
-        _embed(home, task, stream, cache)
+        _embed(home, task, stream, cache, device)
     trained, embedded = (json.loads((place / "figures.json").read_text()) for place in (home, cache))
     own = np.load(cache / "own.npy")
     return Reference(home / "bundle", cache / "cache", own, Figures(**trained, **embedded), home / "weights.pt")
 
 
-def _train(recipe: Recipe, task: Task, seed: int, home: Path) -> None:
+def _train(recipe: Recipe, task: Task, seed: int, home: Path, device: str) -> None:
     home.mkdir(parents=True, exist_ok=True)
     pairs = task.curated
     if recipe.uncurated or recipe.share < 1:
@@ -103,6 +106,8 @@ def _train(recipe: Recipe, task: Task, seed: int, home: Path) -> None:
         rows = np.random.default_rng([seed, 5]).permutation(len(source.pixels))[:count]
         pairs = Pairs(source.pixels[rows], source.tokens[rows])
     model = task.model(seed + 1000)  # no learner begins as its reference did
+    flops = measured(model).train
+    model.to(device)
     batches = (pairs.at(rows) for rows in draws(len(pairs.pixels), BATCH, seed))
     began = time.process_time()
     if recipe.steps:
@@ -116,6 +121,7 @@ def _train(recipe: Recipe, task: Task, seed: int, home: Path) -> None:
             seed=seed + 1000,
         )
     spent = time.process_time() - began
+    model.cpu()
     torch.save(model.state_dict(), home / "weights.pt")
     vocabulary = task.tokenizer.get_vocab_size()
     export_reference(exportable("reference", model, vocabulary, task.words), home / "bundle")
@@ -124,7 +130,7 @@ def _train(recipe: Recipe, task: Task, seed: int, home: Path) -> None:
         "test": task.test(model),
         "test_apart": task.test.apart(model, task.known),
         "train_cpu_seconds": spent,
-        "train_flops": recipe.steps * BATCH * measured(model).train,
+        "train_flops": recipe.steps * BATCH * flops,
     }
     (home / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -157,10 +163,10 @@ def embed(
             yield seen.embedded
 
 
-def _embed(home: Path, task: Task, stream: Stream, place: Path) -> None:
+def _embed(home: Path, task: Task, stream: Stream, place: Path, device: str) -> None:
     place.mkdir(parents=True, exist_ok=True)
     began, own = time.process_time(), []
-    for embedded in embed(home / "bundle", task.pairs, stream, place / "cache"):
+    for embedded in embed(home / "bundle", task.pairs, stream, place / "cache", device):
         own.append((embedded.image.float() * embedded.text.float()).sum(dim=1).numpy())
     np.save(place / "own.npy", np.concatenate(own))
     flops = measured(task.model(0))

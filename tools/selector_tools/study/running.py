@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from selector_client import Selection
 
 from selector_tools.export.bundle_writer import export_learner
 from selector_tools.reference.augmentation import Augmentation
@@ -19,37 +21,48 @@ from selector_tools.study.model import SmallSigLip, exportable
 from selector_tools.study.references import Reference, ready
 from selector_tools.study.streams import Stream, stream
 from selector_tools.study.task import Task, prepare
+from selector_tools.study.variance import PairVariance
 
 AUGMENT = Augmentation(shift=3)
 
 
-def make_ready(cell: Cell, seed: int, folder: Path) -> None:
+def make_ready(cell: Cell, seed: int, folder: Path, device: str = "cpu") -> None:
     """Makes what the cell's run needs and others need, too, so that it is in `folder`."""
     torch.set_num_threads(1)
     task = prepare(cell.pool, cell.noise, seed, folder)
-    reference = _reference(task, stream(cell.stream, task.data.pool, seed), cell, seed, folder)
+    reference = _reference(task, stream(cell.stream, task.data.pool, seed), cell, seed, folder, device)
     if cell.how.selects:
         _exported(task, cell, seed, _learner(task, cell, seed, reference), _scorer(task, cell, seed), folder)
 
 
-def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
-    """Trains the cell's learner and returns the run as JSON takes it. What can be used again is kept in `folder`."""
+def run(
+    cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = lambda _: None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Trains the cell's learner on `device`, where the sidecar computes, too, and returns the run as JSON takes it.
+    What can be used again is kept in `folder`."""
     torch.set_num_threads(1)  # one core trains while the other one selects
     task = prepare(cell.pool, cell.noise, seed, folder)
     read = stream(cell.stream, task.data.pool, seed)
-    reference = _reference(task, read, cell, seed, folder)
+    reference = _reference(task, read, cell, seed, folder, device)
     source = Source(task.pairs, read, cell.batch, cell.super_batch, seed)
     learner = _learner(task, cell, seed, reference)
     scorer = _scorer(task, cell, seed)
     flops = measured(learner, scorer)
+    bundle = _exported(task, cell, seed, learner, scorer, folder) if cell.how.selects else None
+    learner.to(device)
+    pairs = PairVariance(learner, reference.given(task.model(seed)).to(device), source, cell.how.settings, cell.steps)
 
     def judge(model: SmallSigLip) -> float:
         with seen_as(model, FULL):
             return task.validation(model)
 
     def service(redis: str) -> Service:
-        bundle = _exported(task, cell, seed, learner, scorer, folder)
-        return Service(bundle, reference.bundle, reference.cache, redis, folder / "sidecars.log")
+        assert bundle is not None
+        return Service(bundle, reference.bundle, reference.cache, redis, folder / "sidecars.log", device)
+
+    def weigh(step: int, entries: NDArray[np.int64], selection: Selection) -> None:
+        with seen_as(learner, FULL):
+            pairs(step, entries, selection)
 
     told, batches = train_fed(
         cell,
@@ -63,6 +76,7 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
         judge=judge,
         augment=AUGMENT,
         checkpoint=folder / "runs" / f"{cell.key(seed)}.checkpoint",
+        on_selection=weigh if cell.how.settings.get("policy") == "joint" else lambda *_: None,
         on_step=on_step,
     )
     rows = [source.stream.rows[ids[ids < len(source.stream)]] for ids in batches]
@@ -74,20 +88,21 @@ def run(cell: Cell, seed: int, folder: Path, on_step: Callable[[int], None] = la
         "reference": asdict(reference.figures),
         "concepts": float(np.mean([len(np.unique(task.concepts[batch])) for batch in rows])),
         "mislabelled": float(task.mislabelled[np.concatenate(rows)].mean()),
+        "pair_variance": pairs.shares,
     }
 
 
-def _reference(task: Task, read: Stream, cell: Cell, seed: int, folder: Path) -> Reference:
+def _reference(task: Task, read: Stream, cell: Cell, seed: int, folder: Path, device: str) -> Reference:
     """Returns the cell's reference, which is trained and has embedded the stream by then."""
     # Other captions, and other entries, have other embeddings.
     name = f"{'hot' if cell.stream == 'hot' else 'pool'}-{cell.noise:g}"
-    return ready(cell.reference, task, cell.pool, read, name, seed, folder)
+    return ready(cell.reference, task, cell.pool, read, name, seed, folder, device)
 
 
 def _learner(task: Task, cell: Cell, seed: int, reference: Reference) -> SmallSigLip:
     """Returns the learner as it begins."""
     learner = task.model(seed, cell.resolution)
-    return reference.warm(learner) if cell.how.warm else learner
+    return reference.given(learner) if cell.how.warm else learner
 
 
 def _scorer(task: Task, cell: Cell, seed: int) -> SmallSigLip | None:

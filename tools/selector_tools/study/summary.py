@@ -40,6 +40,11 @@ class Summary:
         """The validation's mean accuracy at the end, which choices and targets go by."""
         return self.curve[-1][1]
 
+    @property
+    def machines(self) -> set[str | None]:
+        """On what it was run; None where no run says so."""
+        return {run.get("machine") for run in self.runs}
+
     def mean(self, name: str) -> float:
         """Returns the mean of a number that each run has."""
         return fmean(run[name] for run in self.runs)
@@ -89,7 +94,8 @@ def _mean(values: Iterable[float | None]) -> float:
     return fmean(found) if found else math.nan
 
 
-COSTS = ("steps", "trained", "flops", "paper_flops", "cpu", "wall")
+TIMELESS = ("steps", "trained", "flops", "paper_flops")  # These are the same on every machine.
+COSTS = (*TIMELESS, "cpu", "wall")
 
 
 def summaries(runs: Iterable[Run]) -> dict[Cell, Summary]:

@@ -12,7 +12,7 @@ from selector_client import WeightPublisher
 from selector_server.errors import SetupError
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.checkpoint import Checkpoint
-from selector_tools.study.learner import Learner
+from selector_tools.study.learner import Learner, device_of
 from selector_tools.study.record import Run
 
 LearnerT = TypeVar("LearnerT", bound=Learner)
@@ -40,7 +40,7 @@ def train(
     number any more."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 2])
-    run = Run()
+    run, place = Run(), device_of(model)
     done = 0 if checkpoint is None else checkpoint.restore(model, optimizer, rng, run)
     for step in range(done, steps):
         started, busy = time.perf_counter(), time.process_time()
@@ -55,7 +55,7 @@ def train(
         if augment is not None:
             pixels = augment(pixels, rng)
         optimizer.zero_grad(set_to_none=True)
-        loss = model.loss(pixels, torch.from_numpy(batch["texts"]))
+        loss = model.loss(pixels.to(place), torch.from_numpy(batch["texts"]).to(place))
         if not math.isfinite(value := loss.item()):
             limit = f"the loss at step {step + 1} is {value}; take a lower one"
             raise SetupError("learning rate", learning_rate, limit)

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from selector_tools.datasets.dataset import CLASS_SIZE, Pictures, classes
 from selector_tools.datasets.pairs import tokenise
+from selector_tools.study.learner import device_of
 from selector_tools.study.model import SmallSigLip
 
 AT_ONCE = 4096  # pictures that are embedded together
@@ -50,6 +51,8 @@ class ZeroShot:
     @torch.no_grad()
     def _right(self, model: SmallSigLip) -> torch.Tensor:
         """Returns which pictures are named right, bool [n]."""
-        names = model(self._pixels[:1], self._names)[1]
-        parts = [model(part, self._names[:1])[0] @ names.T for part in torch.split(self._pixels, AT_ONCE)]
-        return torch.cat(parts).argmax(dim=1) == self._labels
+        place = device_of(model)
+        texts = self._names.to(place)
+        names = model(self._pixels[:1].to(place), texts)[1]
+        seen = (model(part.to(place), texts[:1])[0] @ names.T for part in torch.split(self._pixels, AT_ONCE))
+        return torch.cat([logits.argmax(dim=1).cpu() for logits in seen]) == self._labels

@@ -31,6 +31,7 @@ SELECTING = {
     "softmax": ("independent", "jest_prefilter", "jest"),
 }
 DEAREST = "jest"  # It scores every candidate by the learner, and draws jointly.
+LEAST_SEEDS = 2  # One has no error.
 REFERENCE_STEPS = 2000
 REFERENCE_SEEDS = 1000  # No learner begins as its reference did.
 
@@ -93,10 +94,13 @@ def compare(asked: Asked, models: Models, read: Reader) -> Outcome:
         settings.append(_ready(asked, one, models, curated, steps))
     dearest = _pace(replace(asked.cell, rule=DEAREST), settings[0], model)
     steps, seeds = _plan(asked, left(), uniform, dearest)
-    runs = []
+    runs, before = [], left()
     rules = (*BASELINES, *SELECTING[model.loss])
     with bar("runs", len(rules) * seeds) as advance:
-        for one in settings[:seeds]:
+        for number, one in enumerate(settings[:seeds]):
+            if number >= LEAST_SEEDS and left() < (before - left()) / number:
+                seeds = number  # The machine has become slower, and another seed would not fit.
+                break
             for rule in rules:
                 cell = replace(asked.cell, rule=rule, steps=steps)
                 runs.append(run(cell, one, models(one.seed)))
@@ -161,11 +165,13 @@ def _plan(asked: Asked, seconds: float, uniform: Pace, dearest: Pace) -> tuple[i
     does."""
     each = [uniform] * len(BASELINES) + [dearest] * len(SELECTING["sigmoid"])
     least = min(LEAST_STEPS, asked.cell.steps)
-    for seeds in dict.fromkeys((asked.seeds, 2)):
+    for seeds in dict.fromkeys((asked.seeds, LEAST_SEEDS)):
         steps = steps_within(seconds, each * seeds, asked.cell.steps)
         if steps >= least:
             return steps, seeds
     spent = asked.budget_seconds - seconds
-    needed = (spent + 2 * sum(pace.seconds(least) for pace in each)) / 60
-    limit = f"two seeds of {least} steps need about {needed:.1f} minutes, {spent / 60:.1f} of them to begin with"
+    needed = (spent + LEAST_SEEDS * sum(pace.seconds(least) for pace in each)) / 60
+    limit = (
+        f"{LEAST_SEEDS} seeds of {least} steps need about {needed:.1f} minutes, {spent / 60:.1f} of them to begin with"
+    )
     raise SetupError("--budget-minutes", f"{asked.budget_seconds / 60:g}", limit)

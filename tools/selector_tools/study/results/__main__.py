@@ -19,7 +19,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    draw(documents.main(studies).found, a.page.parent)
+    draw(documents.together(studies).found, a.page.parent)
     a.page.write_text(render(studies))
     return 0
 

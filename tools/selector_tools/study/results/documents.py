@@ -11,7 +11,8 @@ from selector_tools.study.cells import Cell
 from selector_tools.study.summary import Summary, summaries
 
 PATTERN = "training-*.json"
-LARGEST_FIRST = ("full", "cpu", "headline")  # what the page may be about
+TOGETHER = ("cpu", "gpu", "full")  # What the page is about: none of these has another one's runs.
+ELSE = "headline"  # or this, if there is none of them
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,21 @@ def read(folder: Path) -> dict[str, Study]:
         if missing := {"profile", "runs", "references", "versions"} - document.keys():
             raise ValueError(f"{file} lacks {', '.join(sorted(missing))}; must be what bench training --save writes")
         studies[document["profile"]] = Study(document)
-    if studies.keys().isdisjoint(LARGEST_FIRST):
+    if studies.keys().isdisjoint((*TOGETHER, ELSE)):
         told = ", ".join(studies) or "no profile"
-        raise ValueError(f"{folder} holds {told}; must hold {PATTERN} of {', '.join(LARGEST_FIRST)}")
+        raise ValueError(f"{folder} holds {told}; must hold {PATTERN} of {', '.join((*TOGETHER, ELSE))}")
     return studies
 
 
-def main(studies: Mapping[str, Study]) -> Study:
-    """Returns the study that the page is about: the largest one."""
-    return next(studies[name] for name in LARGEST_FIRST if name in studies)
+def together(studies: Mapping[str, Study]) -> Study:
+    """Returns what the page is about, as one study. Each run says on which machine it was made; of two runs of a cell
+    by the same seed, the first one stays."""
+    some = [studies[name] for name in TOGETHER if name in studies] or [studies[ELSE]]
+    runs: dict[str, Mapping[str, Any]] = {}
+    for document in (one.document for one in some):
+        for run in document["runs"]:
+            runs.setdefault(Cell.of(run["cell"]).key(run["seed"]), {"machine": document["device"], **run})
+    whole: dict[str, Any] = {"profile": "", "runs": list(runs.values())}
+    for name in ("pools", "references"):
+        whole[name] = {key: told for one in some for key, told in one.document.get(name, {}).items()}
+    return Study(whole)

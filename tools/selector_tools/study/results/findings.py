@@ -107,7 +107,7 @@ def _against_selection(found: Found) -> Iterator[str]:
     for rivals, rival, suffix in WORDS:
         yield from _dear(found, rivals, rival, suffix)
     some = compared(found)
-    even = [(one, breaks_even(one, "cpu")) for one in compared(found, "uniform") if one.ratios]
+    even = [(one, breaks_even(one, "cpu")) for one in compared(found, "uniform") if "cpu" in one.ratios]
     yield from _line(
         "**What is saved in CPU seconds against the best uniform pays for the reference only after more steps than "
         "were run, or never**",
@@ -152,7 +152,7 @@ def _dear(found: Found, rivals: Rivals, rival: str, suffix: str) -> Iterator[str
         ],
     )
     for what, word in COST_WORDS.items():
-        reaching = sorted((one for one in some if one.ratios), key=lambda one: one.ratios[what])
+        reaching = sorted((one for one in some if what in one.ratios), key=lambda one: one.ratios[what])
         yield from _line(
             f"**More {word} than {rival} to be as good** (the baseline's divided by the arm's)",
             [(f"{_row(one)}-final{suffix}", times(one.ratios[what]), one.ratios[what] < 1) for one in reaching],

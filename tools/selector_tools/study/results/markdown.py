@@ -45,7 +45,9 @@ def points(share: float, error: float | None = None, *, sign: bool = False) -> s
 
 
 def times(ratio: float | None) -> str:
-    """Shows how many times less is needed, or that it is never reached."""
+    """Shows how many times less is needed, or that it is never reached, or that nothing can be said (NaN)."""
+    if ratio is not None and math.isnan(ratio):
+        return NOTHING
     return "never" if ratio is None else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
@@ -55,7 +57,9 @@ def big(number: float) -> str:
 
 
 def whole(number: float) -> str:
-    """Shows a count, or that there is none."""
+    """Shows a count, or that there is none, or that nothing can be said (NaN)."""
+    if math.isnan(number):
+        return NOTHING
     return "never" if math.isinf(number) else f"{number:,.0f}"
 
 

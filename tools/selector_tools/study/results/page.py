@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 
 from selector_tools.study.comparing import RIVALS, Target, best_baseline
-from selector_tools.study.results import documents, prose, tables, tuning
+from selector_tools.study.results import batches, documents, prose, tables, tuning
 from selector_tools.study.results.differences import differences
 from selector_tools.study.results.documents import Study
 from selector_tools.study.results.findings import against_selection, aims, arms
 from selector_tools.study.results.markdown import link, once, paragraphs
 from selector_tools.study.results.naming import anchor, label
-from selector_tools.study.results.questions import QUESTIONS, STREAM, TEACHER, Found, of_rules, rule_pairs
+from selector_tools.study.results.questions import BATCH, QUESTIONS, STREAM, TEACHER, Found, of_rules, rule_pairs
 from selector_tools.study.results.teachers import above, teachers
 from selector_tools.study.rules import parts
 from selector_tools.study.summary import Summary
@@ -29,8 +29,8 @@ NOT_RUN = "Not run."
 
 
 def render(studies: Mapping[str, Study], plots: bool = True) -> str:
-    """Returns the page as Markdown. It is about the largest profile; others have sections."""
-    about = documents.main(studies)
+    """Returns the page as Markdown."""
+    about = documents.together(studies)
     found = about.found
     pictures = (
         "![Accuracy against steps](results-curves.svg)\n\n![Times less than the best baseline](results-speed.svg)"
@@ -48,7 +48,7 @@ def render(studies: Mapping[str, Study], plots: bool = True) -> str:
         f"## Baselines\n\n{_baselines(found)}",
         *_questions(found),
         *_all_costs(found),
-        *_others(studies, about),
+        *_others(studies, found),
     ]
     return once(paragraphs(parts)) + "\n"
 
@@ -98,6 +98,8 @@ def _questions(found: Found) -> Iterator[str]:
         else:
             yield tables.accuracies(_beside(rows, found), found)
         yield differences(question.pairs(found))
+        if question is BATCH and (told := batches.weights(rows)):
+            yield f"{differences(batches.pairs(rows))}\n\n{batches.ABOUT}\n\n{told}"
 
 
 def _beside(rows: list[Summary], found: Found) -> list[Summary]:
@@ -128,20 +130,18 @@ def _all_costs(found: Found) -> Iterator[str]:
     yield tables.costs(found.values())
 
 
-def _others(studies: Mapping[str, Study], about: Study) -> Iterator[str]:
-    if "tuning" in studies:
-        yield (
-            "## Learning rates\n\nThe validation's accuracy at the end, by the peak of the learning rate. If the best "
-            "one is at the edge of what was tried, one beyond it may be better.\n\n"
-            + tuning.rates(studies["tuning"].found)
-        )
-    for name, study in studies.items():
-        if name == "tuning" or study is about:
-            continue
-        title = f"## Profile `{name}`"
-        if name == "headline":
-            yield f"{title}, run apart\n\n{tuning.repeated(study.found, about.found)}"
-        else:
-            rows = list(study.found.values())
-            yield f"{title}\n\n{tables.accuracies(rows, study.found, f'{name}-')}"
-            yield tables.costs(rows, f"{name}-")
+def _others(studies: Mapping[str, Study], found: Found) -> Iterator[str]:
+    for name in ("tuning", "gpu_tuning"):
+        if name in studies:
+            title = "## Learning rates" if name == "tuning" else "### Of the profile `gpu`"
+            yield f"{title}\n\n{RATES if name == 'tuning' else GPU_RATES}\n\n{tuning.rates(studies[name].found)}"
+    if "headline" in studies and not studies.keys().isdisjoint(documents.TOGETHER):
+        again = tuning.repeated(studies["headline"].found, found)
+        yield f"## Profile `headline`, run apart\n\n{again}"
+
+
+RATES = (
+    "The validation's accuracy at the end, by the peak of the learning rate. If the best one is at the edge of what "
+    "was tried, one beyond it may be better."
+)
+GPU_RATES = "Here only baselines were tuned, and what selects has the rate of *filtered offline* beside it."

@@ -61,8 +61,9 @@ def _full(cell: Cell) -> Cell:
 
 
 def _small(cell: Cell) -> Cell:
-    """With the batch, the number of steps changes, too."""
-    return cell if cell.batch == USUAL["batch"] else replace(cell, batch=USUAL["batch"], steps=USUAL["steps"])
+    """With the batch, the number of steps may change, too. Transformers are told of with their resolutions."""
+    usual = cell.batch == USUAL["batch"] or cell.resolution is not None
+    return cell if usual else replace(cell, batch=USUAL["batch"], steps=USUAL["steps"])
 
 
 def _short(cell: Cell) -> Cell:
@@ -143,7 +144,7 @@ def of_rules(found: Found) -> dict[tuple[str, float, str, str], list[Summary]]:
     asked = [question for question in QUESTIONS if question is not TEACHER]
     groups: dict[tuple[str, float, str, str], list[Summary]] = {}
     for cell, one in found.items():
-        told_elsewhere = any(question.varies(cell) for question in asked)
+        told_elsewhere = cell.resolution is not None or any(question.varies(cell) for question in asked)
         if cell.how.selects and cell.reference in RULES_REFERENCES and not told_elsewhere:
             groups.setdefault((cell.stream, cell.noise, cell.reference, cell.pool), []).append(one)
     return groups

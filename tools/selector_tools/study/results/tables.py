@@ -67,7 +67,7 @@ def _ratios(one: Summary, found: Found, rivals: Rivals) -> list[str]:
     compared = sooner(one, found, rivals=rivals)
     if not one.cell.how.selects or one.cell.how.warm or compared is None:
         return [""] * len(SHORT)
-    ratios = [times(compared.ratios.get(what)) for what in ("steps", "flops", "cpu")]
+    ratios = [times(compared.ratio(what)) for what in ("steps", "flops", "cpu")]
     alone = seed_by_seed(compared, "steps")
     there = [ratio for ratio in alone if ratio is not None]
     if len(alone) > 1 and there:
@@ -105,7 +105,7 @@ def speeds(rows: Iterable[Summary], found: Found, target: Target, rivals: Rivals
     for one in rows:
         if (compared := sooner(one, found, target, rivals)) is None:
             continue
-        ratios = [times(compared.ratios.get(what)) for what in ("steps", "flops", "paper_flops", "cpu", "wall")]
+        ratios = [times(compared.ratio(what)) for what in ("steps", "flops", "paper_flops", "cpu", "wall")]
         reached = "never" if compared.steps is None else f"{compared.steps:,.0f}"
         count = str(len(compared.arm.runs))
         best = f"[{label(compared.baseline.cell)}](#{anchor(compared.baseline.cell)})"
