@@ -190,7 +190,27 @@ RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {
 
 # The same for the baselines of `gpu`, by rule, pool, share of wrong captions, batch, steps and whether the learner is a
 # transformer.
-RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {}
+RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {
+    ("filtered", "glyphs", 0.0, 128, 2400, False): 0.0005,
+    ("shuffled", "glyphs", 0.0, 128, 2400, False): 0.001,
+    ("filtered", "iconify", 0.0, 128, 600, False): 0.002,
+    ("shuffled", "iconify", 0.0, 128, 600, False): 0.002,
+    ("uniform", "iconify", 0.0, 128, 600, False): 0.001,
+    ("filtered", "iconify", 0.5, 128, 600, False): 0.002,
+    ("shuffled", "iconify", 0.5, 128, 600, False): 0.001,
+    ("uniform", "iconify", 0.5, 128, 600, False): 0.001,
+    ("filtered", "iconify", 0.0, 128, 2400, False): 0.001,
+    ("filtered_warm", "iconify", 0.0, 128, 2400, False): 0.002,
+    ("shuffled", "iconify", 0.0, 128, 2400, False): 0.001,
+    ("warm", "iconify", 0.0, 128, 2400, False): 0.001,
+    ("filtered", "iconify", 0.0, 512, 600, False): 0.004,
+    ("shuffled", "iconify", 0.0, 512, 600, False): 0.002,
+    ("filtered", "iconify", 0.0, 2048, 600, False): 0.004,
+    ("shuffled", "iconify", 0.0, 2048, 600, False): 0.004,
+    ("filtered", "iconify", 0.5, 512, 1200, True): 0.002,
+    ("shuffled", "iconify", 0.5, 512, 1200, True): 0.001,
+    ("uniform", "iconify", 0.5, 512, 1200, True): 0.001,
+}
 
 
 def rated(cell: Cell) -> Cell:
