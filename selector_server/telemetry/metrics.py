@@ -138,6 +138,11 @@ class Metrics:
             "CUDA: the device's memory. CPU: the cgroup's limit, or the machine's memory.",
             registry=r,
         )
+        self.unobserved = Counter(
+            "selector_unobserved_selections_total",
+            "Selections that nobody looked at for the inspector, because too many waited for that.",
+            registry=r,
+        )
         self.worker_up = Gauge("selector_worker_up", "1 while the device's worker makes progress.", registry=r)
 
         self._begin()
