@@ -260,7 +260,8 @@ def _inspection(config: Config, metrics: Metrics) -> tuple[Inspection | None, Se
     """What is kept of selections for operators, None if nothing is, and who looks at them, None if nobody does."""
     if not config.observes:
         return None, None
-    kept = Inspection(config.inspect_window, config.inspect_content)
+    slices = [metrics.slices.add] if config.inspect_metrics else []
+    kept = Inspection(config.inspect_window, config.inspect_content, slices)
     content = config.inspect_content or config.record_content
     observer = SelectionObserver(kept, content, dropped=metrics.unobserved.inc)
     return kept if config.inspect or config.inspect_listen else None, observer

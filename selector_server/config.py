@@ -167,6 +167,9 @@ class Config(BaseModel):
     inspect_content: bool = Field(
         False, description="keep pictures, captions, ids and tags for them too; with tokens, needs admin_token_file"
     )
+    inspect_metrics: bool = Field(
+        False, description="count by tag and by frequent words of captions on /metrics, which asks for no token"
+    )
     inspect_listen: str = Field(
         "", description="address of the inspector's page, host:port, which keeps as inspect does; empty for none"
     )
@@ -290,8 +293,12 @@ def _check_access(config: Config) -> None:
 def _check_inspection(config: Config) -> None:
     """Content is for operators: where others than this host's processes reach it, or trainers have tokens, it needs
     tokens that trainers do not have."""
-    for name, needed in (("inspect_content", "inspect"), ("record_content", "record")):
-        there = config.record is not None if needed == "record" else config.inspect or bool(config.inspect_listen)
+    kept = config.inspect or bool(config.inspect_listen)
+    for name, needed, there in (
+        ("inspect_content", "inspect", kept),
+        ("inspect_metrics", "inspect_content", config.inspect_content),
+        ("record_content", "record", config.record is not None),
+    ):
         if getattr(config, name) and not there:
             raise SetupError(name, True, f"needs {needed} too")
     if not config.inspect_content or config.admin_token_file is not None:

@@ -1,7 +1,10 @@
 """All that is kept of selections for people, in bounded memory: the one thing that the sources of views read."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,6 +13,7 @@ from selector_server.inspection.observation import Fate, Observation
 from selector_server.inspection.slices import Slices, tag_counts, word_counts
 from selector_server.inspection.window import Window
 
+SliceCounter: TypeAlias = Callable[[str, Counter[str], Counter[str]], None]
 # So many trainers are told apart by what they say of fallbacks, and so many runs are named.
 TRAINERS = 1024
 # A tag is shown by so many of its characters.
@@ -28,15 +32,16 @@ class Totals:
 
 class Inspection:
     """Of the last `window` super-batches the numbers; with `content` also pictures, captions, ids and tags of the last
-    few, the history of samples, and slices. One thread adds; any may read within `reading`, a lock."""
+    few, the history of samples, and slices, which `counters` are told of, too. One thread adds; any may read within
+    `reading`, a lock."""
 
-    def __init__(self, window: int, content: bool) -> None:
+    def __init__(self, window: int, content: bool, counters: Sequence[SliceCounter] = ()) -> None:
         self.reading = Lock()
         self.content = content
         self.window = Window(window)
         self.totals = Totals()
         self.history = History() if content else None
-        self.tags, self.words = Slices(), Slices()
+        self.tags, self.words, self._counters = Slices(), Slices(), counters
 
     def add(self, seen: Observation, words: bool = True) -> Observation:
         """Keeps a selection, and returns it whole, with its number. Without `words`, those of its captions are not
@@ -54,9 +59,12 @@ class Inspection:
             self.window.add(seen if self.content else replace(seen, content=None))
             if content is not None and self.history is not None and len(content.ids):
                 self.history.add(seen, content.ids)
-            for slices, counts in ((self.tags, tags), (self.words, captions)):
-                if counts is not None:
-                    slices.add(*counts)
+            for kind, slices, counts in (("tag", self.tags, tags), ("word", self.words, captions)):
+                if counts is None:
+                    continue
+                slices.add(*counts)
+                for counter in self._counters:
+                    counter(kind, *counts)
         return seen
 
     def _count(self, seen: Observation) -> None:

@@ -11,6 +11,7 @@ from selector_server.errors import SetupError
     [
         ({"inspect_content": "true"}, "inspect_content is True; needs inspect too"),
         ({"inspect_content": "true", "record": "r"}, "inspect_content is True; needs inspect too"),
+        ({"inspect_metrics": "true", "inspect": "true"}, "inspect_metrics is True; needs inspect_content too"),
         ({"record_content": "true", "inspect": "true"}, "record_content is True; needs record too"),
         ({"inspect": "true", "inspect_content": "true", "token_file": "f"}, "needs admin_token_file: a trainer's"),
         ({"inspect": "true", "inspect_content": "true", "listen": "0.0.0.0:1"}, "listen is 0.0.0.0:1, which others"),
