@@ -12,8 +12,8 @@ class Budget:
 
     def __init__(
         self,
-        of_selections: float = 0.005,
-        of_time: float = 0.002,
+        of_selections: float = 0.004,
+        of_time: float = 0.001,
         most: float = 0.1,
         now: Callable[[], float] = time.monotonic,
     ) -> None:

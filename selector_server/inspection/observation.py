@@ -42,7 +42,7 @@ class Content:
     no_picture: str = ""
     no_caption: str = ""
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """About how much memory it takes."""
         columns = [self.ids, self.captions, [] if isinstance(self.tags, np.ndarray) else self.tags]

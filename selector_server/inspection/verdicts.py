@@ -21,10 +21,10 @@ UNKNOWN = 0.9
 NO_BETTER = 0.05
 # So large a share of the candidates may be excluded.
 MOST_EXCLUDED = 0.05
-# So much of the weight of a draw may lie on as many candidates as are picked in a chunk before the draw is as good as
-# taking the best; and below so much more than a uniform draw's, scores decide nothing.
-TOP_K, UNIFORM = 0.999, 1.05
-# Weights may lie behind by so many of their own publications' distance, and by so many steps if there is no other.
+# With a gain above the usual one, so much of the weight of a draw may lie on as many candidates as a chunk has picks
+# before the draw is as good as taking the best; and below so much more than a uniform draw's, scores decide nothing.
+USUAL_GAIN, TOP_K, UNIFORM = 100.0, 0.999, 1.05
+# Where the trainer says nothing of how old weights may be, they are old beyond this.
 MOST_LAG_STEPS, MOST_AGE_SECONDS = 1000, 3600.0
 
 Judge: TypeAlias = Callable[[Sequence[Observation]], pb.Verdict | None]
@@ -143,7 +143,7 @@ def _gain(recent: Sequence[Observation]) -> pb.Verdict | None:
     gain = float(one.rule["gain"])
     weight = np.exp(gain * (own - own.max()))
     share = np.partition(weight, -chunk)[-chunk:].sum() / weight.sum()
-    if share > TOP_K and len(own) > 4 * chunk:
+    if gain > USUAL_GAIN and share > TOP_K and len(own) > 4 * chunk:
         words = f"the gain, {gain:g}, is so high that the draw takes the best, and nothing else has a chance"
         return _odd(words, "lower gain for more variety; exploring some picks helps, too")
     if share < UNIFORM * chunk / len(own):
