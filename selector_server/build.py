@@ -26,6 +26,7 @@ from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
 from selector_server.inspection.local_source import LocalSource
 from selector_server.inspection.observer import SelectionObserver
+from selector_server.inspection.recorder import Recorder
 from selector_server.inspection.source import Source
 from selector_server.inspection.stores import Inspection
 from selector_server.machine import memory_bounds, usable_cpus
@@ -263,7 +264,10 @@ def _inspection(config: Config, metrics: Metrics) -> tuple[Inspection | None, Se
     slices = [metrics.slices.add] if config.inspect_metrics else []
     kept = Inspection(config.inspect_window, config.inspect_content, slices)
     content = config.inspect_content or config.record_content
-    observer = SelectionObserver(kept, content, dropped=metrics.unobserved.inc)
+    recorder = None
+    if config.record is not None:
+        recorder = Recorder(config.record, config.run, config.record_content, config.record_bytes)
+    observer = SelectionObserver(kept, content, recorder, metrics.unobserved.inc)
     return kept if config.inspect or config.inspect_listen else None, observer
 
 

@@ -70,6 +70,12 @@ class LocalSource:
 
     def get_sample(self, request: pb.GetSampleRequest) -> pb.GetSampleResponse:
         name, inspection = request.id, self._inspection
+        here = None
+        if not name and request.super_batch:
+            here = self._placed(request.super_batch, request.index)
+            name = here.last.id
+            if not name:
+                return here
         if inspection.history is None:
             raise NotPossible(
                 "content", "not kept", "samples have no ids here: start the server with --inspect-content"
@@ -88,7 +94,20 @@ class LocalSource:
             if (last := _last(shown, key)) is not None:
                 reply.last.CopyFrom(last)
             break
-        return reply
+        return here if here is not None and not reply.seen else reply
+
+    def _placed(self, number: int, index: int) -> pb.GetSampleResponse:
+        """What is known of the candidate of that place, by this super-batch alone."""
+        seen = self._found(number)
+        if index >= seen.size:
+            raise InvalidRequest("index", index, f"must be below the number of candidates, {seen.size}")
+        [last] = candidates(seen, [index])
+        sighting = pb.Sighting(super_batch=seen.number, trainer_step=seen.step, fate=last.fate, at=seen.at)
+        for loss in ("learner_loss", "reference_loss"):
+            if last.HasField(loss):
+                setattr(sighting, loss, getattr(last, loss))
+        picked = int(last.fate == pb.FATE_PICKED)
+        return pb.GetSampleResponse(id=last.id, sightings=[sighting], last=last, seen=1, picked=picked)
 
     def list_slices(self, request: pb.ListSlicesRequest) -> pb.ListSlicesResponse:  # noqa: ARG002 - it has no fields
         with self._inspection.reading:
@@ -110,7 +129,8 @@ class LocalSource:
             seen = list(self._inspection.window)
         if not seen:
             raise NotPossible("super_batch", "none", "nothing was selected yet")
-        data = parquet.written(seen[-request.last :] if request.last else seen, self._inspection.content)
+        seen = seen[-request.last :] if request.last else seen
+        data = parquet.written(seen, self._run, self._inspection.content)
         for start in range(0, len(data), _PIECE):
             yield pb.DownloadSuperBatchesResponse(data=data[start : start + _PIECE])
 

@@ -4,9 +4,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from selector_server.engine.task import Result, Task
 from selector_server.inspection.budget import Budget
 from selector_server.inspection.observation import Content, Fate, Losses, Observation
 from selector_server.inspection.pictures import galleries, reduced, shown_rows, taken
+from selector_server.inspection.recorder import Recorder
 from selector_server.inspection.stores import Inspection
 from selector_server.sampling import Needs, PairScores, Scores
 
@@ -31,24 +32,24 @@ WAITING = 4
 CAPTION_BYTES = 4 * 512
 # So many candidates tell what the reference makes of captions that are not theirs.
 SHUFFLED = 256
+# So often a recorder is asked, where nothing is selected.
+LOOK_SECONDS = 5.0
 NICE = 10
-
-Sink = Callable[[Observation], None]
 
 
 class SelectionObserver:
-    """What a Scorer calls. `sinks` get each kept selection, too. With `content`, captions, ids, tags and a few pictures
-    are kept, as far as the budget allows; `dropped` is called for each selection that is not kept at all."""
+    """What a Scorer calls. A `recorder` gets each kept selection, too. With `content`, captions, ids, tags and a few
+    pictures are kept, as far as the budget allows; `dropped` is called for each selection that is not kept at all."""
 
     def __init__(
         self,
         inspection: Inspection,
         content: bool,
-        sinks: Sequence[Sink] = (),
+        recorder: Recorder | None = None,
         dropped: Callable[[], None] = lambda: None,
         budget: Budget | None = None,
     ) -> None:
-        self._inspection, self._content, self._sinks, self._dropped = inspection, content, sinks, dropped
+        self._inspection, self._content, self._recorder, self._dropped = inspection, content, recorder, dropped
         self._budget = budget or Budget()
         self._queue: Queue[Observation | None] = Queue(WAITING)
         self._thread = threading.Thread(target=self._keep, name="inspection", daemon=True)
@@ -66,7 +67,7 @@ class SelectionObserver:
         self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None, seconds: StageSeconds
     ) -> None:
         """Never raises, and never waits."""
-        started = time.perf_counter()
+        started = time.thread_time()
         self._budget.earn(seconds.preprocess + seconds.encode_learner + seconds.encode_reference + seconds.sample)
         try:
             with torch.inference_mode():
@@ -79,22 +80,37 @@ class SelectionObserver:
         except Exception:
             log.exception("a selection could not be looked at")
             self._dropped()
-        self._budget.spend(time.perf_counter() - started)
+        self._budget.spend(time.thread_time() - started)
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
-        while (seen := self._queue.get()) is not None:
+        going_on = True
+        while going_on:
             started = time.thread_time()
             try:
-                rich = seen.content is not None and bool(seen.content.pictures)
-                kept = self._inspection.add(_reduced(seen), rich or self._budget.left)
-                for sink in self._sinks:
-                    sink(kept)
+                going_on = self._keep_one()
             except Exception:
                 log.exception("a selection could not be kept for inspection")
                 self._dropped()
-            del seen
             self._budget.spend(time.thread_time() - started)
+        if self._recorder is not None:
+            self._recorder.flush()
+
+    def _keep_one(self) -> bool:
+        """Keeps the next selection. Returns False if there will be no more."""
+        try:
+            seen = self._queue.get(timeout=LOOK_SECONDS)
+        except Empty:
+            if self._recorder is not None:
+                self._recorder.look()
+            return True
+        if seen is None:
+            return False
+        rich = seen.content is not None and bool(seen.content.pictures)
+        kept = self._inspection.add(_reduced(seen), rich or self._budget.left)
+        if self._recorder is not None:
+            self._recorder.add(kept)
+        return True
 
 
 def observation(task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None) -> Observation:

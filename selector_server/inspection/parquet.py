@@ -33,16 +33,17 @@ def library() -> tuple[Any, Any]:
     return pa, pq
 
 
-def written(seen: Sequence[Observation], content: bool) -> bytes:
-    """A file of these super-batches, with ids, captions and tags only if `content` says so. Raises NotPossible."""
+def written(seen: Sequence[Observation], run: str, content: bool) -> bytes:
+    """A file of these super-batches of a run, with ids, captions and tags only if `content` says so. Raises
+    NotPossible."""
     pa, pq = library()
-    tables = [_table(pa, one, content) for one in seen]
+    tables = [_table(pa, one, run, content) for one in seen]
     file = BytesIO()
     pq.write_table(pa.concat_tables(tables, promote_options="default"), file, compression="zstd")
     return file.getvalue()
 
 
-def _table(pa: Any, one: Observation, content: bool) -> Any:
+def _table(pa: Any, one: Observation, run: str, content: bool) -> Any:
     size = one.size
 
     def same(value: Any, kind: Any) -> Any:
@@ -51,6 +52,7 @@ def _table(pa: Any, one: Observation, content: bool) -> Any:
 
     weights, alike = one.weights, one.locality
     columns = {
+        "run": _words(pa, [run] * size),
         "super_batch": same(one.number, pa.uint64()),
         "trainer_step": same(one.step, pa.uint64()),
         "at": same(round(one.at * 1e6), pa.timestamp("us", "UTC")),
@@ -107,15 +109,22 @@ def _floats(pa: Any, values: Losses | None, size: int) -> Any:
     return pa.array(values, pa.float32(), from_pandas=True)  # NaN becomes null.
 
 
-def read(file: Path) -> Iterator[Observation]:
-    """The super-batches of a file that `written` made, in their order. Raises NotPossible, and what pyarrow raises for
-    a file that is none: ArrowInvalid and OSError."""
-    _, pq = library()
-    table = pq.read_table(file)
+def read(file: Path) -> Iterator[tuple[str, Observation]]:
+    """The super-batches of a file that `written` made, in their order, each with its run. Raises NotPossible for what
+    is no such file."""
+    pa, pq = library()
+    try:
+        yield from _observations(pq.ParquetFile(file).read())
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise NotPossible("file", file, f"is none that was recorded: {' '.join(str(error).split())[:200]}") from error
+
+
+def _observations(table: Any) -> Iterator[tuple[str, Observation]]:
     numbers = np.asarray(table["super_batch"])
     starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()] if len(numbers) else []
     for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
-        yield _observation(table.slice(start, stop - start))
+        part = table.slice(start, stop - start)
+        yield part["run"][0].as_py(), _observation(part)
 
 
 _CODES = {name: fate for fate, name in _FATES.items()}

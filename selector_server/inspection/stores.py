@@ -11,7 +11,7 @@ import numpy as np
 from selector_server.inspection.history import History
 from selector_server.inspection.observation import Fate, Observation
 from selector_server.inspection.slices import Slices, tag_counts, word_counts
-from selector_server.inspection.window import Window
+from selector_server.inspection.window import WITH_CONTENT, Window
 
 SliceCounter: TypeAlias = Callable[[str, Counter[str], Counter[str]], None]
 # So many trainers are told apart by what they say of fallbacks, and so many runs are named.
@@ -32,13 +32,15 @@ class Totals:
 
 class Inspection:
     """Of the last `window` super-batches the numbers; with `content` also pictures, captions, ids and tags of the last
-    few, the history of samples, and slices, which `counters` are told of, too. One thread adds; any may read within
-    `reading`, a lock."""
+    `with_content`, the history of samples, and slices, which `counters` are told of, too. One thread adds; any may read
+    within `reading`, a lock."""
 
-    def __init__(self, window: int, content: bool, counters: Sequence[SliceCounter] = ()) -> None:
+    def __init__(
+        self, window: int, content: bool, counters: Sequence[SliceCounter] = (), with_content: int = WITH_CONTENT
+    ) -> None:
         self.reading = Lock()
         self.content = content
-        self.window = Window(window)
+        self.window = Window(window, with_content)
         self.totals = Totals()
         self.history = History() if content else None
         self.tags, self.words, self._counters = Slices(), Slices(), counters

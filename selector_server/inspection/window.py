@@ -13,12 +13,12 @@ NUMBER_BYTES, CONTENT_BYTES = 64 << 20, 64 << 20
 
 
 class Window:
-    """At most `size` super-batches, oldest first. The last one is always kept; of a content that alone is larger than
-    all may be, the candidates of galleries alone keep theirs. It is changed by one thread, and its callers see to it
-    that nobody reads meanwhile."""
+    """At most `size` super-batches, oldest first; `with_content` of them keep theirs. The last one is always kept;
+    of a content that alone is larger than all may be, the candidates of galleries alone keep theirs. It is changed by
+    one thread, and its callers see to it that nobody reads meanwhile."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, with_content: int = WITH_CONTENT) -> None:
+        self._size, self._with_content = size, with_content
         self._kept: deque[Observation] = deque()
         self._bytes = 0
 
@@ -46,8 +46,8 @@ class Window:
         return self._kept[-1] if self._kept and not number else None
 
     def _forget_content(self) -> None:
-        """Pictures of at most WITH_CONTENT super-batches stay; so does what else is shown of them."""
-        left, bytes_ = WITH_CONTENT, CONTENT_BYTES
+        """Takes the content of older super-batches away."""
+        left, bytes_ = self._with_content, CONTENT_BYTES
         for place in range(len(self._kept) - 1, -1, -1):
             seen = self._kept[place]
             if seen.content is None:
