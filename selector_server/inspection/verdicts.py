@@ -172,9 +172,9 @@ JUDGES: Sequence[Judge] = (_shuffling, _reference, _no_better, _old, _excluded, 
 def _good(recent: Sequence[Observation]) -> pb.Verdict:
     gains = [one.point.picked - one.point.pool for one in recent if one.scores is not None]
     if not gains:
-        return pb.Verdict(level=pb.VERDICT_LEVEL_GOOD, finding="picks are drawn uniformly, as the trainer asks")
+        return _verdict(pb.VERDICT_LEVEL_GOOD, "picks are drawn uniformly, as the trainer asks", "")
     words = f"selection works: picks score {np.mean(gains):.2f} nats above the pool"
-    return pb.Verdict(level=pb.VERDICT_LEVEL_GOOD, finding=words)
+    return _verdict(pb.VERDICT_LEVEL_GOOD, words, "")
 
 
 def _age(lag: int | None, seconds: float) -> str:
@@ -183,8 +183,17 @@ def _age(lag: int | None, seconds: float) -> str:
 
 
 def _odd(finding: str, advice: str) -> pb.Verdict:
-    return pb.Verdict(level=pb.VERDICT_LEVEL_ODD, finding=finding, advice=advice)
+    return _verdict(pb.VERDICT_LEVEL_ODD, finding, advice)
 
 
 def _bad(finding: str, advice: str) -> pb.Verdict:
-    return pb.Verdict(level=pb.VERDICT_LEVEL_BAD, finding=finding, advice=advice)
+    return _verdict(pb.VERDICT_LEVEL_BAD, finding, advice)
+
+
+def _verdict(level: pb.VerdictLevel.ValueType, finding: str, advice: str) -> pb.Verdict:
+    return pb.Verdict(level=level, finding=_sentence(finding), advice=_sentence(advice))
+
+
+def _sentence(words: str) -> str:
+    """Words that may quote a reason of somebody else's as one sentence."""
+    return words[:1].upper() + words[1:] + ("" if not words or words.endswith((".", "`")) else ".")
