@@ -41,6 +41,8 @@ class App:
         sidecar.ranks.start()
         server, *others = build_servers(sidecar)
         self._worker.start()
+        if sidecar.observer is not None:
+            sidecar.observer.start()
         if sidecar.subscriber is not None:
             sidecar.subscriber.start()
         sidecar.access.start()
@@ -80,7 +82,8 @@ class App:
         those of requests may hang."""
         sidecar = self._sidecar
         sidecar.decoder.close()
-        stops = [part.stop for part in (sidecar.access, sidecar.subscriber, sidecar.ranks) if part is not None]
+        parts = (sidecar.access, sidecar.subscriber, sidecar.ranks, sidecar.observer)
+        stops = [part.stop for part in parts if part is not None]
         closes = [
             part.close for part in (sidecar.cache, sidecar.shared, metrics_server, sidecar.tracing) if part is not None
         ]
