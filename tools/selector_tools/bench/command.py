@@ -6,6 +6,7 @@ from selector_tools.bench import (
     cache,
     chunks,
     faults,
+    inspect,
     load,
     loader,
     prefilter,
@@ -35,6 +36,7 @@ def add_parser(verbs: Any) -> None:
         loader,
         load,
         faults,
+        inspect,
         training,
     ):
         verb.add_parser(leaves)
