@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -84,8 +84,15 @@ class OpenPage:
         return self._ask("POST", f"/api/{method}", json.dumps(request))
 
     def _ask(self, verb: str, path: str, body: str | None = None) -> bytes:
-        self._connection.request(verb, path, body, {"content-type": "application/json"} if body else {})
-        answer = self._connection.getresponse()
+        def ask() -> HTTPResponse:
+            self._connection.request(verb, path, body, {"content-type": "application/json"} if body else {})
+            return self._connection.getresponse()
+
+        try:
+            answer = ask()
+        except ConnectionError:  # The server closed a connection that was silent for long; a browser opens another one.
+            self._connection.close()
+            answer = ask()
         data = answer.read()
         if answer.status != 200:
             raise RuntimeError(f"the page answered {verb} {path} with status {answer.status}: {data[:200]!r}")
