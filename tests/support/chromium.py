@@ -1,6 +1,7 @@
 """A real headless Chromium, driven by its own protocol over a pipe: no driver and no library stand between."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -52,8 +53,8 @@ def chromium():
 
 class Browser:
     def __init__(self, profile: Path) -> None:
-        theirs, self._to = os.pipe()
-        self._from, answers = os.pipe()
+        theirs, self._to = map(_high, os.pipe())
+        self._from, answers = map(_high, os.pipe())
         # The browser reads commands from descriptor 3 and writes answers to 4; a shell puts them there.
         command = f'exec 3<&{theirs} 4>&{answers} {theirs}<&- {answers}>&-; exec "$@"'
         arguments = [PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
@@ -69,7 +70,7 @@ class Browser:
         self._numbers, self._waiting, self.listeners = itertools.count(1), {}, {}
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def call(self, method, session=None, seconds=30, **parameters) -> dict:
+    def call(self, method, session=None, seconds=60, **parameters) -> dict:
         number, answer = next(self._numbers), queue.SimpleQueue()
         self._waiting[number] = answer
         message = {"id": number, "method": method, "params": parameters}
@@ -103,6 +104,13 @@ class Browser:
                 elif listener := self.listeners.get(message.get("sessionId")):
                     listener(message["method"], message["params"])
         os.close(self._from)
+
+
+def _high(descriptor) -> int:
+    """The same under a number that is none of those that the browser expects."""
+    other = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20)
+    os.close(descriptor)
+    return other
 
 
 class Tab:

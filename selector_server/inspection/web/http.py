@@ -53,9 +53,9 @@ class HttpServer:
         self._connections: OrderedDict[_Connection, None] = OrderedDict()  # the one silent for longest first
 
     async def start(self, listening: socket, tls: ssl.SSLContext | None) -> asyncio.Server:
-        handshake = {} if tls is None else {"ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        handshake = None if tls is None else HANDSHAKE_SECONDS
         return await asyncio.start_server(
-            self._serve, sock=listening, ssl=tls, limit=MAX_HEAD_BYTES, backlog=1024, **handshake
+            self._serve, sock=listening, ssl=tls, ssl_handshake_timeout=handshake, limit=MAX_HEAD_BYTES, backlog=1024
         )
 
     def cut_all(self) -> None:

@@ -126,8 +126,7 @@ class Page:
             return Response(405, b"", _headers({"allow": "POST"}))
         self._authorise(request.headers.get("authorization"))
         if method == "DownloadSuperBatches":
-            asked = _parse(pb.DownloadSuperBatchesRequest, request.body)
-            return await self._file_of(self._download(asked))
+            return await self._file_of(self._download(_parse(pb.DownloadSuperBatchesRequest, request.body)))
         if method not in self._calls:
             raise InvalidRequest("method", method, f"must be one of {', '.join(self._calls)}")
         kind, call = self._calls[method]

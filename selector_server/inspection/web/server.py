@@ -27,6 +27,7 @@ class PageServer:
         self._page, self._tls = Page(source, authorise, names), tls
         self._listening = listen_at(address)
         self.port: int = self._listening.getsockname()[1]
+        self.url = f"http{'s' if tls else ''}://{address.rpartition(':')[0]}:{self.port}/"
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = Thread(target=self._run, name="page", daemon=True)

@@ -65,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"selector inspect: --listen is {arguments.listen}; must be a free host:port: {error}", file=sys.stderr)
         return 2
-    host = arguments.listen.rpartition(":")[0]
-    print(f"http://{host}:{server.port}/#token={token}", flush=True)
+    print(f"{server.url}#token={token}", flush=True)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -80,7 +79,7 @@ def _source(arguments: argparse.Namespace) -> "Source":
     from selector_tools.inspector.remote_source import RemoteSource  # noqa: PLC0415 - as above
 
     if (folder := Path(arguments.address)).is_dir():
-        from selector_server.inspection.recorded_source import RecordedSource  # noqa: PLC0415 - as above
+        from selector_tools.inspector.recorded_source import RecordedSource  # noqa: PLC0415 - as above
 
         return RecordedSource(folder)
     return RemoteSource(arguments.address, access_of(arguments))

@@ -1,6 +1,6 @@
 """A Source that asks a running sidecar by its admin calls."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -33,19 +33,19 @@ class RemoteSource:
         self._channel.close()
 
     def get_overview(self, request: pb.GetOverviewRequest) -> pb.GetOverviewResponse:
-        return self._ask(self._stub.GetOverview, request)
+        return self._ask("GetOverview", request, pb.GetOverviewResponse)
 
     def get_super_batch(self, request: pb.GetSuperBatchRequest) -> pb.GetSuperBatchResponse:
-        return self._ask(self._stub.GetSuperBatch, request)
+        return self._ask("GetSuperBatch", request, pb.GetSuperBatchResponse)
 
     def list_pictures(self, request: pb.ListPicturesRequest) -> pb.ListPicturesResponse:
-        return self._ask(self._stub.ListPictures, request)
+        return self._ask("ListPictures", request, pb.ListPicturesResponse)
 
     def get_sample(self, request: pb.GetSampleRequest) -> pb.GetSampleResponse:
-        return self._ask(self._stub.GetSample, request)
+        return self._ask("GetSample", request, pb.GetSampleResponse)
 
     def list_slices(self, request: pb.ListSlicesRequest) -> pb.ListSlicesResponse:
-        return self._ask(self._stub.ListSlices, request)
+        return self._ask("ListSlices", request, pb.ListSlicesResponse)
 
     def download_super_batches(
         self, request: pb.DownloadSuperBatchesRequest
@@ -55,11 +55,13 @@ class RemoteSource:
         except grpc.RpcError as error:
             raise self._told(error) from error
 
-    def _ask(self, call: Callable[..., T], request: Message) -> T:
+    def _ask(self, method: str, request: Message, kind: type[T]) -> T:
         try:
-            return call(request, timeout=CALL_SECONDS, metadata=self._token())
+            answer = getattr(self._stub, method)(request, timeout=CALL_SECONDS, metadata=self._token())
         except grpc.RpcError as error:
             raise self._told(error) from error
+        assert isinstance(answer, kind)
+        return answer
 
     def _token(self) -> list[tuple[str, str]]:
         try:
