@@ -42,9 +42,7 @@ def test_seeds_decide_the_figures(tmp_path: Path) -> None:
     assert all(arm["fallbacks"] == 0 and len(arm["finals"]) == 1 for arm in first["arms"])
     assert jest["versions"] == 5  # the bundle's, and those of steps 0, 10, 20 and 30
     assert shuffled["concepts"] > uniform["concepts"]
-    assert first["examples"]["arm"] == "JEST"
-    assert len(first["examples"]["picked"]) == len(first["examples"]["dropped"]) == 128
-    # The examples' scores tell to the last digit which weights scored, and the learner what it was trained on.
+    # Accuracies tell to the last digit what the learner was trained on.
     assert figures(tmp_path / "second", *flags) == first
 
 

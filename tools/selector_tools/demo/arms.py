@@ -1,16 +1,18 @@
 """The arms of the demo: the same trainer on the same pool, fed in different ways."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from selector_client import Selection, Selector
+from selector_client import Access
 
-from selector_tools.demo.results import Arm
+from selector_tools.demo.results import Arm, Inspected
 from selector_tools.demo.rules import RULES
+from selector_tools.inspector.remote_source import RemoteSource
+from selector_tools.inspector.snapshot import told_by
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.feeds import AtRandom, Selected, Service, Source
 from selector_tools.study.model import SmallSigLip
@@ -39,25 +41,10 @@ class Setting:
         return SmallSigLip(self.vocabulary)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """One super-batch: its rows in the pool [B], the indices that the sidecar picked [b], and each candidate's own
-    score [B] in nats."""
-
-    step: int
-    rows: NDArray[np.int64]
-    picked: NDArray[np.int64]
-    scores: NDArray[np.float32]
-
-
-def run_arm(kind: str, steps: int, setting: Setting, on_step: Callable[[int], None]) -> tuple[Arm, Snapshot | None]:
-    """Trains one arm from scratch, and takes a snapshot a third of the way in (None where no sidecar picks)."""
-    rule, source, snapshots = RULES[kind], setting.source, []
-
-    def look(step: int, rows: NDArray[np.int64], selection: Selection) -> None:
-        if step == steps // 3 and isinstance(feed, Selected):
-            snapshots.extend(_judged(step, rows, selection.indices, feed.address, source))
-
+def run_arm(kind: str, steps: int, setting: Setting, on_step: Callable[[int], None]) -> tuple[Arm, Inspected | None]:
+    """Trains one arm from scratch, and returns what its sidecar told the inspector at the end (None where no sidecar
+    picks)."""
+    rule, source, inspected = RULES[kind], setting.source, None
     with ExitStack() as stack:
         feed: Selected | AtRandom = AtRandom(rule, source)
         if rule.selects:
@@ -70,7 +57,6 @@ def run_arm(kind: str, steps: int, setting: Setting, on_step: Callable[[int], No
                 run=f"demo-{kind}",
                 steps=steps,
                 publish_every=every,
-                on_selection=look,
             )
         run = train(
             setting.fresh_model(),
@@ -98,18 +84,7 @@ def run_arm(kind: str, steps: int, setting: Setting, on_step: Callable[[int], No
             concepts=float(np.mean([len(np.unique(setting.concepts[rows])) for rows in run.rows])),
             mislabelled=float(setting.mislabelled[np.concatenate(run.rows)].mean()),
         )
-    return arm, snapshots[0] if snapshots else None
-
-
-def _judged(
-    step: int, rows: NDArray[np.int64], picked: NDArray[np.int64], address: str, source: Source
-) -> list[Snapshot]:
-    """Has every candidate scored by an independent selection that keeps them all. Returns nothing if none was."""
-    batch = source.at(rows)
-    with Selector(address, policy="independent", sub_batch_size=len(rows)) as judge:
-        verdict = judge.select(batch["images"], batch["texts"])
-    if verdict.scores is None:
-        return []
-    scores = np.empty(len(rows), np.float32)
-    scores[verdict.indices] = verdict.scores
-    return [Snapshot(step, rows, picked, scores)]
+        if isinstance(feed, Selected):
+            with closing(RemoteSource(feed.address, Access())) as sidecar:
+                inspected = Inspected(rule.label, told_by(sidecar))
+    return arm, inspected

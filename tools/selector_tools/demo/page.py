@@ -4,28 +4,24 @@ Whatever comes from data passes `escape`, for captions are other people's words.
 """
 
 import base64
-import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from PIL import Image
-
-from selector_tools.demo.results import Example, Report
-
-SHOWN = 40  # thumbnails of a kind are shown, the rest is folded away
+from selector_tools.demo.results import Report
+from selector_tools.inspector import snapshot
 
 STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #f7f6f3; --paper: #ffffff; --text: #1d1c1a; --faint: #66635c; --line: #e2dfd8;
-  --accent: #0b62c4; --wrong: #b3261e;
+  --accent: #0b62c4;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #141517; --paper: #1d1f22; --text: #e9e7e3; --faint: #a19e97; --line: #33363b;
-    --accent: #6cb2ff; --wrong: #ff9a8f;
+    --accent: #6cb2ff;
   }
 }
 * { box-sizing: border-box; }
@@ -38,8 +34,6 @@ h1 {
   font-weight: 650; letter-spacing: -0.02em; text-wrap: balance;
 }
 h2 { margin: 4rem 0 0.75rem; font-size: 1.3rem; line-height: 1.3; letter-spacing: -0.01em; }
-h3 { margin: 1.5rem 0 0; font-size: 1rem; }
-h3 + .note { margin-top: 0; }
 p { margin: 0 0 1rem; max-width: 44rem; }
 a { color: var(--accent); }
 .kicker { margin: 0 0 0.75rem; color: var(--accent); font-weight: 600; }
@@ -57,19 +51,7 @@ thead th, thead th:first-child { border-top: 0; color: var(--text); font-weight:
 .sheets {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem;
 }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.4rem, 1fr)); gap: 1.1rem 0.6rem; }
-.tile { margin: 0; font-size: 0.78rem; line-height: 1.3; }
-.tile img {
-  display: block; width: 100%; height: 82px; padding: 8px 0; object-fit: contain; image-rendering: pixelated;
-  background: #fff; border: 1px solid var(--line); border-radius: 6px;
-}
-.tile figcaption { margin-top: 0.35rem; overflow-wrap: anywhere; hyphens: auto; }
-.score, .mark { display: block; }
-.score { color: var(--faint); font-variant-numeric: tabular-nums; }
-.mark { color: var(--wrong); font-weight: 600; font-size: 0.72rem; white-space: nowrap; }
-.wrong img { border: 2px dashed #b3261e; padding: 7px 0; }
-details { margin-top: 1.25rem; }
-summary { margin-bottom: 1.1rem; color: var(--accent); cursor: pointer; }
+iframe { display: block; width: 100%; height: 52rem; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 0.3rem 1.5rem; margin: 0; font-size: 0.9rem; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -117,7 +99,7 @@ def render(report: Report, headline: str, rows: Sequence[tuple[str, Sequence[str
 {_definitions("What the arms train on", {arm.name: arm.about for arm in report.arms})}
 <h2>Quality against steps</h2>
 {_plot(plots)}
-{_examples(report)}
+{_inspected(report)}
 <div class="sheets">
 {_definitions("Settings", report.settings)}
 {_definitions("Versions", report.versions)}
@@ -183,50 +165,16 @@ the reference as a dashed line and uniform's final accuracy as a thin one; their
 </picture></figure>"""
 
 
-def _examples(report: Report) -> str:
-    examples = report.examples
-    if examples is None:
+def _inspected(report: Report) -> str:
+    """The inspector's page within this one. As its own document of its own origin, it cannot touch this one."""
+    if report.inspected is None:
         return ""
+    inspector = base64.b64encode(snapshot.page_of(report.inspected.answers).encode()).decode()
     return f"""<h2>What was picked, and what was not</h2>
-<p>Candidates of one super-batch, at step {examples.step:,} of the arm {escape(examples.arm)}; only the picked ones are
-trained on. The score is the pair's own learnability in nats: the learner's loss minus the reference's. Highest
-first.</p>
-<div class="sheets">
-{_sheet("Picked", examples.picked)}
-{_sheet("Dropped", examples.dropped)}
-</div>"""
-
-
-def _sheet(title: str, unsorted: Sequence[Example]) -> str:
-    examples = sorted(unsorted, key=lambda example: -example.score)
-    shown, folded = examples[:SHOWN], examples[SHOWN:]
-    more = f"<details><summary>{len(folded)} more</summary>{_tiles(folded)}</details>" if folded else ""
-    concepts = len({example.concept for example in examples})
-    wrong = sum(example.mislabelled for example in examples)
-    told = f"{len(examples)} of {concepts} different concepts" + (f", {wrong} mislabelled" if wrong else "")
-    return f"""<section>
-<h3>{title}: {told}</h3>
-{_tiles(shown)}
-{more}
-</section>"""
-
-
-def _tiles(examples: Iterable[Example]) -> str:
-    return f'<div class="sheet">\n{_lines(map(_tile, examples))}\n</div>'
-
-
-def _tile(example: Example) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(255 - example.pixels).save(stream, "PNG", optimize=True)  # ink becomes dark and paper white
-    source = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-    caption = escape(example.caption)
-    score = f'<span class="score">score {example.score:+.2f}</span>'
-    wrong, mark = (" wrong", '<span class="mark">mislabelled</span>') if example.mislabelled else ("", "")
-    return (
-        f'<figure class="tile{wrong}">'
-        f'<img src="{source}" alt="Icon with the caption {caption}" />'
-        f"<figcaption>{caption}{score}{mark}</figcaption></figure>"
-    )
+<p>The inspector as it was at the end of the arm {escape(report.inspected.arm)}; while the demo runs, it is live at the
+address that is printed. Only what is picked is trained on.</p>
+<iframe class="card" title="The inspector" sandbox="allow-scripts"
+src="data:text/html;charset=utf-8;base64,{inspector}#pictures"></iframe>"""
 
 
 def _advice(report: Report) -> list[str]:

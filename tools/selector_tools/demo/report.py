@@ -6,7 +6,7 @@ Nothing is measured here. The headline compares the best arm that selects with t
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from operator import methodcaller
 from pathlib import Path
@@ -51,7 +51,7 @@ class Column(NamedTuple):
 def write(report: Report, folder: Path) -> Path:
     """Writes index.html, accuracy.png and results.json into `folder`, which is made if needed, and returns the page.
 
-    The page carries its plot and thumbnails in itself, so that this one file can be passed on.
+    The page carries its plot and the inspector in itself, so that this one file can be passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plot(report, WIDE, LIGHT).savefig(folder / "accuracy.png", dpi=100)
@@ -148,14 +148,12 @@ def reference(report: Report) -> str:
 
 
 def figures(report: Report) -> dict[str, Any]:
-    """Returns what results.json holds: the report less the pixels, and what is derived from it for the table."""
-    document = asdict(report)
+    """Returns what results.json holds: the report, and what is derived from it for the table."""
+    document = asdict(replace(report, inspected=None))
+    del document["inspected"]
     for arm, entry in zip(report.arms, document["arms"], strict=True):
         steps, ratio = _reached(arm, report.arms[0]) or (None, None)
         entry |= {"final": arm.final, "steps_to_uniform_final": steps, "times_fewer_steps": ratio}
-    if examples := document["examples"]:
-        for example in examples["picked"] + examples["dropped"]:
-            del example["pixels"]
     return document
 
 

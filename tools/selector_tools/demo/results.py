@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -71,37 +70,23 @@ def mean_of(runs: Sequence[Arm]) -> Arm:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One candidate of a super-batch: its ink, uint8 [32, 32], its caption, its concept, the learnability of the pair
-    itself in nats as the sidecar scored it, and whether the caption was shuffled."""
-
-    pixels: NDArray[np.uint8]
-    caption: str
-    concept: str
-    score: float
-    mislabelled: bool
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Candidates of one super-batch, which were picked or dropped at `step` of the arm."""
+class Inspected:
+    """What the sidecar of an arm told the inspector at the arm's end: messages by their calls."""
 
     arm: str
-    step: int
-    picked: list[Example]
-    dropped: list[Example]
+    answers: dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the demo shows. `arms[0]` is uniform. `stream` says in a sentence how the pool is read. `examples` is
-    None where no arm selects. `settings` and `versions` are shown as they are."""
+    """Everything the demo shows. `arms[0]` is uniform. `stream` says in a sentence how the pool is read. `inspected`
+    is None where no arm selects. `settings` and `versions` are shown as they are."""
 
     arms: list[Arm]
     reference_accuracy: float
     pool_mislabelled: float
     stream: str
-    examples: Examples | None
+    inspected: Inspected | None
     settings: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 import selector_proto
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
 from selector_tools.datasets import icons
-from selector_tools.datasets.dataset import Dataset, Pictures, shuffle_captions
+from selector_tools.datasets.dataset import Dataset, shuffle_captions
 from selector_tools.datasets.pairs import Pairs, make_tokenizer
-from selector_tools.demo.arms import Setting, Snapshot, run_arm
+from selector_tools.demo.arms import Setting, run_arm
 from selector_tools.demo.report import headline, table, write
-from selector_tools.demo.results import Arm, Example, Examples, Report, mean_of
+from selector_tools.demo.results import Arm, Inspected, Report, mean_of
 from selector_tools.demo.rules import ORDERS, RULES
 from selector_tools.export.bundle_writer import export_learner, export_reference
-from selector_tools.processes import redis_server
+from selector_tools.processes import free_port, redis_server
 from selector_tools.progress import bars
 from selector_tools.reference.augmentation import Augmentation
 from selector_tools.study.feeds import GAIN, Service, Source
@@ -62,14 +61,16 @@ def run(options: Options, seeds: Sequence[int], out: Path) -> None:
     log.write_text("")
     torch.set_num_threads(1)  # one core trains while the other one selects
     with bars(console) as progress, tempfile.TemporaryDirectory() as temporary:
-        demo = _Demo(options, _load(progress), Path(temporary), log, progress)
+        page = f"127.0.0.1:{free_port()}"
+        console.print(f"what is picked, while a sidecar selects: http://{page}/")
+        demo = _Demo(options, _load(progress), Path(temporary), log, progress, page)
         outcomes = [demo.run(seed, f" (seed {seed})" if len(seeds) > 1 else "") for seed in seeds]
     report = Report(
         arms=[mean_of(runs) for runs in zip(*(outcome.arms for outcome in outcomes), strict=True)],
         reference_accuracy=float(np.mean([outcome.reference_accuracy for outcome in outcomes])),
         pool_mislabelled=outcomes[0].pool_mislabelled,
         stream=ORDERS[options.order],
-        examples=outcomes[0].examples,
+        inspected=outcomes[0].inspected,
         settings=demo.settings(seeds),
         versions=_versions(),
     )
@@ -81,20 +82,22 @@ def run(options: Options, seeds: Sequence[int], out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of one seed. The examples are from the last arm that selects."""
+    """What came of one seed. The inspected arm is the last one that selects."""
 
     arms: list[Arm]
     reference_accuracy: float
     pool_mislabelled: float
-    examples: Examples | None
+    inspected: Inspected | None
 
 
 class _Demo:
-    """The demo's data, and what is done with it by one seed after the other. Its files go into `folder`."""
+    """The demo's data, and what is done with it by one seed after the other. Its files go into `folder`. Each sidecar
+    in its turn serves the inspector at the address `page`."""
 
-    def __init__(self, options: Options, data: Dataset, folder: Path, log: Path, progress: Progress) -> None:
+    def __init__(self, options: Options, data: Dataset, folder: Path, log: Path, progress: Progress, page: str) -> None:
         self._options, self._data = options, data
         self._folder, self._log, self._progress = folder, log, progress
+        self._inspecting = ("--inspect-listen", page, "--inspect-content", "true")
         self._words = folder / "tokenizer.json"
         self._tokenizer = make_tokenizer([*data.pool.captions, *data.curated.captions], self._words)
         self._evaluate = ZeroShot(data.evaluation, self._tokenizer)
@@ -106,14 +109,26 @@ class _Demo:
         """Trains the reference and every arm. The names of what is under way end in `suffix`."""
         captions, mislabelled = shuffle_captions(self._data.pool.captions, self._options.noise, seed)
         reference = self._train_reference(seed, suffix)
-        arms, examples = [], None
+        arms, inspected = [], None
         with redis_server() as redis:
             work = self._folder / str(seed)
             pairs = Pairs.of(self._data.pool, captions, self._tokenizer)
             super_batch = round(BATCH / (1 - FILTER_RATIO))
             setting = Setting(
-                source=Source(pairs, Stream(np.arange(len(self._order)), self._order), BATCH, super_batch, seed),
-                service=Service(work / "learner", work / "reference", work / "cache", redis, self._log),
+                source=Source(
+                    pairs,
+                    Stream(np.arange(len(self._order)), self._order),
+                    BATCH,
+                    super_batch,
+                    seed,
+                    np.array(captions, object),
+                    np.where(mislabelled, "mislabelled", "its own caption").astype(object)
+                    if mislabelled.any()
+                    else None,
+                ),
+                service=Service(
+                    work / "learner", work / "reference", work / "cache", redis, self._log, flags=self._inspecting
+                ),
                 concepts=self._concepts,
                 mislabelled=mislabelled,
                 evaluate=self._evaluate,
@@ -125,11 +140,10 @@ class _Demo:
             self._export(setting, reference, suffix)
             for kind in self._options.arms:
                 on_step = self._bar(f"train {RULES[kind].label}{suffix}", self._options.steps)
-                arm, snapshot = run_arm(kind, self._options.steps, setting, on_step)
+                arm, told = run_arm(kind, self._options.steps, setting, on_step)
                 arms.append(arm)
-                if snapshot is not None:
-                    examples = _examples(arm.name, snapshot, self._data.pool, captions, mislabelled)
-        return _Outcome(arms, self._evaluate(reference), float(mislabelled.mean()), examples)
+                inspected = told or inspected
+        return _Outcome(arms, self._evaluate(reference), float(mislabelled.mean()), inspected)
 
     def settings(self, seeds: Sequence[int]) -> dict[str, str]:
         """Returns what a reader of the report must know of them."""
@@ -190,25 +204,6 @@ def _load(progress: Progress) -> Dataset:
     total = progress.tasks[task].total
     progress.update(task, completed=total)
     return data
-
-
-def _examples(
-    arm: str,
-    snapshot: Snapshot,
-    pictures: Pictures,
-    captions: Sequence[str],
-    mislabelled: NDArray[np.bool_],
-) -> Examples:
-    """Returns the picked candidates, and as many of the dropped ones, which are a random sample of them."""
-    dropped = np.setdiff1d(np.arange(len(snapshot.rows)), snapshot.picked)
-    dropped = np.random.default_rng(0).permutation(dropped)[: len(snapshot.picked)]  # neighbours are alike
-
-    def example(index: int) -> Example:
-        row = int(snapshot.rows[index])
-        score, wrong = float(snapshot.scores[index]), bool(mislabelled[row])
-        return Example(pictures.pixels[row], captions[row], pictures.concepts[row], score, wrong)
-
-    return Examples(arm, snapshot.step, [example(i) for i in snapshot.picked], [example(i) for i in dropped])
 
 
 def _versions() -> dict[str, str]:

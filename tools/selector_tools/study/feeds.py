@@ -1,6 +1,6 @@
 """What feeds a trainer: batches drawn at random, or sub-batches that a sidecar picks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -30,13 +30,16 @@ OnSelection = Callable[[int, NDArray[np.int64], Selection], None]
 @dataclass(frozen=True)
 class Source:
     """What is read: pairs in the order of a stream, in batches of `batch`, or in super-batches of `super_batch`. All
-    feeds of one seed are shown the same ones."""
+    feeds of one seed are shown the same ones. `captions` and `tags`, of each pair, are for the sidecar alone: captions
+    in place of tokens, so that people can read them there."""
 
     pairs: Pairs
     stream: Stream
     batch: int
     super_batch: int
     seed: int
+    captions: NDArray[np.object_] | None = None
+    tags: NDArray[np.object_] | None = None
 
     def super_batches(self, size: int | None = None) -> Iterator[NDArray[np.int64]]:
         """Yields the entries of one super-batch after the other."""
@@ -45,6 +48,12 @@ class Source:
     def at(self, entries: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Returns these entries as a super-batch or a batch; the entries are their ids."""
         return self.pairs.at(self.stream.rows[entries]) | {"ids": entries}
+
+    def shown(self, super_batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the sidecar is shown of a super-batch."""
+        rows = self.stream.rows[super_batch["ids"]]
+        texts = {} if self.captions is None else {"texts": self.captions[rows]}
+        return {**super_batch, **texts, **({} if self.tags is None else {"tags": self.tags[rows]})}
 
 
 class AtRandom:
@@ -105,8 +114,8 @@ class AtRandom:
 
 @dataclass(frozen=True)
 class Service:
-    """What a sidecar is started with: bundles, the reference's cache, a Redis server, and the file of its log; and on
-    what it computes."""
+    """What a sidecar is started with: bundles, the reference's cache, a Redis server, and the file of its log; on what
+    it computes; and more flags."""
 
     learner: Path
     reference: Path
@@ -115,6 +124,7 @@ class Service:
     log: Path
     device: str = "cpu"
     threads: int = 1
+    flags: tuple[str, ...] = ()
 
 
 class Selected:
@@ -163,7 +173,12 @@ class Selected:
         super_batches = (source.at(next(entries)) for _ in range(steps))
         # A small learner changes much with every step, so scores of one step ago are better than those of two.
         self._loader = SelectingLoader(
-            super_batches, self._selector, take=self._take, prefetch=1, deadline=DEADLINE_SECONDS
+            super_batches,
+            self._selector,
+            view=source.shown,
+            take=self._take,
+            prefetch=1,
+            deadline=DEADLINE_SECONDS,
         )
 
     def state(self) -> dict[str, Any]:
@@ -258,4 +273,5 @@ def _serve(service: Service, run: str) -> Any:
         "cache": service.cache,
         "metrics-listen": "",
     }
-    return sidecar(service.log, *(part for name, value in flags.items() for part in (f"--{name}", str(value))))
+    parts = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
+    return sidecar(service.log, *parts, *service.flags)
