@@ -14,8 +14,8 @@ from rich.console import Console
 from selector_tools.demo import page, report
 from selector_tools.demo.results import Arm, Inspected, Report, mean_of
 from selector_tools.inspector.snapshot import told_by
-from support.chromium import chromium
-from support.made_up_source import MadeUpSource
+from support.chromium import chromium  # type: ignore[import-not-found]
+from support.made_up_source import MadeUpSource  # type: ignore[import-not-found]
 
 UNIFORM = Arm(
     name="uniform",

@@ -74,10 +74,10 @@ def run(options: Options, seeds: Sequence[int], out: Path) -> None:
         settings=demo.settings(seeds),
         versions=_versions(),
     )
-    page = write(report, out)
+    index = write(report, out)
     console.print(table(report))
     console.print(headline(report))
-    console.print(f"report: {page}")
+    console.print(f"report: {index}")
 
 
 @dataclass(frozen=True)
