@@ -19,6 +19,7 @@ from selector_client.errors import (
     Untrusted,
 )
 from selector_client.loading.loader import SelectingLoader
+from selector_client.loading.reference import Reference
 from selector_client.publishing.canary import Canary
 from selector_client.publishing.publisher import WeightPublisher
 from selector_client.selecting.async_selector import AsyncSelector
@@ -37,6 +38,7 @@ __all__ = [
     "Misrouted",
     "ModelEmbeddings",
     "PublishError",
+    "Reference",
     "RemoteError",
     "SelectingLoader",
     "Selection",

@@ -19,6 +19,7 @@ PUBLIC = [
     "Misrouted",
     "ModelEmbeddings",
     "PublishError",
+    "Reference",
     "RemoteError",
     "SelectingLoader",
     "Selection",
