@@ -18,6 +18,7 @@ from selector_client.errors import (
     Unreachable,
     Untrusted,
 )
+from selector_client.loading.interleaving import InterleavedShards
 from selector_client.loading.loader import SelectingLoader
 from selector_client.loading.reference import Reference
 from selector_client.publishing.canary import Canary
@@ -34,6 +35,7 @@ __all__ = [
     "AsyncSelector",
     "Canary",
     "Denied",
+    "InterleavedShards",
     "LinkOptions",
     "Misrouted",
     "ModelEmbeddings",

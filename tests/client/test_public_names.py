@@ -15,6 +15,7 @@ PUBLIC = [
     "AsyncSelector",
     "Canary",
     "Denied",
+    "InterleavedShards",
     "LinkOptions",
     "Misrouted",
     "ModelEmbeddings",
