@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from selector_client import InterleavedShards, SelectingLoader
 from support.loaders import Chooser, rest
-from support.processes import eventually
 
 SHARDS, EACH, SIZE = 10, 30, 12  # 300 samples are 25 super-batches
 ALL = {(shard, row) for shard in range(SHARDS) for row in range(EACH)}
@@ -66,17 +65,15 @@ def test_what_fills_no_super_batch_is_left_out_at_the_end_of_an_epoch_only():
 
 
 def test_shards_are_read_from_their_beginning_to_their_end_a_few_at_a_time():
-    reads = Reads()
-    iterator = iter(interleaved(reads))
-    for _ in range(4):
-        next(iterator)
-    # Four super-batches of 12 need two blocks of 36, and one is read ahead; each has 9 samples of each shard.
-    eventually(lambda: sum(reads.read.values()) == 108)
-    assert len(reads.opened) == len(set(reads.opened)) == 4
-    assert set(reads.read.values()) == {27}
-    for _ in iterator:
-        pass
-    assert sorted(reads.opened) == list(range(SHARDS))
+    reads, held = Reads(), []
+    for number, batch in enumerate(interleaved(reads, buffer=60), 1):
+        held.append(sum(reads.read.values()) - number * SIZE)
+        assert len(batch) == SIZE
+        begun = [count for count in reads.read.values() if count < EACH]
+        assert len(begun) <= 4 + 1, "four are open, and one was just read to its end"
+    assert len(reads.opened) == SHARDS
+    assert 48 <= np.mean(held[5:15]) <= 72, "buffer, on average"
+    assert max(held) <= 60 + 4 * SIZE
 
 
 def test_super_batches_are_from_all_shards_that_are_open_and_mixed():
@@ -99,6 +96,7 @@ def test_it_goes_on_from_any_state(stop):
         left = list(two)
         assert found + left == wanted[:25]
         assert len(reads.opened) == len(set(reads.opened)), "none is opened twice"
+        assert len(reads.opened) <= SHARDS - (stop > 15), "and not those that were given whole"
     assert rest(two, 3) == wanted[max(25, stop) : max(25, stop) + 3]
     assert len(json.dumps(state)) < 300
 
@@ -183,7 +181,8 @@ def test_what_cannot_be_is_refused(arguments, words):
         ({"open": [1, 1], "read": [3, 3]}, "must be different shards"),
         ({"open": [4], "read": [3]}, "must be different shards"),
         ({"open": "x"}, "open is x; must be a list"),
-        ({"drawn": 4}, "drawn is 4; must be 0 to 3"),
+        ({"through": [1]}, "through is .1.; must be two numbers"),
+        ({"through": None}, "through is None; must be a list"),
         ({"epoch": -1}, "epoch is -1"),
         ({"block": None}, "block is None"),
     ],

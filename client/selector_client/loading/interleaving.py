@@ -2,21 +2,22 @@
 that are sequential, and resumed exactly."""
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from selector_client.loading.loader_state import numbers, whole
-from selector_client.loading.prefetch import prefetched
 
 log = logging.getLogger(__name__)
 
 _END = object()
+_NOTHING = (-1, -1)  # was given yet
 
 
 @dataclass
@@ -30,8 +31,8 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where the block of that `number` begins: `taken` shards of the epoch's order were opened before it, and of those
-    that are still `open` it is known which place they have, and how many samples were read."""
+    """Where a block of B samples begins, the epoch's `number`-th from 0: `taken` shards of its order were opened before
+    it, and of those that are still `open` it is known which place they have, and how many samples were read."""
 
     number: int = 0
     taken: int = 0
@@ -43,14 +44,14 @@ class InterleavedShards:
     never changes.
 
     An epoch opens the shards in an order that `seed` and epoch decide, `at_once` at a time, and reads each from its
-    beginning to its end. Of those that are open it takes samples in turns until there are `buffer` (rounded up to whole
-    super-batches), mixes these, and gives them away, while a thread reads as many again: so reads are sequential, and a
-    super-batch has samples from many places. What does not fill a super-batch at the end of an epoch is left out.
+    beginning to its end. Of those that are open it takes samples in turns, and puts each off by a random number of
+    samples below twice `buffer`, so that it holds `buffer` of them on average: reads are sequential, and a super-batch
+    has samples from many places. What does not fill a super-batch at the end of an epoch is left out.
 
     A shard that cannot be read, or not to its end, is warned of, counted in `failed`, and left there. If no shard of an
-    epoch gives any sample, the last one's error is raised. The state has the epoch and a position in each open shard;
-    to resume, those are opened again and what was read is passed over. Raises ValueError for sizes below 1, no shards,
-    and a shard that is there twice.
+    epoch gives any sample, the last one's error is raised. The state has the epoch and positions in shards that were
+    open lately; to resume, these are opened again, and what was given is passed over. Raises ValueError for sizes below
+    1, no shards, and a shard that is there twice.
     """
 
     def __init__(
@@ -77,37 +78,49 @@ class InterleavedShards:
         if twice := [one for one, other in pairwise(names) if one == other]:
             raise ValueError(f"shards has {twice[0]} more than once; its samples would come as often")
         self._size, self._at_once, self._seed = super_batch_size, at_once, seed
-        self._block = -(-buffer // super_batch_size) * super_batch_size
+        self._window = 2 * buffer
         self.failed = 0
-        self._epoch = self._drawn = self._iteration = 0
-        self._start = _Start()
+        self._epoch = self._iteration = 0
+        self._start, self._through = _Start(), _NOTHING
 
     def __iter__(self) -> Iterator[list[Any]]:
         self._iteration += 1
-        iteration, epoch, drawn = self._iteration, self._epoch, self._drawn
-        blocks = self._blocks(epoch, self._start)
-        with closing(prefetched(blocks, 1, "selecting-loader-shards")) as ahead:
-            for start, samples in ahead:
-                order = np.random.default_rng([self._seed, epoch, 1 + start.number]).permutation(len(samples))
-                for number in range(drawn, len(samples) // self._size):
-                    self._start, self._drawn = start, number + 1
-                    yield [samples[row] for row in order[number * self._size : (number + 1) * self._size].tolist()]
-                    if iteration != self._iteration:  # a newer one has begun while this one was ahead, on a thread
-                        return
-                drawn = 0
-        self._epoch, self._drawn, self._start = epoch + 1, 0, _Start()
+        iteration, epoch, through = self._iteration, self._epoch, self._through
+        held: list[tuple[int, int, Any]] = []  # turn, position in the stream, and sample, of those that were read
+        starts: deque[_Start] = deque()  # of the blocks that may have samples among them
+        blocks, ended = self._blocks(epoch, self._start), False
+        while not ended:
+            start, samples = next(blocks, (self._start, []))
+            ended, first = not samples, start.number * self._size
+            late = np.random.default_rng([self._seed, epoch, 1 + start.number]).integers(0, self._window, self._size)
+            turns = (first + np.arange(self._size) + late).tolist()
+            new = [(turns[row], first + row, sample) for row, sample in enumerate(samples)]
+            held = sorted(held + [one for one in new if one[:2] > through], key=itemgetter(0, 1))
+            starts += [] if ended else [start]
+            # What follows comes no earlier than its position in the stream.
+            ready = len(held) if ended else bisect_left(held, first + len(samples), key=itemgetter(0))
+            while ready >= self._size:
+                given, held, ready = held[: self._size], held[self._size :], ready - self._size
+                through = given[-1][:2]
+                while len(starts) > 1 and starts[1].number * self._size + self._window <= through[0] + 1:
+                    starts.popleft()
+                self._start, self._through = starts[0], through
+                yield [sample for _, _, sample in given]
+                if iteration != self._iteration:  # a newer one has begun while this one was ahead, on a thread
+                    return
+        self._epoch, self._start, self._through = epoch + 1, _Start(), _NOTHING
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the epoch, where the present block begins, and how many super-batches of it were drawn."""
+        """Returns the epoch, from where its shards must be read again, and which sample was given last."""
         start = self._start
         return {
             "shards": len(self._shards),
             "epoch": self._epoch,
             "block": start.number,
-            "drawn": self._drawn,
             "taken": start.taken,
-            "open": [position for position, _ in start.open],
+            "open": [place for place, _ in start.open],
             "read": [read for _, read in start.open],
+            "through": [1 + number for number in self._through],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,19 +131,21 @@ class InterleavedShards:
         if len(places) != len(read) or len(set(places)) < len(places) or places.max(initial=-1) >= taken:
             raise ValueError(f"state: open is {places[:20]} beside {len(read)} as read; must be different shards")
         start = _Start(whole(state, "block"), taken, tuple(zip(places.tolist(), read.tolist(), strict=True)))
-        epoch, drawn = whole(state, "epoch"), whole(state, "drawn", self._block // self._size)
+        epoch, through = whole(state, "epoch"), numbers(state, "through").tolist()
+        if len(through) != 2:
+            raise ValueError(f"state: through is {through[:20]}; must be two numbers")
         self._iteration += 1
-        self._epoch, self._drawn, self._start = epoch, drawn, start
+        self._epoch, self._start, self._through = epoch, start, (through[0] - 1, through[1] - 1)
 
     def _blocks(self, epoch: int, start: _Start) -> Iterator[tuple[_Start, list[Any]]]:
-        """Yields the blocks of an epoch from `start` on, each with where it begins."""
+        """Yields an epoch's samples from `start` on as blocks of B, each with where it begins."""
         order = np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._shards)).tolist()
         failures: deque[Exception] = deque(maxlen=1)
         running = deque(_Open(place, self._samples(order[place], read, failures), read) for place, read in start.open)
         while True:
             block: list[Any] = []
             taken = start.taken
-            while len(block) < self._block:
+            while len(block) < self._size:
                 while len(running) < self._at_once and taken < len(order):
                     running.append(_Open(taken, self._samples(order[taken], 0, failures)))
                     taken += 1
