@@ -163,17 +163,28 @@ def test_the_width_is_that_of_most_rows_unless_it_is_given():
     assert len(candidates.exclusions) == COUNT, "arrays of another width, too"
 
 
-@pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_what_made_them_is_read_from_where_it_stands(tmp_path, kind):
-    facts = {"fingerprint": "x", "logit_scale": SCALE, "logit_bias": BIAS, "width": WIDTH, "name": "any"}
-    if kind == "json":
-        (tmp_path / "reference.json").write_text(json.dumps(facts))
-        assert Reference.read(tmp_path / "reference.json") == REFERENCE
-    else:
-        schema = pyarrow.schema([("id", pyarrow.string())], {name: str(value) for name, value in facts.items()})
-        assert Reference.of(schema.metadata) == REFERENCE
-    with pytest.raises(ValueError, match="logit_scale of the reference is missing; there is fingerprint"):
-        Reference.of({"fingerprint": "x"})
+FACTS = {"version": 1, "fingerprint": "x", "name": "any", "width": WIDTH, "scale": SCALE, "bias": BIAS, "ids": "text"}
+
+
+def test_what_made_them_is_read_from_where_it_stands(tmp_path):
+    (tmp_path / "reference.json").write_text(json.dumps(FACTS))
+    assert Reference.read(tmp_path / "reference.json") == REFERENCE
+    schema = pyarrow.schema([("id", pyarrow.string())], {"selector.scores": json.dumps(FACTS)})
+    assert Reference.of(schema.metadata, "seen") == replace(REFERENCE, columns="seen")
+    assert Reference.of(FACTS) == REFERENCE
+    assert Reference.of(FACTS | {"width": None}) == replace(REFERENCE, width=None)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "3", '{"fingerprint": "x", "scale": "much", "bias": 0}', '{"scale": 1}']
+)
+def test_what_does_not_say_it_is_refused(tmp_path, content):
+    (tmp_path / "reference.json").write_text(content)
+    with pytest.raises(ValueError, match="must have fingerprint, scale and bias of the reference"):
+        Reference.read(tmp_path / "reference.json")
+    (tmp_path / "reference.json").write_text("no json")
+    with pytest.raises(ValueError, match="Expecting value"):
+        Reference.read(tmp_path / "reference.json")
 
 
 # Loaders

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # Where samples have it: one member with both, [2, D], as shards have it, or a column for each side, as tables do.
 MEMBER = "ref.npy"
 COLUMNS = ("reference_image", "reference_text")
+# The key of a Parquet file's metadata under which scores say of which reference they are.
+SCORES = "selector.scores"
 Name = str | int  # of a column, or its position in samples or batches that are tuples
 
 
@@ -38,23 +40,22 @@ class Reference:
 
     @staticmethod
     def of(facts: Mapping[Any, Any], columns: Name | tuple[Name, Name] | None = None) -> "Reference":
-        """Reads fingerprint, logit_scale, logit_bias and width, numbers or their texts: what a `reference.json` holds,
-        or the metadata of a Parquet file's schema, whose keys and values are bytes. Raises ValueError."""
-        texts = {_text(key): _text(value) for key, value in facts.items()}
+        """Reads fingerprint, scale, bias and width from the metadata of a Parquet file that `selector reference score`
+        wrote (`pyarrow.parquet.read_schema(file).metadata`), or from a mapping that has them itself. Raises
+        ValueError."""
+        packed = next((facts[key] for key in (SCORES, SCORES.encode()) if key in facts), None)
+        found = facts if packed is None else json.loads(packed)
         try:
-            width = int(texts["width"]) if "width" in texts else None
-            scale, bias = float(texts["logit_scale"]), float(texts["logit_bias"])
-            return Reference(texts["fingerprint"], scale, bias, width, columns)
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]} of the reference is missing; there is {', '.join(texts)}") from error
+            width = None if found.get("width") is None else int(found["width"])
+            return Reference(str(found["fingerprint"]), float(found["scale"]), float(found["bias"]), width, columns)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            words = f"must have fingerprint, scale and bias of the reference: {error!r}"
+            raise ValueError(f"{str(found)[:200]} {words}") from error
 
     @staticmethod
     def read(file: str | Path, columns: Name | tuple[Name, Name] | None = None) -> "Reference":
-        """Reads a `reference.json`. Raises OSError and ValueError."""
-        facts = json.loads(Path(file).read_text())
-        if not isinstance(facts, dict):
-            raise ValueError(f"{file} has {str(facts)[:100]}; must be a JSON object")
-        return Reference.of(facts, columns)
+        """Reads a JSON file that has them. Raises OSError and ValueError."""
+        return Reference.of({SCORES: Path(file).read_text()}, columns)
 
     def embeddings(self, image: Any, text: Any) -> ModelEmbeddings:
         """Returns its embeddings of B samples as `Selector.select` takes them; `image` and `text` are [B, D], or
@@ -99,10 +100,6 @@ class ViewWithReference:
             self._said = True
             log.warning("no sample of a super-batch has what the reference makes of it (%s); it is sent without", names)
         return shown
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _halves(column: Any) -> tuple[Any, Any]:
