@@ -194,3 +194,9 @@ def test_a_state_that_cannot_be_is_refused_and_changes_nothing(change, words):
     with pytest.raises(ValueError, match=words):
         stream.load_state_dict(before | change)
     assert stream.state_dict() == before
+
+
+def test_every_super_batchs_worth_of_samples_is_put_off_in_a_way_of_its_own():
+    order = flat(InterleavedShards(["one"], lambda shard: range(10 * SIZE), SIZE, buffer=2 * SIZE))
+    place = {row: number for number, row in enumerate(order)}
+    assert len({place[row + SIZE] - place[row] for row in range(9 * SIZE)}) > 10
