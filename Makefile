@@ -82,7 +82,7 @@ proto: $(VENV)/.dev ## regenerate the stubs from proto/selector/v1
 manifests: $(VENV)/.deploy ## regenerate the chart's schema of settings and the objects of deploy/kustomize
 	$(BIN)/python tools/generate_manifests.py
 
-bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, prefilter, weights, transport, loader, load (about 40 minutes)
+bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, prefilter, inspector, weights, transport, loader, load (about an hour)
 	$(BIN)/selector bench sampler
 	$(BIN)/selector bench chunks
 	$(BIN)/selector bench sharded
@@ -90,6 +90,7 @@ bench: $(VENV)/.dev ## sampler, chunks, shards, low resolution, serving, cache, 
 	$(BIN)/selector bench serve
 	$(BIN)/selector bench cache
 	$(BIN)/selector bench prefilter
+	$(BIN)/selector bench inspect
 	$(BIN)/selector bench weights --soak 1000
 	$(BIN)/selector bench transport
 	$(BIN)/selector bench loader
