@@ -26,10 +26,8 @@ class Observer(Protocol):
     """Looks at what was selected, for people. It is called on the thread that drew, and so it is quick; it raises
     nothing."""
 
-    def observe(
-        self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None, seconds: StageSeconds
-    ) -> None:
-        """The `result` was drawn from these scores in so many seconds; `near` is that of sampling.Picks."""
+    def observe(self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None) -> None:
+        """The `result` was drawn from these scores; `near` is that of sampling.Picks."""
 
 
 class Scorer:
@@ -55,7 +53,7 @@ class Scorer:
                 picks = pick_open(task.policy, scores, task.plan)
                 result = self._result(task, scores, weights, picks)
             if self._observer is not None:
-                self._observer.observe(task, scores, result, picks.near, request.stages)
+                self._observer.observe(task, scores, result, picks.near)
         self._pace.note(*self._work(task, found=True), request.stages)
         return result
 

@@ -1,4 +1,4 @@
-"""Bounds what looking on may cost, as a share of what selecting takes."""
+"""Bounds what looking on may cost, as a share of what this process computes."""
 
 import time
 from collections.abc import Callable
@@ -6,26 +6,28 @@ from threading import Lock
 
 
 class Budget:
-    """Seconds of processor time that may be spent. They are earned by the seconds that selections take, and a little by
-    time that passes, so that rare or quick selections are looked at now and then; at most `most` of them are saved up.
-    It is used from several threads."""
+    """Seconds of processor time that may be spent. They are earned by the processor time that the process takes, and a
+    little by time that passes, so that rare or quick selections are looked at now and then; at most `most` of them are
+    saved up. It is used from several threads."""
 
     def __init__(
         self,
-        of_selections: float = 0.004,
+        of_processor: float = 0.004,
         of_time: float = 0.001,
         most: float = 0.1,
+        processor: Callable[[], float] = time.process_time,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._of_selections, self._of_time, self._most, self._now = of_selections, of_time, most, now
-        self._left, self._last, self._lock = most, now(), Lock()
+        self._of_processor, self._of_time, self._most = of_processor, of_time, most
+        self._processor, self._now, self._lock = processor, now, Lock()
+        self._left, self._last_processor, self._last = most, processor(), now()
 
-    def earn(self, seconds: float) -> None:
-        """A selection took so long."""
+    def earn(self) -> None:
+        """To be called once a selection."""
         with self._lock:
-            now = self._now()
-            earned = self._of_selections * seconds + self._of_time * (now - self._last)
-            self._left, self._last = min(self._left + earned, self._most), now
+            processor, now = self._processor(), self._now()
+            earned = self._of_processor * (processor - self._last_processor) + self._of_time * (now - self._last)
+            self._left, self._last_processor, self._last = min(self._left + earned, self._most), processor, now
 
     def spend(self, seconds: float) -> None:
         """So much was spent, be it more than there was."""

@@ -81,6 +81,13 @@ class Observation:
         return len(self.fates)
 
     @cached_property
+    def spread(self) -> float:
+        """The standard deviation of the scores that there are; 0 without any."""
+        if self.scores is None or np.isnan(self.scores).all():
+            return 0.0
+        return float(np.nanstd(self.scores, dtype=np.float64))
+
+    @cached_property
     def point(self) -> pb.Point:
         """The selection in a few numbers. It is computed once, and not to be changed."""
         picked = self.fates == Fate.PICKED

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selector_server.engine.candidates.base import Scorable
-from selector_server.engine.request import StageSeconds
 from selector_server.engine.task import Result, Task
 from selector_server.inspection.budget import Budget
 from selector_server.inspection.observation import Content, Fate, Losses, Observation
@@ -63,12 +62,10 @@ class SelectionObserver:
             self._queue.put(None)
             self._thread.join()
 
-    def observe(
-        self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None, seconds: StageSeconds
-    ) -> None:
+    def observe(self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None) -> None:
         """Never raises, and never waits."""
         started = time.thread_time()
-        self._budget.earn(seconds.preprocess + seconds.encode_learner + seconds.encode_reference + seconds.sample)
+        self._budget.earn()
         try:
             with torch.inference_mode():
                 seen = observation(task, scores, result, near)

@@ -52,15 +52,15 @@ def _table(pa: Any, one: Observation, run: str, content: bool) -> Any:
 
     weights, alike = one.weights, one.locality
     columns = {
-        "run": _words(pa, [run] * size),
+        "run": same(run, pa.string()).dictionary_encode(),
         "super_batch": same(one.number, pa.uint64()),
         "trainer_step": same(one.step, pa.uint64()),
         "at": same(round(one.at * 1e6), pa.timestamp("us", "UTC")),
         "index": pa.array(np.arange(size, dtype=np.uint32)),
-        "fate": _words(pa, [_FATES[Fate(fate)] for fate in one.fates.tolist()]),
+        "fate": _fates(pa, one),
         "order": pa.array(one.order),
         **{name: _floats(pa, getattr(one, field), size) for name, field in _LOSSES.items()},
-        "reason": _words(pa, _reasons(one)),
+        "reason": _reasons(pa, one),
         "weights_version": same(None if weights is None else weights.version, pa.uint64()),
         "weights_step": same(None if weights is None else weights.trainer_step, pa.uint64()),
         "weights_age_seconds": same(None if weights is None else weights.age_seconds, pa.float64()),
@@ -69,8 +69,8 @@ def _table(pa: Any, one: Observation, run: str, content: bool) -> Any:
         "cosine_random": same(None if alike is None else alike.random, pa.float64()),
         "near_duplicates": same(None if alike is None else alike.near_duplicates, pa.float64()),
         "shuffled_loss": same(one.shuffled_loss, pa.float64()),
-        "rule": _words(pa, [json.dumps(dict(one.rule))] * size),
-        "trainer": _words(pa, [one.trainer] * size),
+        "rule": same(json.dumps(dict(one.rule)), pa.string()).dictionary_encode(),
+        "trainer": same(one.trainer, pa.string()).dictionary_encode(),
         "fallbacks": same(one.fallbacks, pa.uint64()),
     }
     if content:
@@ -92,14 +92,16 @@ def _content_columns(pa: Any, content: Content, size: int) -> dict[str, Any]:
     }
 
 
-def _reasons(one: Observation) -> list[str | None]:
+def _fates(pa: Any, one: Observation) -> Any:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(one.fates.astype(np.int32) - min(Fate)), pa.array([*_FATES.values()])
+    )
+
+
+def _reasons(pa: Any, one: Observation) -> Any:
     words: list[str | None] = [None] * one.size
     for row, why in one.reasons.items():
         words[row] = why.value
-    return words
-
-
-def _words(pa: Any, words: Sequence[str | None]) -> Any:
     return pa.array(words, pa.string()).dictionary_encode()
 
 

@@ -117,8 +117,7 @@ def _gain_of(one: Observation) -> float | None:
     """By how many standard deviations of the pool the picks' mean score is above the pool's."""
     if one.scores is None or not (one.point.HasField("picked") and one.point.HasField("pool")):
         return None
-    spread = float(np.nanstd(one.scores.astype(np.float64)))
-    return 0.0 if spread == 0 else (one.point.picked - one.point.pool) / spread
+    return (one.point.picked - one.point.pool) / one.spread if one.spread else 0.0
 
 
 def _excluded(recent: Sequence[Observation]) -> pb.Verdict | None:

@@ -15,7 +15,6 @@ from support.rules import COUNT, PICKS, PIXELS, TOKENS, name
 from support.wire import Request, raw, some_losses
 
 from selector_server.engine.candidates.scalar_losses import ScalarLosses
-from selector_server.engine.request import StageSeconds
 from selector_server.engine.task import Rule, Task
 from selector_server.inspection.budget import Budget
 from selector_server.inspection.observer import CAPTION_BYTES, WAITING, SelectionObserver, rule_of
@@ -189,7 +188,7 @@ def observe(observer, scores=None):
     indices = np.argsort(-values)[:3]
     result = Result(indices, given.plan, "independent", None, 0.0, 0.0, None)
     scores = ScalarScores(torch.from_numpy(values)) if scores is None else scores
-    observer.observe(given, scores, result, None, StageSeconds(sample=1.0))
+    observer.observe(given, scores, result, None)
 
 
 def test_who_is_behind_drops_and_never_waits():
@@ -226,8 +225,7 @@ def test_a_failure_to_look_ends_no_selection(caplog):
 
 
 def test_a_spent_budget_leaves_numbers():
-    now = [0.0]
-    budget = Budget(0.0, 0.0, 1e-9, lambda: now[0])
+    budget = Budget(0.0, 0.0, 1e-9)
     inspection = Inspection(8, content=True)
     observer = SelectionObserver(inspection, True, budget=budget)
     observer.start()

@@ -10,7 +10,7 @@ from support.processes import eventually
 from support.rules import COUNT, PIXELS, TOKENS
 from support.wire import Request
 
-from selector_server.inspection.slices import Slices, tag_counts, word_counts
+from selector_server.inspection.slices import CAPTIONS, Slices, tag_counts, word_counts
 from selector_server.inspection.stores import tag_text
 from selector_server.telemetry.slice_metrics import NAMES, SliceMetrics
 
@@ -27,6 +27,12 @@ def test_a_caption_counts_once_for_each_of_its_words():
     candidates, picked = word_counts(captions, np.array([0]))
     assert candidates == {"red": 2, "house": 1, "cats": 1, "größe": 1, "ist": 1, "大小": 1}
     assert picked == {"red": 1, "house": 1, "cats": 1}
+
+
+def test_of_very_many_captions_some_are_looked_at():
+    captions = [b"even" if row % 2 == 0 else b"odd" for row in range(3 * CAPTIONS)]
+    candidates, picked = word_counts(captions, np.arange(len(captions)))
+    assert candidates == picked == {"even": CAPTIONS // 2, "odd": CAPTIONS // 2}
 
 
 def test_a_million_names_take_no_more_room_and_sums_stay_exact():

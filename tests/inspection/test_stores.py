@@ -195,24 +195,28 @@ def test_nothing_was_selected_yet():
 # The budget
 
 
-def test_a_budget_is_earned_by_selections_and_by_time():
-    now = [0.0]
-    budget = Budget(0.01, 0.001, 0.1, lambda: now[0])
+def test_a_budget_is_earned_by_processor_time_and_by_time():
+    processor, now = [5.0], [7.0]
+    budget = Budget(0.01, 0.001, 0.1, lambda: processor[0], lambda: now[0])
+
+    def earn(more=0.0, seconds=0.0):
+        processor[0] += more
+        now[0] += seconds
+        budget.earn()
+
     assert budget.left
     budget.spend(0.3)
     assert not budget.left
-    for _ in range(10):
-        budget.earn(1.0)
+    for _ in range(19):
+        earn(1.0)
         assert not budget.left
-    for _ in range(11):
-        budget.earn(1.0)
+    earn(2.0)
     assert budget.left
     budget.spend(0.02)
     assert not budget.left
-    now[0] += 20
-    budget.earn(0.0)
+    earn(seconds=20)
     assert budget.left
-    budget.earn(1e6)
+    earn(1e6)
     budget.spend(0.11)
     assert not budget.left
 

@@ -118,7 +118,7 @@ class ManySidecars:
         quality, alike = assess(scores.own(), rows, None, NATS, scores.open), locality(task, scores, rows)
         mine = replace(mine, quality=quality, locality=alike, losses=own_losses(task, scores, rows))
         if self._observer is not None:
-            self._observer.observe(task, scores, mine, picks.near, request.stages)
+            self._observer.observe(task, scores, mine, picks.near)
         return mine
 
     def _draw(self, asked: Asked, scores: Scores, plan: Plan) -> Picks:
