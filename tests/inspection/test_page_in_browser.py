@@ -205,7 +205,9 @@ def test_pictures_of_any_size_do_no_harm(visit):
     for index in range(len(sizes)):
         go(tab, f"sample/5/{index}")
         tab.until_text(str(sizes[index]))
-        drawn = tab.js("(() => { const c = document.querySelector('.frame canvas'); return c && [c.width, c.height] })()")
+        drawn = tab.js(
+            "(() => { const c = document.querySelector('.frame canvas'); return c && [c.width, c.height] })()"
+        )
         assert drawn is None or max(drawn) <= 256
 
 
@@ -218,7 +220,8 @@ def test_a_pick_is_opened_from_the_scatter_and_from_the_list(visit):
     assert tab.js("location.hash") == f"#sample/5/{first.split()[1]}"
     go(tab, "scores")
     tab.until(
-        "document.querySelectorAll('.scroll tbody tr').length === 40 && document.querySelectorAll('.u-over').length === 3"
+        "document.querySelectorAll('.scroll tbody tr').length === 40"
+        " && document.querySelectorAll('.u-over').length === 3"
     )
     tab.js("document.querySelectorAll('.u-over')[2].scrollIntoView({block: 'center'})")
     # The dots are looked for as somebody would: by pressing where the colour of picks is.

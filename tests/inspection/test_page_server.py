@@ -1,13 +1,16 @@
 """The page's server: who is let in, and what browsers can do to it."""
 
 import asyncio
+import hashlib
 import http.client
 import json
+import re
 import resource
 import socket
 import threading
 import time
 from contextlib import contextmanager
+from importlib import resources
 
 import pytest
 from selector_proto.v1 import inspection_pb2 as pb
@@ -85,6 +88,13 @@ def test_the_page_and_all_that_it_loads_forbid_everything_else(page):
     assert "<script>" not in html
     assert "style=" not in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_the_charts_are_the_ones_that_their_makers_published():
+    folder = resources.files("selector_server.inspection.web") / "static" / "vendor"
+    told = dict(re.findall(r"\| (\S+\.(?:js|css)) \| (\w{64}) \|", (folder / "README.md").read_text()))
+    there = {one.name for one in folder.iterdir()} - {"README.md", "LICENSE.uPlot"}
+    assert told == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
 
 
 def test_a_file_that_a_browser_has_is_not_sent_again(page):
