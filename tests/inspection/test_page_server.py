@@ -238,13 +238,13 @@ def test_a_thousand_connections_keep_nobody_out(page):
 
 def everything(connection) -> bytes:
     """What is sent until the connection ends, in one way or the other."""
-    received = b""
+    received = bytearray()
     try:
         while piece := connection.recv(1 << 20):
             received += piece
     except ConnectionResetError:
         pass
-    return received
+    return bytes(received)
 
 
 def ended(connection) -> bool:
@@ -259,6 +259,8 @@ def ended(connection) -> bool:
 
 def test_a_browser_that_never_reads_holds_nothing(source, monkeypatch):
     monkeypatch.setattr(page_http, "WRITE_SECONDS", 0.5)
+    given_up, cut = threading.Event(), page_http._Connection.cut
+    monkeypatch.setattr(page_http._Connection, "cut", lambda self: (cut(self), given_up.set()))
     with served(source) as server:
         silent = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         with silent:
@@ -267,7 +269,7 @@ def test_a_browser_that_never_reads_holds_nothing(source, monkeypatch):
                 body
             )
             silent.sendall(head + body)
-            time.sleep(1)
+            assert given_up.wait(20)
             assert ask(server, "GetOverview")[0] == 200
             # What lay in the kernel's buffers comes, and then the end: the rest was given up.
             assert len(everything(silent)) < 40_000_000
