@@ -1,13 +1,16 @@
 """The page's server: who is let in, and what browsers can do to it."""
 
 import asyncio
+import hashlib
 import http.client
 import json
+import re
 import resource
 import socket
 import threading
 import time
 from contextlib import contextmanager
+from importlib import resources
 
 import pytest
 from selector_proto.v1 import inspection_pb2 as pb
@@ -85,6 +88,13 @@ def test_the_page_and_all_that_it_loads_forbid_everything_else(page):
     assert "<script>" not in html
     assert "style=" not in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_the_charts_are_the_ones_that_their_makers_published():
+    folder = resources.files("selector_server.inspection.web") / "static" / "vendor"
+    told = dict(re.findall(r"\| (\S+\.(?:js|css)) \| (\w{64}) \|", (folder / "README.md").read_text()))
+    there = {one.name for one in folder.iterdir()} - {"README.md", "LICENSE.uPlot"}
+    assert told == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
 
 
 def test_a_file_that_a_browser_has_is_not_sent_again(page):
@@ -228,13 +238,13 @@ def test_a_thousand_connections_keep_nobody_out(page):
 
 def everything(connection) -> bytes:
     """What is sent until the connection ends, in one way or the other."""
-    received = b""
+    received = bytearray()
     try:
         while piece := connection.recv(1 << 20):
             received += piece
     except ConnectionResetError:
         pass
-    return received
+    return bytes(received)
 
 
 def ended(connection) -> bool:
@@ -249,6 +259,8 @@ def ended(connection) -> bool:
 
 def test_a_browser_that_never_reads_holds_nothing(source, monkeypatch):
     monkeypatch.setattr(page_http, "WRITE_SECONDS", 0.5)
+    given_up, cut = threading.Event(), page_http._Connection.cut
+    monkeypatch.setattr(page_http._Connection, "cut", lambda self: (cut(self), given_up.set()))
     with served(source) as server:
         silent = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         with silent:
@@ -257,7 +269,7 @@ def test_a_browser_that_never_reads_holds_nothing(source, monkeypatch):
                 body
             )
             silent.sendall(head + body)
-            time.sleep(1)
+            assert given_up.wait(20)
             assert ask(server, "GetOverview")[0] == 200
             # What lay in the kernel's buffers comes, and then the end: the rest was given up.
             assert len(everything(silent)) < 40_000_000

@@ -159,13 +159,12 @@ class Tab:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def until(self, expression, seconds=20):
-        """Waits until an expression is true, and returns its value."""
+    def until(self, expression, seconds=20) -> None:
+        """Waits until an expression is true."""
         deadline = time.monotonic() + seconds
-        while not (value := self.js(expression)):
+        while not self.js(f"!!({expression})"):
             assert time.monotonic() < deadline, f"not within {seconds} s: {expression}\n{self.text}\n{self.errors}"
             time.sleep(0.05)
-        return value
 
     def until_text(self, words) -> None:
         self.until(f"document.body.innerText.includes({json.dumps(words)})")

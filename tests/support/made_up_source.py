@@ -232,7 +232,7 @@ class MadeUpSource:
         if not self.content:
             return candidate
         words = HOSTILE if self.hostile and index % 2 else CAPTIONS
-        candidate.id, candidate.caption, candidate.tag = str(7000 + index), words[index % len(words)], "laion"
+        candidate.id, candidate.caption, candidate.tag = str(7000 + index), words[index // 2 % len(words)], "laion"
         if candidate.fate in (pb.FATE_EXCLUDED, pb.FATE_PREFILTERED):
             candidate.missing = "there is no picture: only its embeddings came"
         elif pixels:

@@ -75,8 +75,9 @@ class HttpServer:
                 if not await connection.send(await self._handle(request)):
                     break
             await connection.finish()
-        except (OSError, TimeoutError, h11.ProtocolError):
-            pass  # It hung up, was cut, speaks another protocol, or takes too long: none of these is an error of ours.
+        except (OSError, TimeoutError, h11.ProtocolError, asyncio.CancelledError):
+            # It hung up, was cut, speaks another protocol, takes too long, or the server ends: no error of ours.
+            pass
         except Exception:
             log.exception("an answer of the page broke off")
         finally:
