@@ -83,7 +83,7 @@ def files_in(folder: str, flag: str = "--pool") -> list[str]:
 
     def look() -> list[dict[str, Any]]:
         try:
-            return cast(list[dict[str, Any]], store.ls(path, detail=True, refresh=True))
+            return cast(list[dict[str, Any]], store.ls(path, detail=True))
         except FileNotFoundError:
             return []
 
@@ -145,7 +145,6 @@ def _sent(store: Any, part: str, path: str) -> None:
     if store.protocol == "memory":  # it knows no folders that nobody made
         store.makedirs(os.path.dirname(path), exist_ok=True)
     store.put_file(part, path)
-    store.invalidate_cache()
 
 
 def _store(place: str, flag: str) -> tuple[Any, str]:
@@ -153,7 +152,7 @@ def _store(place: str, flag: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs  # noqa: PLC0415 - a local pool needs none
 
     try:
-        store, path = url_to_fs(place)
+        store, path = url_to_fs(place, use_listings_cache=False)  # what it knew may have changed since
     except ImportError as error:
         raise SetupError(flag, place, f"its driver is not installed: {_line(error)}") from error
     except Exception as error:  # drivers raise whatever their libraries do
