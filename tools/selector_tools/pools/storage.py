@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
@@ -133,6 +133,20 @@ def written(place: str, flag: str = "--out") -> Iterator[BinaryIO]:
         _tried(lambda: _sent(store, part, path), place, flag)
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def remove(place: str, flag: str = "--out") -> None:
+    """Removes a file, if it is there."""
+    if not is_url(place):
+        _tried(lambda: Path(place).unlink(missing_ok=True), place, flag)
+        return
+    store, path = _store(place, flag)
+
+    def drop() -> None:
+        with suppress(FileNotFoundError):
+            store.rm_file(path)
+
+    _tried(drop, place, flag)
 
 
 def sweep(folder: str) -> None:

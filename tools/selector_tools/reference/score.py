@@ -10,7 +10,10 @@ from selector_tools.mistakes import any_mistake, exit_status
 from selector_tools.reference import flags as shared
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from selector_tools.embedding import Seen
+    from selector_tools.pools.webdataset import TarShard
 
 COMMAND = "selector reference score"
 _FILES = (".parquet", ".txt", ".csv", ".json", ".tar")  # how no folder's name ends
@@ -29,6 +32,11 @@ def add_parser(verbs: Any) -> None:
     shared.add_encoding(parser)
     out = "a folder or a URL such as s3://bucket/scores, or an .npz file that must not exist yet"
     parser.add_argument("--out", required=True, metavar="PLACE", help=out)
+    again = (
+        "also write the WebDataset shards again, in this folder or URL, with a member KEY.ref.npy for each sample: its "
+        "embeddings, float16 [2, D]"
+    )
+    parser.add_argument("--shards", metavar="PLACE", help=again)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
     shared.add_cache_bytes(parser)
     shared.add_samples(parser)
@@ -40,6 +48,7 @@ def run(flags: argparse.Namespace) -> int:
         *shared.encoding_checks(flags),
         shared.cache_bytes_check(flags),
         (alone and Path(flags.out).exists(), "--out", flags.out, "must not exist yet"),
+        (alone and flags.shards is not None, "--shards", flags.shards, "needs a folder as --out"),
         (flags.out.endswith(_FILES), "--out", flags.out, "must be an .npz file, or a folder for a file of each shard"),
     ]
     if any_mistake(COMMAND, checks):
@@ -50,7 +59,7 @@ def run(flags: argparse.Namespace) -> int:
 def _score_shards(flags: argparse.Namespace) -> None:
     from selector_server.errors import SetupError  # noqa: PLC0415 - heavy, as are the others
     from selector_tools.embedding import embedder  # noqa: PLC0415
-    from selector_tools.pools import scores, storage  # noqa: PLC0415
+    from selector_tools.pools import members, scores, storage  # noqa: PLC0415
     from selector_tools.pools.exclusions import Exclusions  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.pools.sharded import DigestsOfNames  # noqa: PLC0415
@@ -66,6 +75,10 @@ def _score_shards(flags: argparse.Namespace) -> None:
             what = f"{len(planned.strangers)} files in {flags.out} belong to no shard of the pool"
             shared.tell(COMMAND, f"{what}, of which the first is {planned.strangers[0]}")
         done = planned.done
+        if flags.shards is not None:
+            tars = members.begin(flags.shards, shards, about(reference, shards[0].ids))
+            for shard in planned.left:  # what is there is of other scores
+                storage.remove(storage.joined(flags.shards, members.name_of(shard.name)), "--shards")
         known = DigestsOfNames()
         if flags.ids == "key":  # a key may be in two shards; names of shards tell all others apart
             for each in done:
@@ -84,6 +97,8 @@ def _score_shards(flags: argparse.Namespace) -> None:
             for of_shard in score(reference, planned.left, flags.out, flags.batch, known, on_seen):
                 done.append(of_shard)
                 progress.shard()
+    if flags.shards is not None:
+        _write_shards(tars, flags.out, flags.shards)
     excluded.check(flags.pool)
     pairs = sum(each.pairs for each in done)
     if not pairs:
@@ -100,6 +115,19 @@ def _score_shards(flags: argparse.Namespace) -> None:
         return
     print(f"{new:,} pairs {pace(new, seconds)}; {pairs:,} in {len(done):,} shards, mean loss {mean_loss:.3f}")
     print(f"scores: {flags.out}")
+
+
+def _write_shards(shards: "Sequence[TarShard]", scored: str, folder: str) -> None:
+    """Writes the shards that are not in `folder` yet, with what was scored."""
+    from selector_tools.pools import members, scores, storage  # noqa: PLC0415 - heavy
+    from selector_tools.progress import bar  # noqa: PLC0415
+
+    there = {file.rpartition("/")[2] for file in storage.files_in(folder, "--shards")}
+    left = [shard for shard in shards if members.name_of(shard.name) not in there]
+    with bar("write shards", len(left)) as advance:
+        for shard in left:
+            members.add(shard, storage.joined(scored, scores.name_of(shard.name)), folder)
+            advance(1)
 
 
 def _score(flags: argparse.Namespace) -> None:
