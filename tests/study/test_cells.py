@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from selector_client.selecting.settings import Settings
 from selector_tools.datasets.dataset import Pictures
-from selector_tools.study import profiles, streams
+from selector_tools.study import profiles, rates, streams
 from selector_tools.study.cells import Cell
 from selector_tools.study.names import PROFILE_NAMES
 from selector_tools.study.rules import BASELINES, CHANGES, RULES, rule
@@ -85,6 +85,6 @@ def test_what_selects_in_the_profile_gpu_has_the_rate_of_its_filtered_baseline(m
     for cell in {replace(cell, learning_rate=profiles.RATES[0]) for cell, _ in profiles.gpu(1) if not cell.how.selects}:
         assert cell in tuned
     like = ("filtered", "iconify", 0.0, 512, 600, False)
-    monkeypatch.setitem(profiles.RATES_CHOSEN_GPU, like, 0.123)
-    rates = {cell.rule: cell.learning_rate for cell, _ in profiles.gpu(1) if (cell.batch, cell.steps) == (512, 600)}
-    assert rates["jest"] == rates["filtered"] == 0.123 != rates["shuffled"]
+    monkeypatch.setitem(rates.RATES_CHOSEN_GPU, like, 0.123)
+    found = {cell.rule: cell.learning_rate for cell, _ in profiles.gpu(1) if (cell.batch, cell.steps) == (512, 600)}
+    assert found["jest"] == found["filtered"] == 0.123 != found["shuffled"]

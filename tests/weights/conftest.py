@@ -2,7 +2,8 @@
 
 import pytest
 from support.processes import free_port
-from support.redis_servers import valkey_server
+from support.redis_servers import on_free_port, valkey_server
+from support.redis_ways import SERVERS, Server, Way
 from support.runs import POLL, Run
 from support.trainers import Trainer
 
@@ -57,3 +58,32 @@ def start_valkey():
     yield start
     for server in servers:
         server.terminate()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts servers of Redis with lines of their configuration."""
+    servers = []
+
+    def one(*lines, program="valkey") -> Server:
+        folder, found = tmp_path / f"server{len(servers)}", SERVERS[program]()
+        servers.append(on_free_port(lambda port: Server(folder, found, lines, port)))
+        return servers[-1]
+
+    yield one
+    for server in servers:
+        server.program.kill()
+
+
+@pytest.fixture
+def way(run_name):
+    """Begins ways from a publisher to a follower."""
+    ways = []
+
+    def begin(*urls, **options) -> Way:
+        ways.append(Way(urls[0], run_name, *urls[1:], **options))
+        return ways[-1]
+
+    yield begin
+    for one in ways:
+        one.close()

@@ -88,7 +88,7 @@ def _measure(a: argparse.Namespace) -> dict[str, Any]:
     jobs = PROFILES[a.profile](a.seeds or SEEDS.get(a.profile, 1))
     machine = describe(a.device)
     with bar("runs", len(jobs)) as advance:
-        runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name), a.device)
+        runs = execute(jobs, a.out, a.jobs, lambda name: advance(1, name), a.device, machine["device"])
     if a.save is not None:
         pools = {pool: task.described(pool, a.out) for pool in sorted({cell.pool for cell, _ in jobs})}
         about = {"profile": a.profile, "side_by_side": a.jobs, **machine}

@@ -19,9 +19,10 @@ def execute(
     side_by_side: int,
     on_done: Callable[[str], None] = lambda _: None,
     device: str = "cpu",
+    machine: str = "",
 ) -> list[dict[str, Any]]:
-    """Returns the runs of these jobs on `device`, in their order; those that are in `folder` are not run again.
-    `on_done` is called with the name of each that is over.
+    """Returns the runs of these jobs on `device`, in their order; those that are in `folder` are not run again. A run
+    says on which `machine` it was made. `on_done` is called with the name of each that is over.
 
     A run that fails stops no other one; the first failure is raised when all others are over."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,7 @@ def execute(
             for (pool, seed), some in shared.items()
         }
         _finish(made)
-        _finish({processes.submit(_run, *job, folder, device): job[0].name for job in left}, on_done)
+        _finish({processes.submit(_run, *job, folder, device, machine): job[0].name for job in left}, on_done)
     return [json.loads(file_of(job, folder).read_text()) for job in jobs]
 
 
@@ -68,10 +69,10 @@ def _ready(jobs: Iterable[Job], folder: Path, device: str) -> None:
         make_ready(cell, seed, folder, device)
 
 
-def _run(cell: Cell, seed: int, folder: Path, device: str) -> None:
+def _run(cell: Cell, seed: int, folder: Path, device: str, machine: str) -> None:
     from selector_tools.study.running import run  # noqa: PLC0415
 
-    document = run(cell, seed, folder, device=device)
+    document = run(cell, seed, folder, device=device) | {"machine": machine}
     file = file_of((cell, seed), folder)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(document) + "\n")

@@ -1,6 +1,7 @@
 """Which cells are run, by the name of a profile, each by its seeds.
 
-Choices are made on validation families only and by a seed of their own (`tuning`); RATES_CHOSEN holds what came of it.
+Choices are made on validation families only and by a seed of their own (`tuning`, `gpu_tuning`); `rates.py` holds what
+came of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +10,12 @@ from itertools import product
 
 from selector_tools.study.cells import Cell, Resolution
 from selector_tools.study.executing import Job
+from selector_tools.study.rates import LONG, rated
 from selector_tools.study.streams import Kind
 
 TUNING_SEED = 99
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 LOWER = (2.5e-4,)  # Wrong captions want smaller steps.
-STEPS, LONG = 600, 2400
 STREAMS: tuple[Kind, Kind] = ("natural", "shuffled")
 FORMS: tuple[Resolution, ...] = ("flexi", "low", "full")
 NOISES = (0.0, 0.5)
@@ -91,7 +92,7 @@ def gpu(seeds: int = 2) -> list[Job]:
         for batch in (2048, 512):
             large = [Cell("iconify", rule, "shuffled", batch=batch) for rule in ("jest", "mixed", "independent")]
             jobs += [(rated(cell), seed) for cell in (*large, *_fair(large[0], "shuffled", "filtered"))]
-        low = [Cell("iconify", "mixed", "shuffled", 0.5, batch=512, steps=1200, resolution=form) for form in FORMS]
+        low = [Cell("iconify", "mixed", "shuffled", 0.5, steps=1200, resolution=form) for form in FORMS]
         low.append(replace(low[0], stream="natural", rule="mixed_prefilter"))
         jobs += [(rated(cell), seed) for cell in (*low, *_fair(low[0], "uniform", "shuffled", "filtered"))]
         for pool in ("iconify", "glyphs"):
@@ -155,59 +156,6 @@ PROFILES: dict[str, Callable[[int], list[Job]]] = {
     "full": full,
     "gpu_tuning": gpu_tuning,
 }
-
-# By kind (a baseline's name, or "select"), stream, share of wrong captions and steps: the rate that ended highest on
-# the validation families. What is not listed has the rate of what is nearest, as `rated` says.
-RATES_CHOSEN: dict[tuple[str, str, float, int], float] = {
-    ("uniform", "natural", 0.0, 600): 1e-3,
-    ("uniform", "natural", 0.0, 2400): 1e-3,
-    ("uniform", "natural", 0.5, 600): 5e-4,
-    ("uniform", "natural", 0.5, 2400): 5e-4,
-    ("buffer", "natural", 0.0, 600): 1e-3,
-    ("buffer", "natural", 0.5, 600): 5e-4,
-    ("buffer", "hot", 0.0, 600): 4e-3,
-    ("shuffled", "natural", 0.0, 600): 2e-3,
-    ("shuffled", "natural", 0.0, 2400): 1e-3,
-    ("shuffled", "natural", 0.5, 600): 5e-4,
-    ("shuffled", "natural", 0.5, 2400): 5e-4,
-    ("filtered", "natural", 0.0, 600): 2e-3,
-    ("filtered", "natural", 0.5, 600): 1e-3,
-    ("prefiltered", "natural", 0.0, 600): 1e-3,
-    ("prefiltered", "natural", 0.5, 600): 1e-3,
-    ("curated", "natural", 0.0, 600): 1e-3,
-    ("curated", "natural", 0.5, 600): 5e-4,
-    ("warm", "natural", 0.0, 600): 1e-3,
-    ("warm", "natural", 0.5, 600): 1e-3,
-    ("filtered_warm", "natural", 0.0, 600): 2e-3,
-    ("filtered_warm", "natural", 0.5, 600): 2.5e-4,
-    ("select", "natural", 0.0, 600): 2e-3,
-    ("select", "natural", 0.5, 600): 1e-3,
-    ("select", "shuffled", 0.0, 600): 2e-3,
-    ("select", "shuffled", 0.5, 600): 2e-3,
-    ("select", "hot", 0.0, 600): 4e-3,
-}
-
-
-# The same for the baselines of `gpu`, by rule, pool, share of wrong captions, batch, steps and whether the learner is a
-# transformer.
-RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {}
-
-
-def rated(cell: Cell) -> Cell:
-    """Returns the cell with the learning rate that was chosen for its like. What selects in `gpu` has the rate of the
-    baseline that the reference filtered, as each has its own pool or size."""
-    if (cell.pool, cell.batch, cell.resolution) != ("icons", 128, None):
-        rule = f"filtered{'_warm' * cell.how.warm}" if cell.how.selects else cell.rule
-        like = (rule, cell.pool, cell.noise, cell.batch, cell.steps, cell.resolution is not None)
-        return replace(cell, learning_rate=RATES_CHOSEN_GPU.get(like, cell.learning_rate))
-    kind = cell.rule
-    if cell.how.selects:
-        kind = "warm" if cell.how.warm else "select"
-    horizon = LONG if cell.steps >= LONG else STEPS
-    for key in ((kind, cell.stream, cell.noise, horizon), (kind, "natural", cell.noise, STEPS)):
-        if key in RATES_CHOSEN:
-            return replace(cell, learning_rate=RATES_CHOSEN[key])
-    return cell
 
 
 def _jobs(cells: Sequence[Cell], seeds: int) -> list[Job]:

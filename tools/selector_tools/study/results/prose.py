@@ -1,5 +1,6 @@
 """What the page says beside its tables: what was done, by which rules of evidence, and how to read it."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ writes; nothing here is typed by hand. Each row of a table has a name to link to
 
 ```sh
 selector bench training --profile tuning --save benchmarks/results/training-tuning.json     # learning rates
-selector bench training --profile cpu --save benchmarks/results/training-cpu.json           # what this page is about
+selector bench training --profile cpu --save benchmarks/results/training-cpu.json           # an hour and a half
+selector bench training --profile gpu_tuning --device cuda --save benchmarks/results/training-gpu_tuning.json
+selector bench training --profile gpu --device cuda --save benchmarks/results/training-gpu.json # larger pools, batches
 selector bench training --profile headline --save benchmarks/results/training-headline.json # a quarter of an hour
 make results                                                                                # this page and its plots
 ```"""
@@ -48,8 +51,8 @@ EVIDENCE = """- **Task.** A small two-tower SigLIP learns icons and their names,
 - **Costs.** FLOPs are counted products of matrices: training, scoring, encoding by the reference what its cache lacks,
   and the draw. The paper's model (Evans et al. 2024, A.4) counts three forward passes a trained example and one a
   scored one. CPU seconds are those of trainer and sidecar. Wall clock is that of training without evaluation, while
-  other runs shared the cores. The reference's training and its embeddings of the pool are one-off costs, in none of
-  these, and [apart](#one-off-costs).
+  other runs shared the cores; both are compared only where all runs were made on one machine. The reference's training
+  and its embeddings of the pool are one-off costs, in none of these, and [apart](#one-off-costs).
 - **Limits.** This is a laptop's scale: pictures of {side} pixels, towers of a million FLOPs, batches of {batches},
   {steps} steps. At that size the draw and the messages weigh more than with large towers, and the
   reference is better than the learner for longer. What holds here may not hold for your data: try it there."""
@@ -73,9 +76,16 @@ def machines(studies: Mapping[str, Study]) -> str:
         hours = sum(run["wall_seconds"] for run in runs) / 3600
         lines.append(
             f"- `{name}`: {len(study.found)} cells, {len(runs)} runs (seeds {', '.join(map(str, seeds))}), "
-            f"{hours:.1f} hours of runs one after the other. {study.machine}."
+            f"{hours:.1f} hours of runs one after the other. {study.machine}.{_elsewhere(study)}"
         )
     return "\n".join(lines)
+
+
+def _elsewhere(study: Study) -> str:
+    """Says how many runs were made on another machine than the one that wrote the document."""
+    here = study.document["device"]
+    others = Counter(run["machine"] for run in study.document["runs"] if run.get("machine", here) != here)
+    return "".join(f" {count} of its runs were made on {machine}." for machine, count in others.items())
 
 
 def recipes(document: Mapping[str, Any]) -> str:
