@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import selector_proto
 from selector_proto.weights.link import masked
@@ -55,6 +55,9 @@ from selector_server.weights.host_share import HostShare
 from selector_server.weights.reporter import Reporter
 from selector_server.weights.subscriber import Subscriber
 from selector_server.weights.versions import SyncState, Version, Versions
+
+if TYPE_CHECKING:
+    from selector_server.inspection.web.server import PageServer
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,23 @@ def build_metrics_server(sidecar: Sidecar) -> MetricsServer | None:
         return MetricsServer(sidecar.metrics.registry, listen)
     except (OSError, ValueError) as error:
         raise SetupError("metrics_listen", listen, f"must be a free host:port: {error}") from error
+
+
+def build_page(sidecar: Sidecar) -> "PageServer | None":
+    """Serves the inspector's page from now on. Raises SetupError."""
+    listen, access, source = sidecar.config.inspect_listen, sidecar.access, sidecar.source
+    if not listen or source is None:
+        return None
+    try:
+        from selector_server.inspection.web.server import PageServer  # noqa: PLC0415 - needs the extra inspect
+    except ModuleNotFoundError as error:
+        limit = f"needs {error.name}: pip install 'jest-selector[inspect]'"
+        raise SetupError("inspect_listen", listen, limit) from error
+    try:
+        names, tls = access.guards_inspection, access.page_tls()
+        return PageServer(source, listen, access.check_inspection, names=names, tls=tls)
+    except (OSError, ValueError) as error:
+        raise SetupError("inspect_listen", listen, f"must be a free host:port: {error}") from error
 
 
 def _model(config: Config, role: Literal["learner", "reference"], device: Device, metrics: Metrics) -> Model | None:

@@ -76,12 +76,13 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
         if handler is None or service not in (SERVICE, *OPERATORS):
             return handler
         try:
-            self._check(service, handler_call_details.invocation_metadata)
+            self.check(service, handler_call_details.invocation_metadata)
         except SelectorError as error:
             return _refusing(handler, error)
         return handler
 
-    def _check(self, service: str, metadata: Any) -> None:
+    def check(self, service: str, metadata: Any) -> None:
+        """Raises Unauthenticated or PermissionDenied for a call of that service that its token does not open."""
         needed = self._data if service == SERVICE else self._admin or self._data
         if needed is None:
             return
