@@ -77,7 +77,8 @@ def in_pairs(
 
         def turn(sidecar: LoadedSidecar, selector: Selector, batch: dict[str, Any]) -> float:
             before = _processor_seconds(sidecar.pid)
-            with page.looked_at() if sidecar is on else nullcontext():
+            # Before the first selection there is nothing to look at, and the page would wait before it asks again.
+            with page.looked_at() if sidecar is on and number else nullcontext():
                 selector.select(**batch)
                 time.sleep(SETTLE_SECONDS)
             return _processor_seconds(sidecar.pid) - before
