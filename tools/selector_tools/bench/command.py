@@ -13,6 +13,7 @@ from selector_tools.bench import (
     sampler,
     serve,
     sharded,
+    shuffling,
     training,
     transport,
     weights,
@@ -35,6 +36,7 @@ def add_parser(verbs: Any) -> None:
         loader,
         load,
         faults,
+        shuffling,
         training,
     ):
         verb.add_parser(leaves)
