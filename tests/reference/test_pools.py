@@ -4,13 +4,14 @@ import bz2
 import gzip
 import lzma
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from selector_tools.pools.exclusions import Exclusions
-from selector_tools.pools.opening import _expanded, names, open_pool
-from selector_tools.pools.webdataset import MAX_MEMBER_BYTES, _Known, _samples
+from selector_tools.pools.opening import open_pool
+from selector_tools.pools.places import _expanded, names
+from selector_tools.pools.sharded import DigestsOfNames
+from selector_tools.pools.webdataset import MAX_MEMBER_BYTES, _samples
 from support.model import samples
 from support.pools import arrays, png, shard, text, write_tar
 from webdataset.shardlists import expand_urls
@@ -132,7 +133,7 @@ def test_keys_and_extensions_are_those_of_the_webdataset_library(tmp_path):
     with shard.open("rb") as stream:
         seen = list(group_by_keys({"__url__": "", **file} for file in tar_file_iterator(stream)))
     theirs = [(one["__key__"], {name for name in one if not name.startswith("__")}) for one in seen]
-    assert [(key, set(files)) for key, files in _samples(shard, "txt")] == theirs
+    assert [(key, set(files)) for key, files in _samples(str(shard), "txt")] == theirs
     assert ("235342 Track 2", {"0.jpg", "0.txt"}) in theirs
 
 
@@ -188,7 +189,7 @@ def test_shards_of_one_name_in_two_folders_keep_apart(tmp_path):
     ],
 )
 def test_names_of_shards(shards, expected):
-    assert names([Path(each) for each in shards]) == expected
+    assert names(shards) == expected
 
 
 @pytest.mark.parametrize(
@@ -246,8 +247,8 @@ def test_ids_are_the_trainers_keys_where_that_is_asked_for(tmp_path):
 
 
 def test_names_are_known_again_however_many_there_are(monkeypatch):
-    monkeypatch.setattr(_Known, "_MOST", 7)
-    known = _Known()
+    monkeypatch.setattr(DigestsOfNames, "_MOST", 7)
+    known = DigestsOfNames()
     assert all(known.add(str(number)) for number in range(200))
     assert not any(known.add(str(number)) for number in range(200))
     assert known.add("200")

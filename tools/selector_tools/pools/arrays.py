@@ -4,7 +4,6 @@ image has up to K captions), and optionally `ids` int64 [n] (by default the row 
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,30 +11,33 @@ from numpy.typing import NDArray
 from selector_proto.contract import caption_id
 
 from selector_server.errors import Exclusion, InvalidRequest, SelectorError, SetupError
+from selector_tools.pools import storage
 from selector_tools.pools.captions import in_utf8
-from selector_tools.pools.pool import Batch
+from selector_tools.pools.places import names
+from selector_tools.pools.pool import Batch, Known
 
 _NAMES = ("images", "tokens", "texts", "ids", "captions")
 
 
 class ArrayPool:
     """The pairs of an .npz file, which is held in memory as a whole. A row is as many pairs as it has captions; empty
-    ones do not count where there is room for several. Raises SetupError if it is malformed."""
+    ones do not count where there is room for several. It is one shard. Raises SetupError if it is malformed."""
 
-    def __init__(self, path: Path) -> None:
-        arrays = _read(path)
+    def __init__(self, place: str) -> None:
+        self.name, self.place = names([place])[0], place
+        arrays = _read(place)
 
         def check(name: str, fine: bool, limit: str) -> None:
             if not fine:
                 found = f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "missing"
-                raise SetupError(f"--pool {path}: {name}", found, limit)
+                raise SetupError(f"--pool {place}: {name}", found, limit)
 
         images = arrays.get("images")
         check("images", images is not None and images.dtype == np.uint8 and images.ndim == 4, "must be uint8 [n,H,W,C]")
         assert images is not None
         count = len(images)
         if not count:
-            raise SetupError("--pool", path, "holds no pair of image and text")
+            raise SetupError("--pool", place, "holds no pair of image and text")
         if "tokens" in arrays:
             tokens = arrays["tokens"]
             fine = tokens.dtype.kind in "iu" and tokens.ndim == 2 and len(tokens) == count
@@ -63,7 +65,12 @@ class ArrayPool:
         self.size: int = len(self._rows)
         check("texts", self.size > 0, "must have a text")
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def shards(self) -> "list[ArrayPool]":
+        """Returns the whole."""
+        return [self]
+
+    def batches(self, size: int, known: Known | None = None) -> Iterator[Batch]:  # noqa: ARG002 - there is one shard
+        """Yields the pairs, as Pool says."""
         bad = [(self._ids[row], _without_text()) for row in np.setdiff1d(np.arange(len(self._ids)), self._rows)]
         for start in range(0, self.size, size):
             pairs = np.arange(start, min(start + size, self.size))
@@ -110,10 +117,10 @@ def _there_twice() -> SelectorError:
     return InvalidRequest("id", "there twice", "an earlier row has the same").excluding(Exclusion.REPEATED)
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read(place: str) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with storage.opened(place) as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in _NAMES if name in file.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise SetupError("--pool", path, f"must be an .npz file without pickled objects: {reason}") from error
+        raise SetupError("--pool", place, f"must be an .npz file without pickled objects: {reason}") from error

@@ -1,6 +1,6 @@
 """A pool yields batches of pairs of image and text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,12 +48,41 @@ def _at(part: Any, rows: NDArray[np.int64]) -> Any:
     return part[rows] if isinstance(part, np.ndarray) else [part[row] for row in rows.tolist()]
 
 
+class Known(Protocol):
+    """Knows names that were there before."""
+
+    def add(self, name: str) -> bool:
+        """Adds a name; returns whether it is new."""
+
+
+class Shard(Protocol):
+    """A part of a pool that can be read apart, in another process too: shards are sent there by pickle. `name` is what
+    ids call it, and differs from those of the pool's other shards; `place` is where it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def size(self) -> int | None:
+        """The number of pairs, or None if it is not known before they are read."""
+
+    def batches(self, size: int, known: Known | None = None) -> Iterator[Batch]:
+        """Yields all pairs in their order, at most `size` at a time. Pairs whose name was there before are bad; `known`
+        has the names of other shards, and is added to. Raises SetupError."""
+
+
 class Pool(Protocol):
     """Pairs come from a pool."""
 
     @property
     def size(self) -> int | None:
         """The number of pairs, or None if it is not known before they are read."""
+
+    def shards(self) -> Sequence[Shard]:
+        """Returns the parts, in the order in which `batches` reads them."""
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yields all pairs in their order, at most `size` at a time. Raises SetupError."""

@@ -3,19 +3,16 @@ into samples as the webdataset library does; nothing is ever unpacked to disk, s
 
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-from selector_proto.contract import MAX_ID_BYTES, caption_id
+from selector_proto.contract import caption_id
 
 from selector_server.config import Config
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError, SetupError
+from selector_tools.pools import storage
 from selector_tools.pools.captions import Captions, Numbered, in_utf8
-from selector_tools.pools.pool import Batch
+from selector_tools.pools.sharded import NoPair, Pair, PairShard
 
 MAX_MEMBER_BYTES: int = Config.model_fields["max_image_bytes"].default
 # Of several images of one sample the first of these counts, as in open_clip's training, which knows the first four.
@@ -25,69 +22,36 @@ _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _PASSED_OVER = re.compile(r"__[^/]*__($|/)")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
 
-Ids = Literal["shard/key", "key"]
-_Pair = tuple[str, str, bytes, bytes]  # its id, the id of the other kind, image and text
 # The files of a sample by extension: the content, None where nobody asks for it, its size where that is too large.
 Files = Mapping[str, bytes | int | None]
 
 
-class TarPool:
-    """The pairs of `shards`, whose names in ids are `names`. A sample's id is "NAME/KEY", or with `ids` "key" the
-    library's `__key__` alone. It is as many pairs as it has captions."""
+@dataclass(frozen=True)
+class TarShard(PairShard):
+    """The pairs of a tar file. A key is what the webdataset library calls `__key__`. A sample is as many pairs as it
+    has captions."""
 
-    def __init__(
-        self, shards: Sequence[Path], names: Sequence[str], ids: Ids = "shard/key", captions: Captions | None = None
-    ) -> None:
-        self.size: int | None = None
-        self._shards, self._names, self._ids, self._captions = shards, names, ids, captions or Captions()
+    captions: Captions = field(default_factory=Captions)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yields the pairs, as Pool says."""
-        pairs: list[_Pair] = []
-        bad: list[tuple[object, SelectorError]] = []
-        empty = True
-        for called, other, found in self._pairs():
-            if isinstance(found, SelectorError):
-                bad.append((called.encode(errors="backslashreplace").decode(), found))
-            else:
-                pairs.append((called, other, *found))
-            if len(pairs) == size or len(bad) == size:
-                yield _batch(pairs, bad)
-                pairs, bad, empty = [], [], False
-        if pairs or bad:
-            yield _batch(pairs, bad)
-        elif empty:
-            raise SetupError("--pool", ", ".join(map(str, self._shards)), "holds no pair of image and text")
-
-    def _pairs(self) -> Iterator[tuple[str, str, tuple[bytes, bytes] | SelectorError]]:
-        """Yields each pair's id, its id of the other kind, and its image and text, or else what is wrong with it."""
-        known = _Known()
-        for shard, name in zip(self._shards, self._names, strict=True):
-            for key, files in _samples(shard, self._captions.extension):
-                both = f"{name}/{key}", key
-                called, other = both if self._ids == "shard/key" else both[::-1]
+    def pairs(self) -> Iterator[Pair | NoPair]:
+        """Yields the pairs, as PairShard says."""
+        for key, files in _samples(self.place, self.captions.extension):
+            called, other = self.called(key)
+            try:
+                contents = _contents(key, files, self.captions)
+            except SelectorError as error:
+                yield NoPair(called, error)
+                continue
+            image, captions = contents or (b"", [])
+            for number, caption in captions:
+                numbered = caption_id(called, number)
                 try:
-                    contents = _contents(key, files, self._captions)
+                    yield Pair(numbered, caption_id(other, number), image, in_utf8(caption))
                 except SelectorError as error:
-                    yield called, other, error
-                    continue
-                image, captions = contents or (b"", [])
-                for number, caption in captions:
-                    ids = caption_id(called, number), caption_id(other, number)
-                    try:
-                        _check_id(ids[0], known)
-                        yield *ids, (image, in_utf8(caption))
-                    except SelectorError as error:
-                        yield *ids, error
+                    yield NoPair(numbered, error)
 
 
-def _batch(pairs: Sequence[_Pair], bad: list[tuple[object, SelectorError]]) -> Batch:
-    ids, images, texts = [pair[0] for pair in pairs], [pair[2] for pair in pairs], [pair[3] for pair in pairs]
-    captions = [text.decode(errors="replace") for text in texts]
-    return Batch(ids, images, texts, captions, bad, other_ids=[pair[1] for pair in pairs])
-
-
-def _samples(shard: Path, text: str) -> Iterator[tuple[str, Files]]:
+def _samples(shard: str, text: str) -> Iterator[tuple[str, Files]]:
     """Yields key and files of each sample: files of one key that follow one another. A second file of an extension
     begins another sample, as in open_clip's training. The files of texts have the extension `text`."""
     key, files = "", dict[str, bytes | int | None]()
@@ -127,39 +91,26 @@ def _contents(key: str, files: Files, captions: Captions) -> tuple[bytes, list[N
     return both[0], captions.read(key, both[1])
 
 
-def _check_id(name: str, known: "_Known") -> None:
-    """Raises InvalidRequest or LimitExceeded if the sample cannot have this id."""
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest("id", ascii(name), f"must be UTF-8: {error}").excluding(Exclusion.TEXT) from error
-    if size > MAX_ID_BYTES:
-        limit = f"at most {MAX_ID_BYTES} bytes"
-        raise LimitExceeded("id", f"an id of {size} bytes", limit).excluding(Exclusion.TOO_LARGE)
-    if not known.add(name):
-        limit = "an earlier sample has the same; --ids shard/key tells samples of different shards apart"
-        raise InvalidRequest("id", "there twice", limit).excluding(Exclusion.REPEATED)
-
-
-def _members(shard: Path, text: str) -> Iterator[tuple[str, str, bytes | int | None]]:
+def _members(shard: str, text: str) -> Iterator[tuple[str, str, bytes | int | None]]:
     """Yields key, extension and content of the files that the library would see; see Files."""
     try:
-        with shard.open("rb") as stream:
-            mode: Literal["r|*", "r:"] = "r|*" if stream.read(6).startswith(_COMPRESSED) else "r:"
-        with tarfile.open(shard, mode, tarinfo=_Header) as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined] # or they would all be kept
-                match = _NAME.match(member.name)
-                if not member.isreg() or match is None or _PASSED_OVER.match(member.name):
-                    continue
-                content: bytes | int | None = None
-                if (extension := match[2].lower()) in (*IMAGES, text):
-                    content = member.size
-                    if member.size <= MAX_MEMBER_BYTES:
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        content = file.read()
-                yield match[1], extension, content
+        with storage.opened(shard) as stream:
+            packed = stream.read(6).startswith(_COMPRESSED)
+            stream.seek(0)
+            with tarfile.open(mode="r|*" if packed else "r:", fileobj=stream, tarinfo=_Header) as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined] # or they would all be kept
+                    match = _NAME.match(member.name)
+                    if not member.isreg() or match is None or _PASSED_OVER.match(member.name):
+                        continue
+                    content: bytes | int | None = None
+                    if (extension := match[2].lower()) in (*IMAGES, text):
+                        content = member.size
+                        if member.size <= MAX_MEMBER_BYTES:
+                            file = tar.extractfile(member)
+                            assert file is not None
+                            content = file.read()
+                    yield match[1], extension, content
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise SetupError("--pool", shard, f"must be a tar file, and whole: {error}") from error
 
@@ -177,32 +128,3 @@ class _Header(tarfile.TarInfo):
             if str(error) == "end of file header":
                 raise
             raise tarfile.ReadError(f"neither a file nor the end at byte {at}: {error}") from error
-
-
-class _Known:
-    """Tells names that were there before: by a digest of 8 bytes, of which 10^8 take less than 1 GB."""
-
-    _MOST = 1 << 18
-
-    def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._sorted: list[NDArray[np.uint64]] = []  # each at least twice as long as the next
-
-    def add(self, name: str) -> bool:
-        """Adds a name; returns whether it is new."""
-        digest = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
-        if digest in self._recent or any(_holds(part, digest) for part in self._sorted):
-            return False
-        self._recent.add(digest)
-        if len(self._recent) == self._MOST:
-            part = np.sort(np.fromiter(self._recent, np.uint64))
-            while self._sorted and len(self._sorted[-1]) < 2 * len(part):
-                part = np.sort(np.concatenate([part, self._sorted.pop()]))
-            self._sorted.append(part)
-            self._recent = set()
-        return True
-
-
-def _holds(part: NDArray[np.uint64], digest: int) -> bool:
-    at = int(np.searchsorted(part, np.uint64(digest)))
-    return at < len(part) and int(part[at]) == digest
