@@ -1,6 +1,6 @@
 """Takes a pool through a reference, batch by batch, with a cache or without: `cache fill` and `reference` share it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from selector_server.machine import usable_cpus
 from selector_server.sampling import Embedded
 from selector_server.sampling.threads import use_threads
 from selector_tools.pools.exclusions import Exclusions
-from selector_tools.pools.pool import Batch, Pool
+from selector_tools.pools.pool import Batch, Known, Pairs, Shard
 from selector_tools.pools.reading import LIMITS, Inputs, read_batch
 from selector_tools.progress import bar
 
@@ -55,30 +55,53 @@ class Embedder:
     cache: ReferenceCache | None
     exclusions: Exclusions = field(default_factory=Exclusions)
 
-    def run(self, pool: Pool, place: str, size: int, what: str = "embed", most: int | None = None) -> Iterator[Seen]:
+    def run(self, pool: Pairs, place: str, size: int, what: str = "embed", most: int | None = None) -> Iterator[Seen]:
         """Yields the pairs of `pool`, which came from `place`, `size` at a time, and reads the next ones meanwhile. It
         stops after the batch that completes `most` pairs, if that is given. A bar called `what` shows how far it is.
         Raises SelectorError."""
         total, done = pool.size if most is None or pool.size is None else min(pool.size, most), 0
-        read = closing(prefetched((self._prepare(batch) for batch in pool.batches(size)), 1, "pool-reader"))
+        prepared = (self._prepare(batch, self.exclusions) for batch in pool.batches(size))
+        read = closing(prefetched(prepared, 1, "pool-reader"))
         with bar(what, total) as advance, read as batches:
-            for prepared in batches:
-                if len(prepared.batch):
-                    yield self._embed(prepared)
-                    advance(len(prepared.batch))
-                    done += len(prepared.batch)
+            for found in batches:
+                if len(found.batch):
+                    yield self._embed(found)
+                    advance(len(found.batch))
+                    done += len(found.batch)
                 if most is not None and done >= most:
                     break
         self.exclusions.check(place)
 
-    def _prepare(self, batch: Batch) -> _Prepared:
-        self.exclusions.begin(batch)
+    def run_shards(
+        self, shards: Sequence[Shard], size: int, known: Known | None = None
+    ) -> Iterator[tuple[Shard, Seen | Exclusions]]:
+        """Yields the pairs of shards, each time with their shard, and reads the next ones meanwhile, those of the next
+        shard too. After a shard's last pairs comes what counts those that cannot be used, which `exclusions` counts as
+        well. `known` has the names of pairs that count as repeated. Raises SelectorError."""
+
+        def prepare() -> Iterator[tuple[Shard, _Prepared | Exclusions]]:
+            for shard in shards:
+                exclusions = Exclusions(self.exclusions.strict)
+                for batch in shard.batches(size, known):
+                    yield shard, self._prepare(batch, exclusions)
+                yield shard, exclusions
+
+        with closing(prefetched(prepare(), 1, "pool-reader")) as read:
+            for shard, found in read:
+                if isinstance(found, Exclusions):
+                    self.exclusions.merge(found)
+                    yield shard, found
+                elif len(found.batch):
+                    yield shard, self._embed(found)
+
+    def _prepare(self, batch: Batch, exclusions: Exclusions) -> _Prepared:
+        exclusions.begin(batch)
         images = batch.images
         alike = None if isinstance(images, np.ndarray) else lambda row: decoded_alike(images[row])
         found = None if self.cache is None else self.cache.find(batch.keys, alike, wait=True)
         known = np.zeros(len(batch), np.bool_) if found is None else found.known
         rows = np.flatnonzero(~known)
-        inputs = read_batch(self.preprocessor, batch.at(rows), self.exclusions)
+        inputs = read_batch(self.preprocessor, batch.at(rows), exclusions)
         usable = known.copy()
         usable[rows[inputs.rows]] = True
         if found is not None:

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -43,13 +45,50 @@ def counted(what: str, total: int | None, parts: Iterable[SizedT]) -> Iterator[S
             advance(len(part))
 
 
+class OfShards:
+    """Tells a bar that counts shards what was done. How many pairs there are nobody knows before."""
+
+    def __init__(self, what: str, advance: Advance) -> None:
+        self._what, self._advance, self._pairs, self._began = what, advance, 0, monotonic()
+
+    def pairs(self, more: int) -> None:
+        """So many more pairs were seen."""
+        self._pairs += more
+        rate = self._pairs / max(monotonic() - self._began, 1e-3)
+        self._advance(0, f"{self._what}, {self._pairs:,} pairs, {rate:,.0f}/s, shard")
+
+    def shard(self) -> None:
+        """One more shard is done."""
+        self._advance(1)
+
+
+@contextmanager
+def bar_of_shards(what: str, total: int) -> Iterator[OfShards]:
+    """Shows on stderr how many of the `total` shards are done, and how many pairs a second."""
+    with bar(what, total) as advance:
+        yield OfShards(what, advance)
+
+
 @contextmanager
 def bars(console: "Console") -> Iterator["Progress"]:
     """Yields what shows several bars on `console`. Where that is no terminal, a line on stderr says every ten seconds
     how far the last of them is; what is over sooner is not told."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         if console.is_terminal:
             yield progress
@@ -72,7 +111,17 @@ def _tell(progress: "Progress", over: Event) -> None:
 
 def _line(task: "Task") -> str:
     of = "" if task.total is None else f" of {task.total:,.0f}"
-    return f"{task.description}: {task.completed:,.0f}{of} after {task.elapsed or 0:.0f} s"
+    line = f"{task.description}: {task.completed:,.0f}{of} after {task.elapsed or 0:.0f} s"
+    if task.total is None or not task.completed or not task.elapsed:
+        return line
+    left = (task.total - task.completed) * task.elapsed / task.completed
+    return f"{line}, done {_at(left)}"
+
+
+def _at(seconds: float) -> str:
+    """Says when so many seconds from now will be."""
+    then = datetime.now(UTC) + timedelta(seconds=seconds)
+    return then.strftime("at %H:%M UTC" if seconds < 43_200 else "on %d %B at %H:%M UTC")
 
 
 def pace(samples: int, seconds: float) -> str:

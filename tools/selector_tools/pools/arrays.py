@@ -1,10 +1,11 @@
 """A pool in one .npz file: `images` uint8 [n, H, W, C], `tokens` int [n, T] or `texts` (strings [n], or [n, K] if an
-image has up to K captions), and optionally `ids` int64 [n] (by default the row numbers) and `captions` (strings)."""
+image has up to K captions), and optionally `ids` int64 [n] (by default the row numbers), `captions` (strings) and
+`tags` int64 [n]."""
 
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,16 @@ from selector_server.errors import Exclusion, InvalidRequest, SelectorError, Set
 from selector_tools.pools import storage
 from selector_tools.pools.captions import in_utf8
 from selector_tools.pools.places import names
-from selector_tools.pools.pool import Batch, Known
+from selector_tools.pools.pool import Batch, Known, Namespace
 
-_NAMES = ("images", "tokens", "texts", "ids", "captions")
+_NAMES = ("images", "tokens", "texts", "ids", "captions", "tags")
 
 
 class ArrayPool:
     """The pairs of an .npz file, which is held in memory as a whole. A row is as many pairs as it has captions; empty
     ones do not count where there is room for several. It is one shard. Raises SetupError if it is malformed."""
+
+    ids: ClassVar[Namespace] = "integer"
 
     def __init__(self, place: str) -> None:
         self.name, self.place = names([place])[0], place
@@ -52,7 +55,9 @@ class ArrayPool:
             check("captions", captions.dtype.kind == "U" and captions.shape == (count,), f"must be strings [{count}]")
         ids: NDArray[np.int64] = arrays.get("ids", np.arange(count))
         check("ids", ids.dtype == np.int64 and ids.shape == (count,), f"must be int64 [{count}]")
-        self._ids, self._images, self._tokens = ids, images, arrays.get("tokens")
+        tags = arrays.get("tags", ids)
+        check("tags", tags.dtype == np.int64 and tags.shape == (count,), f"must be int64 [{count}]")
+        self._ids, self._images, self._tokens, self._tags = ids, images, arrays.get("tokens"), arrays.get("tags")
         self._repeated = np.ones(count, np.bool_)
         self._repeated[np.unique(ids, return_index=True)[1]] = False
         # Of each pair its row, its text, and the text's number where a row may have several.
@@ -87,7 +92,8 @@ class ArrayPool:
             if self._numbers is not None:
                 ids = [self._named(pair) for pair in pairs.tolist()]
             captions = None if self._captions is None else self._captions[pairs].tolist()
-            yield Batch(ids, self._images[rows], texts, captions, bad)
+            tags = None if self._tags is None else self._tags[rows]
+            yield Batch(ids, self._images[rows], texts, captions, bad, tags=tags)
             bad = []
 
     def _named(self, pair: int) -> Any:

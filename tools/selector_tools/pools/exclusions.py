@@ -1,6 +1,7 @@
 """Counts the pairs of a pool that cannot be used, by the sidecar's reasons, so that they do not end a long run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from selector_server.errors import Exclusion, SelectorError, SetupError
 from selector_tools.pools.pool import Batch
@@ -46,6 +47,22 @@ class Exclusions:
             raise SetupError("--pool", f"{name}, {error.exclusion.value}", why)
         reason = self.reasons.setdefault(error.exclusion, _Reason(0, str(name), why))
         reason.count += 1
+
+    def merge(self, part: "Exclusions") -> None:
+        """Counts what another has counted."""
+        self.seen += part.seen
+        for kind, found in part.reasons.items():
+            reason = self.reasons.setdefault(kind, _Reason(0, found.first, found.why))
+            reason.count += found.count
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> "Exclusions":
+        """Reads what `as_json` gave. Raises ValueError, KeyError or TypeError if it is something else."""
+        reasons = {
+            Exclusion(name): _Reason(int(each["count"]), str(each["first"]), str(each["why"]))
+            for name, each in found["reasons"].items()
+        }
+        return Exclusions(seen=int(found["seen"]), reasons=reasons)
 
     def check(self, place: str) -> None:
         """Raises SetupError if too many of the pairs at `place` cannot be used."""

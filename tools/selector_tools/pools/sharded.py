@@ -13,7 +13,7 @@ from selector_proto.contract import MAX_ID_BYTES
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError, SetupError
 from selector_tools.pools.pool import Batch, Known
 
-Ids = Literal["shard/key", "key"]
+Ids = Literal["shard/key", "key"]  # what `--ids` takes
 
 
 class Pair(NamedTuple):

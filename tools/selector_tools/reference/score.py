@@ -4,35 +4,102 @@ import argparse
 import json
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selector_tools.mistakes import any_mistake, exit_status
 from selector_tools.reference import flags as shared
 
+if TYPE_CHECKING:
+    from selector_tools.embedding import Seen
+
 COMMAND = "selector reference score"
+_FILES = (".parquet", ".txt", ".csv", ".json", ".tar")  # how no folder's name ends
 
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "score",
-        help="own-pair losses and cosines of a pool",
-        description="Writes an .npz with ids, loss (nats, the sigmoid loss of each image with its own text) and "
-        "cosine of every pair of the pool that can be read.",
+        help="own-pair losses, cosines and embeddings of a pool",
+        description="Writes what the reference makes of every pair of the pool that can be read: its loss (nats, the "
+        "sigmoid loss of each image with its own text), its cosine and its embeddings, in a folder of Parquet files, "
+        "one for each shard. Shards whose file is there are passed over: run it again after an interruption. With an "
+        ".npz file as --out, it writes ids, losses and cosines alone, at the end.",
     )
-    parser.set_defaults(handler=run, extra="server,reference")
+    parser.set_defaults(handler=run, extra="server,reference,pools")
     shared.add_encoding(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file; must not exist yet")
+    out = "a folder or a URL such as s3://bucket/scores, or an .npz file that must not exist yet"
+    parser.add_argument("--out", required=True, metavar="PLACE", help=out)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
     shared.add_cache_bytes(parser)
     shared.add_samples(parser)
 
 
 def run(flags: argparse.Namespace) -> int:
-    checks = [*shared.encoding_checks(flags), shared.cache_bytes_check(flags), shared.out_check(flags)]
-    checks.append((flags.out.suffix != ".npz", "--out", flags.out, "must end in .npz"))
+    alone = flags.out.endswith(".npz")
+    checks = [
+        *shared.encoding_checks(flags),
+        shared.cache_bytes_check(flags),
+        (alone and Path(flags.out).exists(), "--out", flags.out, "must not exist yet"),
+        (flags.out.endswith(_FILES), "--out", flags.out, "must be an .npz file, or a folder for a file of each shard"),
+    ]
     if any_mistake(COMMAND, checks):
         return 2
-    return exit_status(COMMAND, lambda: _score(flags))
+    return exit_status(COMMAND, lambda: (_score if alone else _score_shards)(flags))
+
+
+def _score_shards(flags: argparse.Namespace) -> None:
+    from selector_server.errors import SetupError  # noqa: PLC0415 - heavy, as are the others
+    from selector_tools.embedding import embedder  # noqa: PLC0415
+    from selector_tools.pools import scores, storage  # noqa: PLC0415
+    from selector_tools.pools.exclusions import Exclusions  # noqa: PLC0415
+    from selector_tools.pools.opening import open_pool  # noqa: PLC0415
+    from selector_tools.pools.sharded import DigestsOfNames  # noqa: PLC0415
+    from selector_tools.progress import bar_of_shards, pace  # noqa: PLC0415
+    from selector_tools.reference.scoring import about, plan, score  # noqa: PLC0415
+
+    shards, excluded = open_pool(flags.pool, flags.ids, flags.captions).shards(), shared.exclusions(flags)
+    began, new, full = perf_counter(), 0, False
+    folder, size = flags.cache, flags.cache_bytes
+    with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
+        planned = plan(shards, flags.out, about(reference, shards[0].ids))
+        if planned.strangers:
+            what = f"{len(planned.strangers)} files in {flags.out} belong to no shard of the pool"
+            shared.tell(COMMAND, f"{what}, of which the first is {planned.strangers[0]}")
+        done = planned.done
+        known = DigestsOfNames()
+        if flags.ids == "key":  # a key may be in two shards; names of shards tell all others apart
+            for each in done:
+                for name in scores.read_ids(storage.joined(flags.out, scores.name_of(each.name))):
+                    known.add(str(name))
+        for each in done:
+            excluded.merge(Exclusions.from_json(each.exclusions))
+        with bar_of_shards("score", len(planned.left)) as progress:
+
+            def on_seen(seen: "Seen") -> None:
+                nonlocal new, full
+                new += len(seen.batch)
+                full = full or not seen.kept
+                progress.pairs(len(seen.batch))
+
+            for of_shard in score(reference, planned.left, flags.out, flags.batch, known, on_seen):
+                done.append(of_shard)
+                progress.shard()
+    excluded.check(flags.pool)
+    pairs = sum(each.pairs for each in done)
+    if not pairs:
+        raise SetupError("--pool", flags.pool, "holds no pair of image and text")
+    mean_loss = sum(each.pairs * each.mean_loss for each in done) / pairs
+    shared.tell_excluded(COMMAND, excluded)
+    if full:
+        shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
+    seconds = perf_counter() - began
+    if flags.json:
+        figures = {"pairs": pairs, "new": new, "seconds": seconds, "mean_loss": mean_loss, "scores": flags.out}
+        found = {"shards": len(done), "new_shards": len(planned.left), "exclusions": excluded.as_json()}
+        print(json.dumps(figures | found))
+        return
+    print(f"{new:,} pairs {pace(new, seconds)}; {pairs:,} in {len(done):,} shards, mean loss {mean_loss:.3f}")
+    print(f"scores: {flags.out}")
 
 
 def _score(flags: argparse.Namespace) -> None:
@@ -54,7 +121,7 @@ def _score(flags: argparse.Namespace) -> None:
             cosine.append((seen.embedded.image * seen.embedded.text).sum(dim=1).numpy())
             full = full or not seen.kept
         fingerprint = reference.model.bundle.fingerprint
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
     names, values, cosines = (np.concatenate(column) for column in (ids, loss, cosine))
     np.savez(flags.out, fingerprint=np.array(fingerprint), ids=names, loss=values, cosine=cosines)
     shared.tell_excluded(COMMAND, excluded)
@@ -62,7 +129,7 @@ def _score(flags: argparse.Namespace) -> None:
         shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
     seconds = perf_counter() - began
     if flags.json:
-        figures = {"pairs": len(names), "seconds": seconds, "mean_loss": float(values.mean()), "scores": str(flags.out)}
+        figures = {"pairs": len(names), "seconds": seconds, "mean_loss": float(values.mean()), "scores": flags.out}
         print(json.dumps(figures | {"exclusions": excluded.as_json()}))
         return
     print(f"{len(names):,} pairs {pace(len(names), seconds)}, mean loss {values.mean():.3f}")
