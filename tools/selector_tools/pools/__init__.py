@@ -1,1 +1,1 @@
-"""Pools of image-text pairs on disk, read in batches."""
+"""Pools of image-text pairs on disk or in a store, read in batches."""

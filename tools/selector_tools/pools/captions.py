@@ -36,34 +36,34 @@ class Captions:
     def read(self, key: str, content: bytes) -> list[Numbered]:
         """Returns the captions in the file's content, at least one. Raises InvalidRequest if there is none, for
         which the sample is excluded."""
-        if self.entry:
-            found = self._listed(key, content)
-        elif self.lines:
-            lines = [line.removesuffix(b"\r") for line in content.split(b"\n")]
-            found = [(number, line) for number, line in enumerate(lines) if line.strip()]
-        else:
-            found = [(None, content)]
-        if not found:
-            what = f"the entry {self.entry} of its .json" if self.entry else f"its .{self.extension}"
-            raise InvalidRequest(key, f"no caption in {what}", "a pair needs one").excluding(Exclusion.MISSING)
-        return found
-
-    def _listed(self, key: str, content: bytes) -> list[Numbered]:
+        if not self.entry:
+            return self.of(key, content, f"its .{self.extension}")
         try:
             sample = json.loads(content)
         except (ValueError, RecursionError) as error:
             limit = f"must be JSON: {error}"
             raise InvalidRequest(key, "a .json", limit).excluding(Exclusion.UNREADABLE) from error
         value = sample.get(self.entry) if isinstance(sample, dict) else None
-        listed: Sequence[Any] = value if isinstance(value, list) else [value]
+        return self.of(key, value, f"the entry {self.entry} of its .json")
+
+    def of(self, key: str, value: Any, where: str) -> list[Numbered]:
+        """Returns the captions in a value, at least one: a text or a list of texts; with `lines`, a text is one of each
+        of its lines. `where` says for people what the value is. Raises InvalidRequest as `read` does."""
         found: list[Numbered] = []
+        if self.lines and isinstance(value, str | bytes):
+            content = in_utf8(value)
+            value = [line.removesuffix(b"\r") if line.strip() else None for line in content.split(b"\n")]
+        listed: Sequence[Any] = value if isinstance(value, list) else [value]
         for number, one in enumerate(listed):
-            if is_missing(one):
+            if not isinstance(one, bytes) and is_missing(one):
                 continue
-            if not isinstance(one, str | int | float):
-                what = f"a {type(one).__name__} as {self.entry} in .json"
+            if not isinstance(one, str | bytes | int | float):
+                what = f"a {type(one).__name__} in {where}"
                 raise InvalidRequest(key, what, "must be a text or a list of texts").excluding(Exclusion.FORMAT)
-            found.append((number if listed is value else None, str(one)))
+            text = one if isinstance(one, bytes) else str(one)
+            found.append((number if listed is value else None, text))
+        if not found:
+            raise InvalidRequest(key, f"no caption in {where}", "a pair needs one").excluding(Exclusion.MISSING)
         return found
 
 

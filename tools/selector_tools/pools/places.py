@@ -9,9 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from selector_server.errors import SetupError
 from selector_tools.pools import storage
+from selector_tools.pools.saved import ARROW, PARQUET, data_files
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PLACES = "an .npz file, a .tar or .tar.gz shard, a folder of shards, or a pattern such as 'shards/{00000..00099}.tar'"
+SHARDS = (*TARS, PARQUET, ARROW)
+PLACES = (
+    "an .npz file, a .tar, .tar.gz, .parquet or .arrow shard, a folder of shards, or a pattern such as "
+    "'shards/{00000..00099}.tar'"
+)
 _MOST_SHARDS = 1 << 20
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -24,7 +29,7 @@ def shards_at(place: str) -> list[str]:
     for name in _expanded(place):
         kind = storage.kind(name)
         if kind == "folder":
-            found += (each for each in storage.files_in(name) if each.endswith(TARS))
+            found += _in_folder(name)
         elif kind == "file":
             found.append(name)
         elif has_magic(name):
@@ -35,8 +40,22 @@ def shards_at(place: str) -> list[str]:
         more = f" ({len(missing)} shards are not there)" if len(missing) > 1 else ""
         raise SetupError("--pool", missing[0], f"must be {PLACES}{more}")
     if not found:
-        raise SetupError("--pool", place, f"holds no shard: {', '.join(TARS)}")
+        raise SetupError("--pool", place, f"holds no shard: {', '.join(SHARDS)}")
     return list(dict.fromkeys(found))
+
+
+def _in_folder(folder: str) -> list[str]:
+    """Returns a folder's shards. Beside tars, img2dataset puts Parquet files that say where the images came from."""
+    files = storage.files_in(folder)
+    names = {each.rpartition("/")[2] for each in files}
+    if "dataset_dict.json" in names:
+        raise SetupError("--pool", folder, "is a data set of several splits; name one's folder, or several by ::")
+    if "state.json" in names and "dataset_info.json" in names:
+        return data_files(folder)
+    for suffixes in (TARS, (PARQUET,), (ARROW,)):
+        if found := [each for each in files if each.endswith(suffixes)]:
+            return found
+    return []
 
 
 def names(shards: Sequence[str]) -> list[str]:

@@ -16,6 +16,10 @@ from selector_tools.pools.pool import Batch, Known
 Ids = Literal["shard/key", "key"]  # what `--ids` takes
 
 
+# Of several images of one sample the first of these counts, as in open_clip's training, which knows the first four.
+IMAGES = ("jpg", "png", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff")
+
+
 class Pair(NamedTuple):
     """A pair of image file and UTF-8 text. `other` is the id of the kind that was not asked for."""
 
@@ -23,6 +27,7 @@ class Pair(NamedTuple):
     other: str
     image: bytes
     text: bytes
+    tag: int | None = None
 
 
 class NoPair(NamedTuple):
@@ -96,7 +101,9 @@ def _batch(pairs: Sequence[Pair], bad: list[tuple[object, SelectorError]]) -> Ba
     texts = [pair.text for pair in pairs]
     captions = [text.decode(errors="replace") for text in texts]
     ids, images = [pair.id for pair in pairs], [pair.image for pair in pairs]
-    return Batch(ids, images, texts, captions, bad, other_ids=[pair.other for pair in pairs])
+    others, tags = [pair.other for pair in pairs], [pair.tag for pair in pairs if pair.tag is not None]
+    tagged = np.array(tags, np.int64) if tags and len(tags) == len(pairs) else None
+    return Batch(ids, images, texts, captions, bad, others, tagged)
 
 
 def _wrong_id(name: str, known: Known) -> SelectorError | None:

@@ -39,6 +39,11 @@ def is_url(place: str) -> bool:
     return _URL.match(place) is not None
 
 
+def bare(place: str) -> str:
+    """Returns a place without what a URL asks for after its path, such as a signature."""
+    return place.partition("?")[0] if is_url(place) else place
+
+
 def joined(folder: str, name: str) -> str:
     """Returns the place of what is called `name` in a folder."""
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)

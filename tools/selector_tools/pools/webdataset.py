@@ -12,11 +12,9 @@ from selector_server.config import Config
 from selector_server.errors import Exclusion, InvalidRequest, LimitExceeded, SelectorError, SetupError
 from selector_tools.pools import storage
 from selector_tools.pools.captions import Captions, Numbered, in_utf8
-from selector_tools.pools.sharded import NoPair, Pair, PairShard
+from selector_tools.pools.sharded import IMAGES, NoPair, Pair, PairShard
 
 MAX_MEMBER_BYTES: int = Config.model_fields["max_image_bytes"].default
-# Of several images of one sample the first of these counts, as in open_clip's training, which knows the first four.
-IMAGES = ("jpg", "png", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff")
 # What the library's base_plus_ext and tar_file_iterator say: the key ends at the first dot of the file's name.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _PASSED_OVER = re.compile(r"__[^/]*__($|/)")
