@@ -8,6 +8,7 @@ from selector_tools.bench import (
     faults,
     load,
     loader,
+    pool,
     prefilter,
     resolution,
     sampler,
@@ -35,6 +36,7 @@ def add_parser(verbs: Any) -> None:
         loader,
         load,
         faults,
+        pool,
         training,
     ):
         verb.add_parser(leaves)

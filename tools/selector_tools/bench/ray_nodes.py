@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 _OBJECT_STORE_BYTES = 100 << 20  # little passes through it; the least that Ray takes is three quarters of that
-# What tells Ray that a node is dead, in milliseconds and times: the kernel says it sooner than these do.
-_SYSTEM = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+# A busy machine takes long to start a worker, which Ray would give up after a minute.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
 class Nodes:
@@ -46,10 +50,10 @@ def nodes(cpus: int) -> Iterator[Nodes]:
     """Yields a cluster whose head has so many CPUs; it ends with the block. Who joins it must be this user."""
     from ray.cluster_utils import Cluster  # noqa: PLC0415 - nobody else needs the extra
 
-    before = {name: os.environ.get(name) for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE")}
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ |= _ENVIRONMENT
     head = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": _SYSTEM})
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield Nodes(cluster)
     finally:

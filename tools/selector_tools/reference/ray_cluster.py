@@ -13,14 +13,14 @@ from selector_tools.mistakes import in_one_line
 FLAG = "--ray"
 LOCAL = "local"  # what Ray calls a cluster that it is to start here
 _ANSWER_SECONDS = 5.0
-_HOST_AND_PORT = re.compile(r"^(?:ray://)?\[?(?P<host>[^/\[\]]+)\]?:(?P<port>\d+)$")
+_HOST_AND_PORT = re.compile(r"^\[?(?P<host>[^/\[\]]+)\]?:(?P<port>\d+)$")
 
 
 @contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Is in the cluster at `address` during the block: HOST:PORT of one that this machine belongs to, or
-    ray://HOST:PORT. An empty one stands for what RAY_ADDRESS says, as in Ray's own jobs, and else for a cluster that
-    is started here and ends with the block. Raises SetupError."""
+    """Is in the cluster at `address` during the block: HOST:PORT of one that this machine belongs to. An empty one
+    stands for what RAY_ADDRESS says, as in Ray's own jobs, and else for a cluster that is started here and ends with
+    the block. Raises SetupError."""
     # Ray reports what it is used for to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray  # noqa: PLC0415 - nobody else needs the extra
@@ -30,14 +30,14 @@ def joined(address: str) -> Iterator[None]:
     _listens(place)
     try:
         ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
-        try:
-            yield
-        except RayError as error:
-            raise SetupError(FLAG, place, _in_one_line(error)) from error
-        finally:
-            ray.shutdown()
     except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
-        raise SetupError(FLAG, place, _in_one_line(error)) from error
+        raise SetupError(FLAG, place, in_one_line(error)) from error
+    try:
+        yield
+    except RayError as error:
+        raise SetupError(FLAG, place, in_one_line(error)) from error
+    finally:
+        ray.shutdown()
 
 
 def _listens(place: str) -> None:
@@ -48,8 +48,3 @@ def _listens(place: str) -> None:
         socket.create_connection((found["host"], int(found["port"])), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise SetupError(FLAG, place, f"nobody answers: {in_one_line(error)}") from error
-
-
-def _in_one_line(error: BaseException) -> str:
-    """Returns what Ray says, without the traceback of the process that it happened in."""
-    return in_one_line(error)

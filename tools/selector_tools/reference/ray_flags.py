@@ -21,7 +21,7 @@ _RANGE = re.compile(r"(\d{1,6})(:(\d{1,6})?)?")
 def add(parser: Any) -> None:
     """Adds --ray and --workers."""
     where = (
-        "score on a Ray cluster: HOST:PORT of the one that this machine is part of, or ray://HOST:PORT; without an "
+        "score on a Ray cluster: HOST:PORT of the one that this machine is part of; without an "
         "address the one of RAY_ADDRESS, else one that is started here. --threads is then each worker's "
         f"(default {_CPUS}, beside a GPU {_CPUS_OF_A_GPU}), and a worker has one GPU if --device is one"
     )

@@ -51,6 +51,8 @@ def run(flags: argparse.Namespace) -> int:
     ]
     if any_mistake(COMMAND, checks):
         return 2
+    if flags.ray is not None:
+        flags.extra += ",ray"
     return exit_status(COMMAND, lambda: (_score if alone else _score_shards)(flags))
 
 
