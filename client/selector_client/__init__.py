@@ -18,7 +18,9 @@ from selector_client.errors import (
     Unreachable,
     Untrusted,
 )
+from selector_client.loading.interleaving import InterleavedShards
 from selector_client.loading.loader import SelectingLoader
+from selector_client.loading.reference import Reference
 from selector_client.publishing.canary import Canary
 from selector_client.publishing.publisher import WeightPublisher
 from selector_client.selecting.async_selector import AsyncSelector
@@ -33,10 +35,12 @@ __all__ = [
     "AsyncSelector",
     "Canary",
     "Denied",
+    "InterleavedShards",
     "LinkOptions",
     "Misrouted",
     "ModelEmbeddings",
     "PublishError",
+    "Reference",
     "RemoteError",
     "SelectingLoader",
     "Selection",

@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +45,7 @@ PENDING_WRITES = 4
 DISK_PAUSE_SECONDS = 10.0
 _HEADER = b"h"  # followed by a tag; the value is JSON about the reference
 _RECORD = b"r"  # followed by a tag and an id; the value is a CRC-32, the image's and the text's embedding
+_SHARD = b"s"  # followed by a tag and 16 bytes; the value is what `remember` was given
 _CRC = struct.Struct("<I")
 
 
@@ -123,6 +125,7 @@ class ReferenceCache:
     ) -> None:
         self._width, self._on_problem = width, on_problem
         self._prefix, earlier = _RECORD + tag(fingerprint), tag(fingerprint, 1)
+        self._shards = _SHARD + tag(fingerprint)
         self._store = LmdbStore(folder, max_bytes, lambda: on_problem("corrupt"))
         self._full, self._again = False, 0.0  # no more is kept, for ever or until this time of the monotonic clock
         self.problem = ""  # the last one, in words
@@ -258,6 +261,24 @@ class ReferenceCache:
         self._writer.submit(write)
         return True
 
+    def remember(self, key: bytes, value: bytes) -> None:
+        """Keeps what whoever fills the cache wants to know again, by a key of 16 bytes. It is lost if the store is full
+        or fails, which is no harm."""
+        with suppress(StoreFailed):
+            self._store.run(lambda transaction: transaction.put(self._shards + key, value), write=True)
+
+    def recall(self, key: bytes) -> bytes | None:
+        """Returns what was kept by this key for this reference and decoder, None if there is nothing."""
+
+        def read(transaction: Transaction) -> bytes | None:
+            value = transaction.get(self._shards + key)
+            return None if value is None else bytes(value)  # what is found is only there during the transaction
+
+        try:
+            return self._store.run(read)
+        except StoreFailed:
+            return None
+
     def held(self, most: int) -> tuple[int, str]:
         """Returns how many entries of this reference the store holds, counted up to `most`, and the id of one as a
         text."""
@@ -272,7 +293,11 @@ class ReferenceCache:
         read."""
         try:
             entries, size = self._store.usage()
-            return entries - self._store.run(lambda transaction: len(list(_keys(transaction, _HEADER)))), size
+
+            def others(transaction: Transaction) -> int:
+                return sum(1 for prefix in (_HEADER, _SHARD) for _ in _keys(transaction, prefix))
+
+            return entries - self._store.run(others), size
         except StoreFailed:
             return 0, 0
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
+from selector_tools import cli
 from selector_tools.pools import scores
+from selector_tools.processes import free_port
 from support.pools import shard
 from support.processes import eventually
 
@@ -79,3 +83,51 @@ def test_killed_worker_and_node_and_driver(tmp_path, bundles, pool, cluster):
     assert {file: os.stat(file).st_mtime_ns for file in kept} == kept
     assert figures["pairs"] == SHARDS * PAIRS
     assert figures["new_shards"] == SHARDS - len(kept)
+
+
+def refused(capsys, bundles, pool, out, address) -> str:
+    command = ["--reference", bundles.reference_path, "--pool", pool, "--out", out, "--ray", address]
+    assert cli.main(["reference", "score", *map(str, command)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_damaged_shard_is_named_with_its_node_and_others_stay(capfd, tmp_path, bundles, cluster):
+    (tmp_path / "pool").mkdir()
+    for number in range(3):
+        shard(tmp_path / "pool" / f"s{number}.tar", 5, number)
+    whole = (tmp_path / "pool" / "s2.tar").read_bytes()
+    (tmp_path / "pool" / "s2.tar").write_bytes(whole[:2000])
+    line = refused(capfd, bundles, tmp_path / "pool", tmp_path / "out", cluster.address)
+    assert re.search(r"--pool is .*s2\.tar.*; .* \(on node [\d.]+\)$", line), line
+    (tmp_path / "pool" / "s2.tar").write_bytes(whole)
+    assert Driver(bundles, tmp_path / "pool", tmp_path / "out", cluster.address).said()["pairs"] == 15
+
+
+def test_nobody_answers(capfd, tmp_path, bundles, pool):
+    line = refused(capfd, bundles, pool, tmp_path / "out", "127.0.0.1:1")
+    assert "--ray is 127.0.0.1:1; nobody answers: " in line
+
+
+# A head that says of itself that it is of another version.
+OTHER_VERSION = """
+import sys, ray
+ray.__version__ = "2.9.9"
+from ray.scripts.scripts import main
+sys.argv = ["ray", "start", "--head", "--port", sys.argv[1], "--num-cpus", "0", "--object-store-memory", "100000000",
+            "--include-dashboard", "false", "--block"]
+main()
+"""
+
+
+def test_a_cluster_of_another_version(capfd, tmp_path, bundles, pool, cluster):
+    port = str(free_port())
+    head = subprocess.Popen(
+        [sys.executable, "-c", OTHER_VERSION, port], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        line = next(filter(None, (re.search(r"--address='([^']+)'", line) for line in head.stdout)))
+        said = refused(capfd, bundles, pool, tmp_path / "out", line[1])
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.communicate(timeout=60)
+    assert f"--ray is {line[1]}; Version mismatch: The cluster was started with: Ray: 2.9.9" in said

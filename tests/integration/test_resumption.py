@@ -7,10 +7,12 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import webdataset as wds
-from selector_client import SelectingLoader
+from pyarrow import parquet
+from selector_client import InterleavedShards, SelectingLoader
 from selector_tools.export.torchvision import make_importable
 from support.loaders import Chooser
 from support.processes import eventually
@@ -119,6 +121,42 @@ class Webdataset(Source):
         return [int(batch[pick]["row.cls"]) for pick in picks]
 
 
+class InterleavedWebdataset(Webdataset):
+    """The same shards, a few at a time, mixed."""
+
+    def stream(self, workers):
+        super().stream(workers)
+        shards = [str(self.folder / f"{number}.tar") for number in range(4)]
+        return InterleavedShards(shards, self.read, SIZE, at_once=3, buffer=70, seed=3)
+
+    @staticmethod
+    def read(shard):
+        return wds.DataPipeline(wds.SimpleShardList([shard]), wds.tarfile_to_samples())
+
+
+class InterleavedParquet(Source):
+    """Parquet files, a few at a time, mixed."""
+
+    def stream(self, workers):
+        self.folder.mkdir(exist_ok=True)
+        files = [str(self.folder / f"{number}.parquet") for number in range(4)]
+        for file, rows in zip(files, np.array_split(np.arange(ROWS), 4), strict=True):
+            table = pyarrow.table({"row": rows, "text": [f"w{row}" for row in rows]})
+            parquet.write_table(table, file, row_group_size=16)
+        return InterleavedShards(files, self.read, SIZE, at_once=3, buffer=70, seed=3)
+
+    @staticmethod
+    def read(file):
+        for batch in parquet.ParquetFile(file).iter_batches(16):
+            yield from batch.to_pylist()
+
+    def view(self, batch):
+        return {"images": batch, "texts": [sample["text"] for sample in batch]}
+
+    def take(self, batch, picks):
+        return [batch[pick]["row"] for pick in picks]
+
+
 class WebdatasetInAnOrderOfTheSeed(Webdataset):
     options: Mapping = {"shardshuffle": 4, "detshuffle": True, "seed": 3}
 
@@ -155,7 +193,7 @@ def cases(*sources):
     ]
 
 
-ALL = (Torchdata, Mosaicml, Litdata, HuggingFace, Webdataset)
+ALL = (Torchdata, Mosaicml, Litdata, HuggingFace, Webdataset, InterleavedWebdataset, InterleavedParquet)
 needs_fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
@@ -239,7 +277,7 @@ def test_shards_at_random_are_told(tmp_path, caplog):
         train(strict, 1)
 
 
-@pytest.mark.parametrize("source", [Mosaicml, Litdata, Webdataset, HuggingFace])
+@pytest.mark.parametrize("source", [Mosaicml, Litdata, Webdataset, HuggingFace, InterleavedParquet])
 def test_these_states_are_plain(tmp_path, source):
     """So that transformers' Trainer, which writes JSON, can keep them."""
     one = source(tmp_path).loader(0)

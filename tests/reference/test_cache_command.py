@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -11,10 +13,14 @@ from selector_tools import cli
 from selector_tools.embedding import embedder
 from selector_tools.export.bundle_writer import export_reference
 from selector_tools.pools.opening import open_pool
+from selector_tools.pools.webdataset import TarShard
+from support.forked import ForkedCommand
 from support.model import TOKENS, WIDTH, TwoTower, embed, samples, source, write_tokenizer
 from support.pools import arrays, png, shard, text, write_tar
+from support.processes import eventually
 
-from selector_server.encoding.reference_cache import ReferenceCache, string_key, tag
+from selector_server.encoding.reference_cache import ReferenceCache, stat, string_key, tag
+from selector_server.errors import SelectorError
 
 
 def selector(capsys, *command):
@@ -37,6 +43,54 @@ def test_a_second_fill_encodes_nothing_and_a_new_sample_alone(capsys, tmp_path, 
     assert fill(capsys, cache, bundles.reference_path, pool) == (0, (0, 30, 0), "")
     shard(tmp_path / "b.tar", 3, seed=1)
     assert fill(capsys, cache, bundles.reference_path, tmp_path) == (0, (3, 30, 0), "")
+
+
+def test_shards_that_are_wholly_known_are_not_read_again(capsys, tmp_path, bundles, monkeypatch):
+    shard(tmp_path / "a.tar", 30)
+    write_tar(
+        tmp_path / "b.tar",
+        [("1.png", b"no image"), ("1.txt", b"w1"), ("2.png", png(samples(1)[0][0])), ("2.txt", b"w1")],
+    )
+    cache, place = tmp_path / "cache", bundles.reference_path
+    assert fill(capsys, cache, place, tmp_path)[1] == (31, 0, 1)
+    read = []
+    monkeypatch.setattr(TarShard, "pairs", lambda self, before=TarShard.pairs: read.append(self.name) or before(self))
+    status, counts, err = fill(capsys, cache, place, tmp_path)
+    assert (status, counts, read) == (0, (0, 31, 1), [])
+    assert "excluded 1 of 32 pairs" in err
+    assert [held.entries for held in stat(cache).references] == [31]
+    with embedder(place, "cpu", 1, cache, 1 << 24) as reference:
+        assert reference.cache.usage()[0] == 31
+    assert fill(capsys, cache, place, tmp_path, "--strict")[0] == 2
+    assert read == ["b"], "strict wants to see the pair that cannot be used"
+    shard(tmp_path / "a.tar", 32)
+    assert fill(capsys, cache, place, tmp_path)[1] == (2, 31, 1)
+    assert fill(capsys, cache, place, tmp_path, "--ids", "key")[1] == (33, 0, 1)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
+    export_reference(source("other", TwoTower(9).eval(), tokenizer), tmp_path / "other")
+    assert fill(capsys, cache, tmp_path / "other", tmp_path / "a.tar")[1] == (32, 0, 0)
+
+
+def test_a_killed_fill_goes_on_with_the_shard_that_was_under_way(capsys, tmp_path, bundles):
+    (tmp_path / "pool").mkdir()
+    for number in range(6):
+        shard(tmp_path / "pool" / f"s{number}.tar", 60, number)
+    flags = ["--cache", tmp_path / "cache", "--reference", bundles.reference_path, "--pool", tmp_path / "pool"]
+    command = [str(part) for part in ["cache", "fill", *flags, "--batch", 3, "--threads", 1]]
+    process = ForkedCommand(command, dict(os.environ), tmp_path / "log")
+
+    def kept():
+        try:
+            return sum(held.entries for held in stat(tmp_path / "cache").references)
+        except SelectorError:
+            return 0
+
+    eventually(lambda: kept() > 90, 60, lambda: (tmp_path / "log").read_text())
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+    before = kept()
+    assert 90 < before < 360
+    assert fill(capsys, tmp_path / "cache", bundles.reference_path, tmp_path / "pool")[1] == (360 - before, before, 0)
 
 
 def test_another_reference_embeds_all(capsys, tmp_path, bundles):

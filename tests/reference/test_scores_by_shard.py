@@ -1,8 +1,10 @@
 """`reference score --out FOLDER`: a file for each shard, whole or not there, and nothing lost or twice after a kill."""
 
+import io
 import json
 import os
 import signal
+import tarfile
 from dataclasses import replace
 
 import fsspec
@@ -20,9 +22,10 @@ from selector_tools.pools.scores import About, Scores
 from selector_tools.reference.scoring import about, score
 from support.disks import fill_up, small_disk
 from support.forked import ForkedCommand
-from support.model import TwoTower, embed, samples, source
-from support.pools import arrays, shard, write_tar
+from support.model import WIDTH, TwoTower, embed, samples, source
+from support.pools import arrays, png, shard, write_tar
 from support.processes import eventually
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from selector_server.errors import SetupError
 
@@ -233,6 +236,71 @@ def test_shards_are_scored_apart_as_on_other_machines(tmp_path, pool, bundles):
             [of_shard] = score(reference, [one], out, 16)
             assert (of_shard.name, of_shard.pairs) == (one.name, 30)
     assert everything(out)[0] == IDS
+
+
+def test_shards_are_written_again_with_embeddings_of_each_sample(capsys, tmp_path, pool, bundles):
+    write_tar(pool / "s0.tar", [("a.png", b"no image"), ("a.txt", b"w1"), ("x/b.json", b"{}")])
+    out, again = tmp_path / "out", tmp_path / "again"
+    more = ("--shards", again)
+    scored(capsys, bundles.reference_path, pool, out, *more)
+    assert sorted(file.name for file in again.iterdir()) == ["reference.json", *(f"s{n}.tar" for n in range(4))]
+    assert json.loads((again / "reference.json").read_text())["width"] == WIDTH
+    with (again / "s1.tar").open("rb") as stream:
+        found = list(group_by_keys({"__url__": "", **file} for file in tar_file_iterator(stream)))
+    assert [sample["__key__"] for sample in found] == [f"{row:04}" for row in range(30)]
+    kept = next(scores.read(str(out / "s1.parquet")))
+    for row, sample in enumerate(found):
+        both = np.load(io.BytesIO(sample["ref.npy"]))
+        assert both.dtype == np.float16
+        np.testing.assert_array_equal(both, [kept.image[row], kept.text[row]])
+    with tarfile.open(again / "s0.tar") as tar:
+        assert tar.getnames() == ["a.png", "a.txt", "x/b.json"], "what cannot be used stays as it is"
+    # They are a pool as before, and only what is missing or of another file is written again.
+    assert [name for batch in open_pool(str(again)).batches(500) for name in batch.ids] == ["s0/a", *IDS[30:]]
+    before = {file.name: file.stat().st_mtime_ns for file in again.iterdir()}
+    (again / "s1.tar").unlink()
+    shard(pool / "s2.tar", 7, 7)
+    scored(capsys, bundles.reference_path, pool, out, *more)
+    after = {file.name: file.stat().st_mtime_ns for file in again.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"s1.tar", "s2.tar"}
+    # Written again from themselves, members are not there twice.
+    scored(capsys, bundles.reference_path, again, tmp_path / "out2", "--shards", tmp_path / "third")
+    assert (tmp_path / "third" / "s3.tar").read_bytes() == (again / "s3.tar").read_bytes()
+
+
+def test_shards_that_cannot_be_written_again_are_named(capsys, tmp_path, pool, bundles):
+    arrays(tmp_path / "p.npz", 9)
+    lists = write_tar(tmp_path / "l.tar", [("a.png", png(samples(1)[0][0])), ("a.txt", b"w1\nw2")])
+    for source_, more, why in (
+        (tmp_path / "p.npz", [], "takes WebDataset shards only"),
+        (
+            lists,
+            ["--captions", "txt-lines"],
+            "has 2 pairs that are no sample of their own",
+        ),
+    ):
+        flags = ["--reference", bundles.reference_path, "--pool", source_, "--out", tmp_path / source_.stem]
+        status, _, err = selector(capsys, *flags, "--shards", tmp_path / "again", *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert why in err
+    assert [file.name for file in (tmp_path / "again").iterdir()] == ["reference.json"]
+    scored(capsys, bundles.reference_path, pool / "s0.tar", tmp_path / "o", "--shards", tmp_path / "two")
+    facts = json.loads((tmp_path / "two" / "reference.json").read_text()) | {"fingerprint": "cd" * 32}
+    (tmp_path / "two" / "reference.json").write_text(json.dumps(facts))
+    flags = [
+        "--reference",
+        bundles.reference_path,
+        "--pool",
+        pool,
+        "--out",
+        tmp_path / "o",
+        "--shards",
+        tmp_path / "two",
+    ]
+    status, _, err = selector(capsys, *flags)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--shards is" in err
+    assert "has scores with fingerprint cdcd" in err
 
 
 def some(count=5, width=4, first=0):

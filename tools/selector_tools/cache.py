@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ def add_parser(verbs: Any) -> None:
         "fill",
         help="embed what the cache lacks",
         description="Embeds the pairs of a pool with a reference and keeps the embeddings, so that a sidecar does not "
-        "have to. Pairs that are in the cache already are passed over: run it again after an interruption.",
+        "have to. Shards and pairs that are in the cache already are passed over: run it again after an interruption.",
     )
     fill.set_defaults(handler=run_fill, extra="server,reference")
     fill.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the cache's folder")
@@ -43,34 +44,27 @@ def run_fill(flags: argparse.Namespace) -> int:
 
 
 def _fill(flags: argparse.Namespace) -> None:
-    from selector_server.errors import SetupError  # noqa: PLC0415 - not on a trainer, as all that follows
-    from selector_tools.embedding import embedder  # noqa: PLC0415
+    from selector_tools.embedding import embedder  # noqa: PLC0415 - not on a trainer, as all that follows
+    from selector_tools.filling import fill  # noqa: PLC0415
+    from selector_tools.pools.captions import Captions  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import pace  # noqa: PLC0415
 
     pool, began, excluded = open_pool(flags.pool, flags.ids, flags.captions), perf_counter(), shared.exclusions(flags)
-    fresh = known = 0
-    called: Any = None
-    folder, size = flags.cache, flags.cache_bytes
+    folder, size, captions = flags.cache, flags.cache_bytes, flags.captions or Captions()
     with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
-        for seen in reference.run(pool, flags.pool, flags.batch):
-            if called is None:
-                called = seen.batch.ids[0]
-                _tell_other_ids(flags, reference, seen)
-            if not seen.kept:
-                problem = "" if reference.cache is None else reference.cache.problem
-                raise SetupError("--cache", flags.cache, f"takes no more after {fresh} new samples: {problem}")
-            fresh += seen.fresh
-            known += len(seen.batch) - seen.fresh
+        tell = partial(_tell_other_ids, flags, reference)
+        fresh, known, called = fill(reference, pool.shards(), captions, folder, flags.batch, tell)
+    excluded.check(flags.pool)
     seconds = perf_counter() - began
     shared.tell_excluded(FILL, excluded)
     if flags.json:
-        figures = {"encoded": fresh, "known": known, "seconds": seconds, "first_id": str(called)}
+        figures = {"encoded": fresh, "known": known, "seconds": seconds, "first_id": called}
         print(json.dumps(figures | {"exclusions": excluded.as_json()}))
         return
     took = pace(fresh + known, seconds)
     print(f"encoded {fresh:,}, known {known:,}, excluded {excluded.count:,} of {excluded.seen:,} {took}")
-    print(f"a trainer must send the same ids, of which the first is {called!s}")
+    print(f"a trainer must send the same ids, of which the first is {called}")
 
 
 def _tell_other_ids(flags: argparse.Namespace, reference: "Embedder", seen: "Seen") -> None:

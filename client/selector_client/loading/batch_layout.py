@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from selector_client.selecting.candidates import ModelEmbeddings
+from selector_client.selecting.columns import as_rows, is_missing
 
 # Where samples have their images and their texts: names of columns, and the endings that name a sample's files in
 # WebDataset, which may follow other words ("image.jpg"). The first that there is counts.
@@ -76,6 +77,23 @@ def with_caption(sample: Any, number: int | None) -> Any:
         parts = [*sample[:1], _caption(sample[1], number), *sample[2:]]
         return parts if isinstance(sample, list) else _as_tuple(sample, parts)
     return sample
+
+
+def column_of(super_batch: Any, name: str | int) -> Any:
+    """Returns what samples have under a name, or at a position in tuples and lists: a column, or None if no sample has
+    it."""
+    if _are_samples(super_batch):
+        column: Any = [_part(sample, name) for sample in super_batch]
+    else:
+        column = _part(super_batch, name)
+    rows = as_rows(column)
+    return None if rows is not None and all(map(is_missing, rows)) else column
+
+
+def _part(whole: Any, name: str | int) -> Any:
+    if isinstance(whole, Mapping):
+        return whole.get(name)
+    return whole[name] if isinstance(name, int) and name < len(whole) else None
 
 
 def _reference(super_batch: Mapping[str, Any]) -> Any:

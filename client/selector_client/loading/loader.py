@@ -17,6 +17,7 @@ from selector_client.loading.loader_state import LoaderState, Picked, process_na
 from selector_client.loading.order import Order
 from selector_client.loading.picker import Picker, Shown
 from selector_client.loading.prefetch import prefetched
+from selector_client.loading.reference import Reference, ViewWithReference
 from selector_client.loading.resumable import Position, ResumableStream
 from selector_client.selecting.selection import Selection
 
@@ -28,11 +29,12 @@ class SelectingLoader:
 
     `view(super_batch)` gives the arguments of `Selector.select` (by default the keys "images" and "texts" of a mapping,
     and "ids" if it has them, or the first two entries of a tuple or list). `take(super_batch, indices)` gives the
-    sub-batch (by default it indexes every array, tensor and list in it). `prefetch` is how many selections may be ready
-    or under way ahead of the trainer: from 2 on, one is made while the picks of the one before are taken; at 1 they
-    come one after the other; at 0 they are made while the trainer waits. `first_step` is the trainer step of the first
-    sub-batch. `deadline` seconds bound each selection. By default they follow the trainer's own step time, within the
-    selector's timeout, which alone counts for ranks that select as one.
+    sub-batch (by default it indexes every array, tensor and list in it). `reference` says which reference made the
+    embeddings that super-batches have of their samples, and where they are; they are sent along. `prefetch` is how many
+    selections may be ready or under way ahead of the trainer: from 2 on, one is made while the picks of the one before
+    are taken; at 1 they come one after the other; at 0 they are made while the trainer waits. `first_step` is the
+    trainer step of the first sub-batch. `deadline` seconds bound each selection. By default they follow the trainer's
+    own step time, within the selector's timeout, which alone counts for ranks that select as one.
 
     How many are picked of each super-batch follows from `super_batch_size`, the size that it has if nothing is missing
     (default: the `batch_size` of a data loader, or the size of the first super-batch). One that has fewer candidates
@@ -53,6 +55,7 @@ class SelectingLoader:
         *,
         view: Callable[[Any], Mapping[str, Any]] | None = None,
         take: Callable[[Any, Any], Any] | SampleReader | None = None,
+        reference: Reference | None = None,
         prefetch: int = 2,
         first_step: int = 0,
         deadline: float | None = None,
@@ -66,6 +69,12 @@ class SelectingLoader:
             raise ValueError(f"deadline is {deadline}; must be positive")
         if last not in ("drop", "keep"):
             raise ValueError(f"last is {last!r}; must be 'drop' or 'keep'")
+        if reference is not None:
+            if isinstance(view, IndexView):
+                raise TypeError(
+                    "reference is for super_batches that have samples; a view of indices gives embeddings itself"
+                )
+            view = ViewWithReference(view or default_view, reference)
         self._stream, self._take, self._keep = ResumableStream(super_batches), take, last == "keep"
         self._picker = Picker(
             selector,

@@ -4,7 +4,7 @@ Mistakes in the form of all candidates raise ValueError or TypeError. A single c
 excluded, unless the terms are strict."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from selector_client.selecting.columns import Terms, as_array
 from selector_client.selecting.exclusions import Exclusions
 from selector_client.selecting.ids import check_different, read_ids, repeats
 from selector_client.selecting.images import read_images
+from selector_client.selecting.reference_rows import read_rows
 from selector_client.selecting.texts import read_texts
 
 # Images are uint8 [B, H, W, C], [B, C, H, W] or [B, H, W], or B files, PIL images, arrays or tensors. Texts are token
@@ -34,13 +35,15 @@ SMALL_BYTES = 64 << 10
 class ModelEmbeddings:
     """The embeddings of one model, float32, float16 or bfloat16 [B, D], with its logit scale (not the scale's
     logarithm) and logit bias. The reference's that come with raw samples need its `fingerprint`, too, as `selector
-    reference score` and `selector info` tell it."""
+    reference score` and `selector info` tell it. They may also be columns of B rows, and a sample whose row is missing,
+    or has not `width` values, is left out (default: as many as most have)."""
 
-    image: ArrayLike
-    text: ArrayLike
+    image: ArrayLike | Sequence[Any]
+    text: ArrayLike | Sequence[Any]
     logit_scale: float
     logit_bias: float = 0.0
     fingerprint: str = ""
+    width: int | None = None
 
 
 @dataclass
@@ -98,10 +101,15 @@ class Candidates:
             if not reference.fingerprint:
                 raise ValueError("reference.fingerprint is ''; embeddings say of which reference they are")
             message = pb.ReferenceEmbeddings(fingerprint=reference.fingerprint)
-            for rows in _add_model(reference, message.embeddings, payload):
-                _same_size("reference", rows, size)
+            sides = {"image": reference.image, "text": reference.text}
+            rows = {
+                side: read_rows(values, f"reference.{side}", reference.width, exclusions)
+                for side, values in sides.items()
+            }
+            for count in _add_model(replace(reference, **rows), message.embeddings, payload):
+                _same_size("reference", count, size)
+            floats = [*rows.values()]
             header.samples.reference.CopyFrom(message)
-            floats = [reference.image, reference.text]
         return Candidates(size, header, payload, exclusions, names, read.drawn, floats)
 
     @staticmethod

@@ -57,6 +57,14 @@ def as_list(values: Any) -> list[Any] | None:
     return list(values) if isinstance(values, Sequence) else None
 
 
+def as_rows(values: Any) -> list[Any] | None:
+    """Returns a column of rows of numbers as a list, or None if it is one array of numbers. Arrow's rows become arrays,
+    which is faster than lists of numbers."""
+    if hasattr(values, "to_pylist"):
+        return list(values.to_numpy(zero_copy_only=False))
+    return as_list(values)
+
+
 def as_array(values: Any) -> NDArray[Any]:
     """Returns numbers as numpy's array. Tensors may lie on a device."""
     if hasattr(values, "detach"):  # a tensor of torch

@@ -48,10 +48,12 @@ _MISTAKES = ("invalid_argument", "unimplemented", "out_of_range")
 _LASTING = (*_MISTAKES, "proxy", "unauthenticated", "permission_denied", "no_shared_memory")
 # But these words are about one sample. Sidecars of version 0.1 refuse a request for the first that they cannot use.
 _ONE_SAMPLE = re.compile(r"INVALID_ARGUMENT: (samples|sample_ids|embeddings|losses)[\w.]*(\[\d+\]| is \S+ at \[\d+)")
-# These say that it makes no shortlists: sidecars of version 0.1 do not, nor does one without a cache.
-_NO_SHORTLISTS = re.compile(r"UNIMPLEMENTED: |FAILED_PRECONDITION: prefilter is ")
-# And these say that none can be used of what it was sent.
+# These say that it makes no shortlists: sidecars of version 0.1 do not, nor does one without a cache or a reference.
+_NO_SHORTLISTS = re.compile(r"UNIMPLEMENTED: |FAILED_PRECONDITION: (prefilter|samples) is ")
+# These say that none can be used of what it was sent.
 _NONE_LEFT = re.compile(r"FAILED_PRECONDITION: candidates left is 0 of ")
+# And these that what the trainer keeps with its data is of another reference than the sidecar's.
+_OTHER_REFERENCE = re.compile(r"FAILED_PRECONDITION: samples\.reference\.fingerprint is ")
 
 
 class Session:
@@ -284,6 +286,7 @@ class Session:
         one_sample = not self.settings.strict and _ONE_SAMPLE.search(str(error)) is not None
         wrong = error.reason in _MISTAKES and not self._selected and not one_sample
         wrong |= pending.first and _NONE_LEFT.search(str(error)) is not None
+        wrong |= not self._selected and _OTHER_REFERENCE.search(str(error)) is not None
         if wrong or (self._on_error == "raise" and error.reason != "off"):
             raise error
         self._warn(error)

@@ -14,6 +14,7 @@ from selector_tools.bench import (
     sampler,
     serve,
     sharded,
+    shuffling,
     training,
     transport,
     weights,
@@ -37,6 +38,7 @@ def add_parser(verbs: Any) -> None:
         load,
         faults,
         pool,
+        shuffling,
         training,
     ):
         verb.add_parser(leaves)

@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
@@ -83,7 +83,7 @@ def files_in(folder: str, flag: str = "--pool") -> list[str]:
 
     def look() -> list[dict[str, Any]]:
         try:
-            return cast(list[dict[str, Any]], store.ls(path, detail=True, refresh=True))
+            return cast(list[dict[str, Any]], store.ls(path, detail=True))
         except FileNotFoundError:
             return []
 
@@ -135,6 +135,20 @@ def written(place: str, flag: str = "--out") -> Iterator[BinaryIO]:
         Path(part).unlink(missing_ok=True)
 
 
+def remove(place: str, flag: str = "--out") -> None:
+    """Removes a file, if it is there."""
+    if not is_url(place):
+        _tried(lambda: Path(place).unlink(missing_ok=True), place, flag)
+        return
+    store, path = _store(place, flag)
+
+    def drop() -> None:
+        with suppress(FileNotFoundError):
+            store.rm_file(path)
+
+    _tried(drop, place, flag)
+
+
 def sweep(folder: str) -> None:
     """Removes what writers that were killed have left in a folder. Nobody may be writing there."""
     for part in () if is_url(folder) else Path(folder).glob(f".*{PART}"):
@@ -145,7 +159,6 @@ def _sent(store: Any, part: str, path: str) -> None:
     if store.protocol == "memory":  # it knows no folders that nobody made
         store.makedirs(os.path.dirname(path), exist_ok=True)
     store.put_file(part, path)
-    store.invalidate_cache()
 
 
 def _store(place: str, flag: str) -> tuple[Any, str]:
@@ -153,7 +166,7 @@ def _store(place: str, flag: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs  # noqa: PLC0415 - a local pool needs none
 
     try:
-        store, path = url_to_fs(place)
+        store, path = url_to_fs(place, use_listings_cache=False)  # what it knew may have changed since
     except ImportError as error:
         raise SetupError(flag, place, f"its driver is not installed: {_line(error)}") from error
     except Exception as error:  # drivers raise whatever their libraries do

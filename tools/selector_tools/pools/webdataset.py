@@ -3,7 +3,7 @@ into samples as the webdataset library does; nothing is ever unpacked to disk, s
 
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from selector_proto.contract import caption_id
@@ -91,8 +91,20 @@ def _contents(key: str, files: Files, captions: Captions) -> tuple[bytes, list[N
 
 def _members(shard: str, text: str) -> Iterator[tuple[str, str, bytes | int | None]]:
     """Yields key, extension and content of the files that the library would see; see Files."""
+    names = (*IMAGES, text)
+    for member, key, extension, content in files_in_tar(
+        shard, lambda extension, size: extension in names and size <= MAX_MEMBER_BYTES
+    ):
+        yield key, extension, member.size if content is None and extension in names else content
+
+
+def files_in_tar(
+    place: str, wanted: Callable[[str, int], bool] = lambda *_: True
+) -> Iterator[tuple[tarfile.TarInfo, str, str, bytes | None]]:
+    """Yields header, key, extension and content of the files that the library would see; the content is None unless a
+    file of this extension and size is wanted. Raises SetupError if the tar file is damaged."""
     try:
-        with storage.opened(shard) as stream:
+        with storage.opened(place) as stream:
             packed = stream.read(6).startswith(_COMPRESSED)
             stream.seek(0)
             with tarfile.open(mode="r|*" if packed else "r:", fileobj=stream, tarinfo=_Header) as tar:
@@ -101,16 +113,14 @@ def _members(shard: str, text: str) -> Iterator[tuple[str, str, bytes | int | No
                     match = _NAME.match(member.name)
                     if not member.isreg() or match is None or _PASSED_OVER.match(member.name):
                         continue
-                    content: bytes | int | None = None
-                    if (extension := match[2].lower()) in (*IMAGES, text):
-                        content = member.size
-                        if member.size <= MAX_MEMBER_BYTES:
-                            file = tar.extractfile(member)
-                            assert file is not None
-                            content = file.read()
-                    yield match[1], extension, content
+                    extension, content = match[2].lower(), None
+                    if wanted(extension, member.size):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        content = file.read()
+                    yield member, match[1], extension, content
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise SetupError("--pool", shard, f"must be a tar file, and whole: {error}") from error
+        raise SetupError("--pool", place, f"must be a tar file, and whole: {error}") from error
 
 
 class _Header(tarfile.TarInfo):

@@ -22,7 +22,8 @@ def add_pool(parser: Any, *, required: bool = True) -> None:
         "--pool",
         required=required,
         metavar="PATH",
-        help="an .npz file, a .tar or .tar.gz shard, a folder of shards, or a quoted pattern, braces too",
+        help="an .npz file, a .tar, .tar.gz, .parquet or .arrow shard, a folder of shards, or a quoted pattern, braces "
+        "too; a path, or a URL such as s3://bucket/shards/",
     )
 
 
@@ -32,7 +33,8 @@ def add_samples(parser: Any) -> None:
     parser.add_argument("--ids", choices=("shard/key", "key"), default="shard/key", help=kinds)
     places = (
         "where the captions of WebDataset samples are: txt, one in the .txt (the default); txt-lines, one in each of "
-        "its lines; json:ENTRY, a text or a list of texts in the .json. A trainer that sends lists draws one of each"
+        "its lines; json:ENTRY, a text or a list of texts in the .json, or in this column of a table. A "
+        "trainer that sends lists draws one of each"
     )
     parser.add_argument("--captions", type=_captions, metavar="PLACE", help=places)
 

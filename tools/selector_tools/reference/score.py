@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from selector_tools.pools.exclusions import Exclusions
     from selector_tools.pools.pool import Known, Shard
     from selector_tools.pools.scores import OfShard
+    from selector_tools.pools.webdataset import TarShard
 
 COMMAND = "selector reference score"
 _FILES = (".parquet", ".txt", ".csv", ".json", ".tar")  # how no folder's name ends
@@ -34,6 +35,11 @@ def add_parser(verbs: Any) -> None:
     shared.add_encoding(parser)
     out = "a folder or a URL such as s3://bucket/scores, or an .npz file that must not exist yet"
     parser.add_argument("--out", required=True, metavar="PLACE", help=out)
+    again = (
+        "also write the WebDataset shards again, in this folder or URL, with a member KEY.ref.npy for each sample: its "
+        "embeddings, float16 [2, D]"
+    )
+    parser.add_argument("--shards", metavar="PLACE", help=again)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="reference cache to read from and to fill on the way")
     shared.add_cache_bytes(parser)
     shared.add_samples(parser)
@@ -46,6 +52,7 @@ def run(flags: argparse.Namespace) -> int:
         *shared.encoding_checks(flags),
         shared.cache_bytes_check(flags),
         (alone and Path(flags.out).exists(), "--out", flags.out, "must not exist yet"),
+        (alone and flags.shards is not None, "--shards", flags.shards, "needs a folder as --out"),
         (flags.out.endswith(_FILES), "--out", flags.out, "must be an .npz file, or a folder for a file of each shard"),
         *ray_flags.checks(flags),
     ]
@@ -58,12 +65,10 @@ def run(flags: argparse.Namespace) -> int:
 
 def _score_shards(flags: argparse.Namespace) -> None:
     from selector_server.encoding import bundle as bundles  # noqa: PLC0415 - heavy, as are the others
-    from selector_server.errors import SetupError  # noqa: PLC0415
-    from selector_tools.pools import scores, storage  # noqa: PLC0415
+    from selector_tools.pools import members, storage  # noqa: PLC0415
     from selector_tools.pools.exclusions import Exclusions  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
-    from selector_tools.pools.sharded import DigestsOfNames  # noqa: PLC0415
-    from selector_tools.progress import bar_of_shards, pace  # noqa: PLC0415
+    from selector_tools.progress import bar_of_shards  # noqa: PLC0415
     from selector_tools.reference.scoring import about, plan  # noqa: PLC0415
 
     shards, excluded = open_pool(flags.pool, flags.ids, flags.captions).shards(), shared.exclusions(flags)
@@ -74,11 +79,11 @@ def _score_shards(flags: argparse.Namespace) -> None:
         what = f"{len(planned.strangers)} files in {flags.out} belong to no shard of the pool"
         shared.tell(COMMAND, f"{what}, of which the first is {planned.strangers[0]}")
     done = planned.done
-    known = DigestsOfNames()
-    if flags.ids == "key":  # a key may be in two shards; names of shards tell all others apart
-        for each in done:
-            for name in scores.read_ids(storage.joined(flags.out, scores.name_of(each.name))):
-                known.add(str(name))
+    if flags.shards is not None:
+        tars = members.begin(flags.shards, shards, expected)
+        for shard in planned.left:  # what is there is of other scores
+            storage.remove(storage.joined(flags.shards, members.name_of(shard.name)), "--shards")
+    known = _known(flags, done)
     for each in done:
         excluded.merge(Exclusions.from_json(each.exclusions))
     with bar_of_shards("score", len(planned.left)) as progress:
@@ -100,18 +105,47 @@ def _score_shards(flags: argparse.Namespace) -> None:
         for of_shard in written:
             done.append(of_shard)
             progress.shard()
+    if flags.shards is not None:
+        _write_shards(tars, flags.out, flags.shards)
     excluded.check(flags.pool)
+    shared.tell_excluded(COMMAND, excluded)
+    if full:
+        shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
+    _tell(flags, done, new, len(planned.left), perf_counter() - began, excluded)
+
+
+def _known(flags: argparse.Namespace, done: "Sequence[OfShard]") -> "Known":
+    """Returns the names of the pairs that are scored, if they could be in two shards."""
+    from selector_tools.pools import scores, storage  # noqa: PLC0415 - heavy, as are the others
+    from selector_tools.pools.sharded import DigestsOfNames  # noqa: PLC0415
+
+    known = DigestsOfNames()
+    if flags.ids == "key":  # a key may be in two shards; names of shards tell all others apart
+        for each in done:
+            for name in scores.read_ids(storage.joined(flags.out, scores.name_of(each.name))):
+                known.add(str(name))
+    return known
+
+
+def _tell(
+    flags: argparse.Namespace,
+    done: "Sequence[OfShard]",
+    new: int,
+    new_shards: int,
+    seconds: float,
+    excluded: "Exclusions",
+) -> None:
+    """Prints what was scored. Raises SetupError if it is nothing."""
+    from selector_server.errors import SetupError  # noqa: PLC0415 - heavy, as are the others
+    from selector_tools.progress import pace  # noqa: PLC0415
+
     pairs = sum(each.pairs for each in done)
     if not pairs:
         raise SetupError("--pool", flags.pool, "holds no pair of image and text")
     mean_loss = sum(each.pairs * each.mean_loss for each in done) / pairs
-    shared.tell_excluded(COMMAND, excluded)
-    if full:
-        shared.tell(COMMAND, f"the cache at {flags.cache} is full; raise --cache-bytes")
-    seconds = perf_counter() - began
     if flags.json:
         figures = {"pairs": pairs, "new": new, "seconds": seconds, "mean_loss": mean_loss, "scores": flags.out}
-        found = {"shards": len(done), "new_shards": len(planned.left), "exclusions": excluded.as_json()}
+        found = {"shards": len(done), "new_shards": new_shards, "exclusions": excluded.as_json()}
         print(json.dumps(figures | found))
         return
     print(f"{new:,} pairs {pace(new, seconds)}; {pairs:,} in {len(done):,} shards, mean loss {mean_loss:.3f}")
@@ -129,9 +163,24 @@ def _scored_here(
     from selector_tools.embedding import embedder  # noqa: PLC0415 - heavy, as are the others
     from selector_tools.reference.scoring import score  # noqa: PLC0415
 
+    if not shards:
+        return
     folder, size = flags.cache, flags.cache_bytes
     with embedder(flags.reference, flags.device, flags.threads, folder, size, excluded) as reference:
         yield from score(reference, shards, flags.out, flags.batch, known, on_seen)
+
+
+def _write_shards(shards: "Sequence[TarShard]", scored: str, folder: str) -> None:
+    """Writes the shards that are not in `folder` yet, with what was scored."""
+    from selector_tools.pools import members, scores, storage  # noqa: PLC0415 - heavy
+    from selector_tools.progress import bar  # noqa: PLC0415
+
+    there = {file.rpartition("/")[2] for file in storage.files_in(folder, "--shards")}
+    left = [shard for shard in shards if members.name_of(shard.name) not in there]
+    with bar("write shards", len(left)) as advance:
+        for shard in left:
+            members.add(shard, storage.joined(scored, scores.name_of(shard.name)), folder)
+            advance(1)
 
 
 def _score(flags: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ def gpu(seeds: int = 2) -> list[Job]:
         for batch in (2048, 512):
             large = [Cell("iconify", rule, "shuffled", batch=batch) for rule in ("jest", "mixed", "independent")]
             jobs += [(rated(cell), seed) for cell in (*large, *_fair(large[0], "shuffled", "filtered"))]
-        low = [Cell("iconify", "mixed", "shuffled", 0.5, batch=512, steps=1200, resolution=form) for form in FORMS]
+        low = [Cell("iconify", "mixed", "shuffled", 0.5, steps=1200, resolution=form) for form in FORMS]
         low.append(replace(low[0], stream="natural", rule="mixed_prefilter"))
         jobs += [(rated(cell), seed) for cell in (*low, *_fair(low[0], "uniform", "shuffled", "filtered"))]
         for pool in ("iconify", "glyphs"):

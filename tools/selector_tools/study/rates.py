@@ -57,9 +57,10 @@ RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {
     ("shuffled", "iconify", 0.0, 512, 600, False): 0.002,
     ("filtered", "iconify", 0.0, 2048, 600, False): 0.004,
     ("shuffled", "iconify", 0.0, 2048, 600, False): 0.004,
-    ("filtered", "iconify", 0.5, 512, 1200, True): 0.002,
-    ("shuffled", "iconify", 0.5, 512, 1200, True): 0.001,
-    ("uniform", "iconify", 0.5, 512, 1200, True): 0.001,
+    # Those of the transformer were tuned at b = 512.
+    ("filtered", "iconify", 0.5, 128, 1200, True): 0.002,
+    ("shuffled", "iconify", 0.5, 128, 1200, True): 0.001,
+    ("uniform", "iconify", 0.5, 128, 1200, True): 0.001,
 }
 
 

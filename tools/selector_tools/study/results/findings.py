@@ -51,7 +51,8 @@ def aims(found: Found) -> str:
 
 def _natural(found: Found, noise: float, low: bool) -> list[Summary]:
     if not low:
-        return of_rules(found).get(("natural", noise, "strong", "icons"), [])
+        asked = ("natural", noise, "strong")
+        return [one for (*setting, _), some in of_rules(found).items() if tuple(setting) == asked for one in some]
     cheap = [one for one in arms(found) if one.cell.resolution in ("low", "flexi")]
     return [one for one in cheap if (one.cell.stream, one.cell.noise) == ("natural", noise)]
 
