@@ -6,11 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from selector_server import shutdown
-from selector_server.build import Sidecar, build, build_metrics_server, build_servers
+from selector_server.build import Sidecar, build, build_metrics_server, build_page, build_servers
 from selector_server.config import Config
 from selector_server.machine import keep_freed_memory
 from selector_server.rpc.server import READY, WEIGHTS, RpcServer
-from selector_server.telemetry.metrics_server import MetricsServer
 from selector_server.weights.versions import SyncState
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,12 @@ class App:
         waited for. Whatever hangs at the end, the process ends in a bounded time.
         """
         signals, sidecar = shutdown.Signals(), self._sidecar
-        metrics_server = build_metrics_server(sidecar)
+        metrics_server, page = build_metrics_server(sidecar), build_page(sidecar)
         sidecar.ranks.start()
         server, *others = build_servers(sidecar)
         self._worker.start()
+        if sidecar.observer is not None:
+            sidecar.observer.start()
         if sidecar.subscriber is not None:
             sidecar.subscriber.start()
         sidecar.access.start()
@@ -52,6 +53,8 @@ class App:
         log.info("memory: %s", sidecar.memory_guard or "not guarded")
         for one in others:
             log.info("%s is on %s, port %d", one.setting, one.listen, one.port)
+        if page is not None:
+            log.info("the inspector's page is at %s", page.url)
         while not signals.stop.is_set() and not self._failed:
             await self._follow(server)
             for one in (server, *others):
@@ -71,20 +74,20 @@ class App:
         for one in others:
             await one.stop(0)
         forced.cancel()
-        await self._close(metrics_server, 0 if failed or signals.force.is_set() else WORKER_END_SECONDS)
+        fronts = [one for one in (metrics_server, page) if one is not None]
+        await self._close([one.close for one in fronts], 0 if failed or signals.force.is_set() else WORKER_END_SECONDS)
         log.info("stopped")
         return 1 if failed else 0
 
-    async def _close(self, metrics_server: MetricsServer | None, worker_seconds: float) -> None:
+    async def _close(self, fronts: list[Callable[[], None]], worker_seconds: float) -> None:
         """Ends the parts one after the other: off the event loop, which hears signals, and on a thread of its own, for
         those of requests may hang."""
         sidecar = self._sidecar
         sidecar.decoder.close()
-        stops = [part.stop for part in (sidecar.access, sidecar.subscriber, sidecar.ranks) if part is not None]
-        closes = [
-            part.close for part in (sidecar.cache, sidecar.shared, metrics_server, sidecar.tracing) if part is not None
-        ]
-        ends: list[Callable[[], None]] = [lambda: self._worker.stop(worker_seconds), *stops, *closes]
+        parts = (sidecar.access, sidecar.subscriber, sidecar.ranks, sidecar.observer)
+        stops = [part.stop for part in parts if part is not None]
+        closes = [part.close for part in (sidecar.cache, sidecar.shared, sidecar.tracing) if part is not None]
+        ends: list[Callable[[], None]] = [lambda: self._worker.stop(worker_seconds), *stops, *fronts, *closes]
         thread = ThreadPoolExecutor(1, "closing")
         for end in ends:
             await asyncio.get_running_loop().run_in_executor(thread, end)

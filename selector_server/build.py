@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import selector_proto
 from selector_proto.weights.link import masked
@@ -24,11 +24,17 @@ from selector_server.engine.ranks import Peers, Ranks, open_ranks
 from selector_server.engine.scorer import Scorer
 from selector_server.engine.worker import Worker
 from selector_server.errors import BundleError, SelectorError, SetupError
+from selector_server.inspection.local_source import LocalSource
+from selector_server.inspection.observer import SelectionObserver
+from selector_server.inspection.recorder import Recorder
+from selector_server.inspection.source import Source
+from selector_server.inspection.stores import Inspection
 from selector_server.machine import memory_bounds, usable_cpus
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.call_log import CallLog
 from selector_server.rpc.connections import allow_files
 from selector_server.rpc.idempotency import Idempotency
+from selector_server.rpc.inspection import InspectionService
 from selector_server.rpc.read_candidates import KnownReference
 from selector_server.rpc.receive import Reception
 from selector_server.rpc.responses import About
@@ -50,6 +56,9 @@ from selector_server.weights.reporter import Reporter
 from selector_server.weights.subscriber import Subscriber
 from selector_server.weights.versions import SyncState, Version, Versions
 
+if TYPE_CHECKING:
+    from selector_server.inspection.web.server import PageServer
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -70,6 +79,9 @@ class Sidecar:
     tracing: Tracing | None
     service: SelectorService
     admin: AdminService
+    inspection: InspectionService
+    source: Source | None
+    observer: SelectionObserver | None
     summary: str
 
 
@@ -92,12 +104,14 @@ def build(config: Config) -> Sidecar:
     shared = None if config.shared_memory_dir is None else SharedFolder(config.shared_memory_dir)
     decoder = Decoder(config.preprocess_threads or usable_cpus())
     preparation = _preparation(config, models, decoder)
-    scorer = Scorer(models)
+    kept, observer = _inspection(config, metrics)
+    scorer = Scorer(models, observer)
     dispatcher = Dispatcher(models, scorer, worker, admission, metrics)
-    ranks = open_ranks(dispatcher, admission, config.group_seconds, _peers(config, device))
+    ranks = open_ranks(dispatcher, admission, config.group_seconds, _peers(config, device), observer)
     reception = Reception(config, shared)
     admission.relieve_by(reception.release_memory)
     about = About(config, policies, learner, reference, shared, versions, cache)
+    source = None if kept is None else LocalSource(kept, config.run, about.unserved_weights)
     service = SelectorService(
         Engine(admission, models, preparation, scorer, ranks, metrics),
         reception,
@@ -122,6 +136,9 @@ def build(config: Config) -> Sidecar:
         tracing=tracing,
         service=service,
         admin=AdminService(versions, about.weights_status),
+        inspection=InspectionService(source),
+        source=source,
+        observer=observer,
         summary=_summary(models),
     )
     _watch(sidecar, device)
@@ -132,9 +149,10 @@ def build_servers(sidecar: Sidecar) -> list[RpcServer]:
     """The one of trainers first; the admin service shares its address unless it has one of its own. Health is one for
     all of them. To be called by a running event loop. Raises SetupError."""
     config, access, metrics = sidecar.config, sidecar.access, sidecar.metrics
-    services = Services(sidecar.service, None if config.admin_listen else sidecar.admin)
+    operators = sidecar.admin, sidecar.inspection
+    services = Services(sidecar.service, None if config.admin_listen else operators)
     servers = [RpcServer("listen", config, services, access, metrics)]
-    others = {"admin_listen": Services(admin=sidecar.admin), "health_listen": Services()}
+    others = {"admin_listen": Services(operators=operators), "health_listen": Services()}
     for setting, theirs in others.items():
         if getattr(config, setting):
             servers.append(RpcServer(setting, config, theirs, access, metrics, servers[0].health))
@@ -152,6 +170,23 @@ def build_metrics_server(sidecar: Sidecar) -> MetricsServer | None:
         return MetricsServer(sidecar.metrics.registry, listen)
     except (OSError, ValueError) as error:
         raise SetupError("metrics_listen", listen, f"must be a free host:port: {error}") from error
+
+
+def build_page(sidecar: Sidecar) -> "PageServer | None":
+    """Serves the inspector's page from now on. Raises SetupError."""
+    listen, access, source = sidecar.config.inspect_listen, sidecar.access, sidecar.source
+    if not listen or source is None:
+        return None
+    try:
+        from selector_server.inspection.web.server import PageServer  # noqa: PLC0415 - needs the extra inspect
+    except ModuleNotFoundError as error:
+        limit = f"needs {error.name}: pip install 'jest-selector[inspect]'"
+        raise SetupError("inspect_listen", listen, limit) from error
+    try:
+        names, tls = access.guards_inspection, access.page_tls()
+        return PageServer(source, listen, access.check_inspection, names=names, tls=tls)
+    except (OSError, ValueError) as error:
+        raise SetupError("inspect_listen", listen, f"must be a free host:port: {error}") from error
 
 
 def _model(config: Config, role: Literal["learner", "reference"], device: Device, metrics: Metrics) -> Model | None:
@@ -240,6 +275,20 @@ def _known(reference: Model | None) -> KnownReference | None:
     if reference is None:
         return None
     return KnownReference(reference.bundle.fingerprint, reference.bundle.manifest.width)
+
+
+def _inspection(config: Config, metrics: Metrics) -> tuple[Inspection | None, SelectionObserver | None]:
+    """What is kept of selections for operators, None if nothing is, and who looks at them, None if nobody does."""
+    if not config.observes:
+        return None, None
+    slices = [metrics.slices.add] if config.inspect_metrics else []
+    kept = Inspection(config.inspect_window, config.inspect_content, slices)
+    content = config.inspect_content or config.record_content
+    recorder = None
+    if config.record is not None:
+        recorder = Recorder(config.record, config.run, config.record_content, config.record_bytes)
+    observer = SelectionObserver(kept, content, recorder, metrics.unobserved.inc)
+    return kept if config.inspect or config.inspect_listen else None, observer
 
 
 def _summary(models: Models) -> str:

@@ -163,6 +163,24 @@ class Config(BaseModel):
     otlp_endpoint: str = Field(
         "", description="OTLP collector, http[s]://host:4318; empty for what OTEL_EXPORTER_OTLP_ENDPOINT says"
     )
+    inspect: bool = Field(False, description="keep what was selected lately, in numbers, for admin calls")
+    inspect_content: bool = Field(
+        False, description="keep pictures, captions, ids and tags for them too; with tokens, needs admin_token_file"
+    )
+    inspect_metrics: bool = Field(
+        False, description="count by tag and by frequent words of captions on /metrics, which asks for no token"
+    )
+    inspect_listen: str = Field(
+        "", description="address of the inspector's page, host:port, which keeps as inspect does; empty for none"
+    )
+    inspect_window: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="super-batches that are kept for inspection; the last 16 of them with their content"
+    )
+    record: File | None = Field(None, description="folder where every super-batch is written, in numbers, as Parquet")
+    record_content: bool = Field(False, description="captions, ids and tags are written too")
+    record_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 46)] = Field(
+        1 << 30, description="most bytes of that folder; the oldest files go first"
+    )
 
     @property
     def peer_address(self) -> tuple[str, int]:
@@ -171,6 +189,11 @@ class Config(BaseModel):
         if url.scheme != "tcp" or not url.hostname or not url.port or url.path or url.query or url.username:
             raise ValueError("must be tcp://host:port")
         return url.hostname, url.port
+
+    @property
+    def observes(self) -> bool:
+        """Whether selections are looked at for somebody."""
+        return self.inspect or bool(self.inspect_listen) or self.record is not None
 
     def shown(self) -> dict[str, str]:
         """All settings as text, secrets masked."""
@@ -228,6 +251,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], file: Path | 
         raise SetupError("run", repr(config.run), str(error).partition("; ")[2]) from error
     _check_peers(config)
     _check_access(config)
+    _check_inspection(config)
     if config.stall_exit_seconds < config.stall_seconds:
         limit = f"must be at least stall_seconds, {config.stall_seconds:g}"
         raise SetupError("stall_exit_seconds", config.stall_exit_seconds, limit)
@@ -259,8 +283,29 @@ def _check_access(config: Config) -> None:
     if config.tls_certificate_file is not None or config.plaintext_tokens:
         return
     for name in ("token_file", "admin_token_file"):
-        for address in ("listen", "admin_listen"):
+        for address in ("listen", "admin_listen", "inspect_listen"):
             where = getattr(config, address)
             if getattr(config, name) is not None and where and not is_local(where):
                 limit = f"{address} is {where}, where others can read tokens: needs tls_certificate_file, loopback or "
                 raise SetupError(name, getattr(config, name), f"{limit}a unix socket, or plaintext_tokens")
+
+
+def _check_inspection(config: Config) -> None:
+    """Content is for operators: where others than this host's processes reach it, or trainers have tokens, it needs
+    tokens that trainers do not have."""
+    kept = config.inspect or bool(config.inspect_listen)
+    for name, needed, there in (
+        ("inspect_content", "inspect", kept),
+        ("inspect_metrics", "inspect_content", config.inspect_content),
+        ("record_content", "record", config.record is not None),
+    ):
+        if getattr(config, name) and not there:
+            raise SetupError(name, True, f"needs {needed} too")
+    if not config.inspect_content or config.admin_token_file is not None:
+        return
+    if config.token_file is not None:
+        raise SetupError("inspect_content", True, "needs admin_token_file: a trainer's token must not open content")
+    for name in ("admin_listen" if config.admin_listen else "listen", "inspect_listen"):
+        if (where := getattr(config, name)) and not is_local(where):
+            limit = f"{name} is {where}, which others reach: needs admin_token_file, loopback or a unix socket"
+            raise SetupError("inspect_content", True, limit)

@@ -47,6 +47,7 @@ SERVER = "selector_server."
 COMPOSITION = ("app", "build")
 # The engine's modules and rooms, from the ground up: each may import those before it.
 ENGINE = (
+    "annotations",
     "arrays",
     "closed",
     "admission",
@@ -67,11 +68,18 @@ TORCH_USERS = {"flexi.py"}
 @pytest.mark.parametrize(
     ("files", "forbidden"),
     [
-        (within("engine"), [SERVER + p for p in ("rpc", *COMPOSITION)] + ["grpc"]),
-        (within("encoding"), [SERVER + p for p in ("rpc", "engine", "weights", *COMPOSITION)] + ["grpc"]),
-        (within("weights"), [SERVER + p for p in ("rpc", "engine", "encoding", "sampling", *COMPOSITION)] + ["grpc"]),
-        (within("telemetry"), [SERVER + p for p in ("rpc", "engine", "encoding", "weights", "sampling", *COMPOSITION)]),
+        (within("engine"), [SERVER + p for p in ("rpc", "inspection", *COMPOSITION)] + ["grpc"]),
+        (within("encoding"), [SERVER + p for p in ("rpc", "inspection", "engine", "weights", *COMPOSITION)] + ["grpc"]),
+        (
+            within("weights"),
+            [SERVER + p for p in ("rpc", "inspection", "engine", "encoding", "sampling", *COMPOSITION)] + ["grpc"],
+        ),
+        (
+            within("telemetry"),
+            [SERVER + p for p in ("rpc", "inspection", "engine", "encoding", "weights", "sampling", *COMPOSITION)],
+        ),
         (within("rpc"), [SERVER + p for p in COMPOSITION]),
+        (within("inspection"), [SERVER + p for p in ("rpc", *COMPOSITION)] + ["grpc"]),
         (
             [f for p, f in FILES if p == "selector_client" and f.name not in TORCH_USERS],
             ["selector_server", "selector_tools", "torch", "onnxruntime"],
@@ -82,7 +90,7 @@ TORCH_USERS = {"flexi.py"}
             ["selector_client", "selector_server", "selector_tools", "torch"],
         ),
     ],
-    ids=["engine", "encoding", "weights", "telemetry", "rpc", "client", "server", "proto"],
+    ids=["engine", "encoding", "weights", "telemetry", "rpc", "inspection", "client", "server", "proto"],
 )
 def test_imports_run_one_way(files, forbidden):
     assert files

@@ -18,10 +18,11 @@ CHART = ROOT / "deploy" / "helm" / "selector"
 EXAMPLES = CHART / "examples"
 SCHEMA = CHART / "values.schema.json"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# These settings follow from other values of the chart. So do those that are paths, for paths need a mount.
+# These settings follow from other values of the chart. So do those that are paths, for paths need a mount, and those
+# that are of no use without such a path.
 OWNED = {
     "listen", "admin_listen", "metrics_listen", "health_listen", "redis", "redis_username", "device", "cache_bytes",
-    "peers", "peer_rank", "peer_count", "drain_seconds",
+    "peers", "peer_rank", "peer_count", "drain_seconds", "record_content", "record_bytes",
 }  # fmt: skip
 # Null takes a value away. Of these, a chart without any is as good, and that is the only way to say so.
 MAY_LACK = {"settings", "resources", "securityContext"}

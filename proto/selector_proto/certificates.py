@@ -66,6 +66,19 @@ def read(ca_file: str | Path | None, certificate_file: str | Path | None, key_fi
     return Certificates(ca, certificate, key)
 
 
+def server_context(found: Certificates) -> ssl.SSLContext:
+    """What a server of HTTP needs for TLS; with `ca`, clients must have a certificate that it signed."""
+    assert found.certificate is not None and found.key is not None  # noqa: PT018
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _as_files(found.certificate, found.key) as (certificate_name, key_name):
+        context.load_cert_chain(certificate_name, key_name, password="")
+    if found.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=found.ca.decode("ascii", "replace"))
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def _read(path: str | Path | None, option: str) -> bytes | None:
     if path is None:
         return None

@@ -9,6 +9,7 @@ DEFAULT_FILTER_RATIO = 0.8
 # The longest sample id that is a string, in bytes: a key of the reference cache holds it beside the reference's
 # fingerprint.
 MAX_ID_BYTES = 240
+MAX_TAG_BYTES = 64
 # The most characters of the words about the first candidate that is excluded for a reason.
 MAX_WORDS = 300
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,18 +15,26 @@ from selector_server.engine.models import Models
 from selector_server.engine.request import Request, StageSeconds
 from selector_server.engine.task import OwnLosses, Result, ServedWeights, Task
 from selector_server.errors import NotPossible
-from selector_server.sampling import Needs, PairScores, ScalarScores, Scores
+from selector_server.sampling import Needs, PairScores, Picks, ScalarScores, Scores
 from selector_server.sampling.locality import Locality, near_duplicates, neighbours
 from selector_server.sampling.policies import pick_open
 from selector_server.sampling.quality import assess
 from selector_server.telemetry.quality_metrics import NATS
 
 
-class Scorer:
-    """Scores and picks with the models of this server."""
+class Observer(Protocol):
+    """Looks at what was selected, for people. It is called on the thread that drew, and so it is quick; it raises
+    nothing."""
 
-    def __init__(self, models: Models) -> None:
-        self._models, self._pace = models, Pace()
+    def observe(self, task: Task[Scorable], scores: Scores, result: Result, near: Tensor | None) -> None:
+        """The `result` was drawn from these scores; `near` is that of sampling.Picks."""
+
+
+class Scorer:
+    """Scores and picks with the models of this server. Without an observer nothing is done for it."""
+
+    def __init__(self, models: Models, observer: Observer | None = None) -> None:
+        self._models, self._observer, self._pace = models, observer, Pace()
 
     def least_seconds(self, task: Task[Candidates] | Task[Scorable], found: bool) -> Callable[[str], float]:
         """The fewest seconds that the task takes from a stage on, by what tasks like it took lately. `found` says
@@ -41,7 +49,11 @@ class Scorer:
             scores, weights = self.score(task, request)
             request.begin("sample", "sample")
             with request.timed("sample"):
-                result = self._pick(task, scores, weights)
+                _check_shares(task)
+                picks = pick_open(task.policy, scores, task.plan)
+                result = self._result(task, scores, weights, picks)
+            if self._observer is not None:
+                self._observer.observe(task, scores, result, picks.near)
         self._pace.note(*self._work(task, found=True), request.stages)
         return result
 
@@ -58,9 +70,7 @@ class Scorer:
                 scores = scores.with_open(torch.from_numpy(closed.open(task.size)).to(self._models.device))
             return scores, weights
 
-    def _pick(self, task: Task[Scorable], scores: Scores, weights: ServedWeights | None) -> Result:
-        _check_shares(task)
-        picks = pick_open(task.policy, scores, task.plan)
+    def _result(self, task: Task[Scorable], scores: Scores, weights: ServedWeights | None, picks: Picks) -> Result:
         indices: NDArray[np.int64] = picks.indices.cpu().numpy()
         count = task.plan.picks
         _check_picks(task, indices)

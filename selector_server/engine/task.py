@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from selector_server.engine.annotations import NOTHING, Annotations
 from selector_server.engine.arrays import ModelEmbeddings
 from selector_server.engine.closed import ALL_OPEN, Closed
 from selector_server.sampling import Criterion, Loss, Needs, Plan, Policy
@@ -79,7 +80,7 @@ class Rule:
 class Task(Generic[C_co]):
     """One super-batch and how to pick from it. The task is refused if a larger share of the candidates than
     `max_excluded_share` is left out. `recent` are picks of earlier steps as the reference sees them. `return_losses`:
-    the result has the picks' own losses."""
+    the result has the picks' own losses. `annotations` are for those who look on."""
 
     candidates: C_co
     policy: Policy
@@ -90,6 +91,7 @@ class Task(Generic[C_co]):
     max_excluded_share: float = 0.5
     recent: ModelEmbeddings | None = None
     return_losses: bool = False
+    annotations: Annotations = NOTHING
 
     @property
     def excludes(self) -> bool:

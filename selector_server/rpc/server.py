@@ -7,17 +7,18 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from selector_proto.v1 import admin_pb2_grpc, selector_pb2_grpc
+from selector_proto.v1 import admin_pb2_grpc, inspection_pb2_grpc, selector_pb2_grpc
 
 from selector_server.addresses import listen_at
 from selector_server.config import Config
 from selector_server.errors import SetupError
 from selector_server.rpc.admin import AdminService
 from selector_server.rpc.connections import Connections
+from selector_server.rpc.inspection import InspectionService
 from selector_server.rpc.security.access import Access
 from selector_server.rpc.security.unix_socket import bound
 from selector_server.rpc.service import SelectorService
-from selector_server.rpc.status import ADMIN_SERVICE, SERVICE, StatusInterceptor
+from selector_server.rpc.status import OPERATORS, SERVICE, StatusInterceptor
 from selector_server.telemetry.metrics import Metrics
 
 # Health service names beside "" (the process is up): requests are served; weights are the newest ones.
@@ -37,10 +38,11 @@ MAX_METADATA_BYTES = 8 << 10
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one address. Without either, it answers health checks alone, to everybody."""
+    """The services of one address; those of operators come together. Without any, it answers health checks alone, to
+    everybody."""
 
     selector: SelectorService | None = None
-    admin: AdminService | None = None
+    operators: tuple[AdminService, InspectionService] | None = None
 
 
 class RpcServer:
@@ -56,7 +58,7 @@ class RpcServer:
         metrics: Metrics,
         shared_health: Any = None,
     ) -> None:
-        service, admin = services.selector, services.admin
+        service, operators = services.selector, services.operators
         self.setting, self.listen = setting, str(getattr(config, setting))
         _check_free(setting, self.listen)
         self._server = grpc.aio.server(
@@ -72,13 +74,17 @@ class RpcServer:
                 service, self._server
             )
             names.append(SERVICE)
-        if admin is not None:
+        if operators is not None:
+            admin, inspection = operators
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)  # type: ignore[no-untyped-call]
-            names.append(ADMIN_SERVICE)
+            inspection_pb2_grpc.add_InspectionServiceServicer_to_server(  # type: ignore[no-untyped-call]
+                inspection, self._server
+            )
+            names += OPERATORS
             if service is None:
                 self._server.add_generic_rpc_handlers((admin.weights_status,))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        calls = service is not None or admin is not None
+        calls = service is not None or operators is not None
         if config.reflection and calls:
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind(setting, config, access.credentials(self.listen) if calls else None)

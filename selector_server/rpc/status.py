@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -23,6 +24,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SERVICE = "selector.v1.SelectorService"
 ADMIN_SERVICE = "selector.v1.AdminService"
+INSPECTION_SERVICE = "selector.v1.InspectionService"
+# Those whose calls are an operator's.
+OPERATORS = (ADMIN_SERVICE, INSPECTION_SERVICE)
 # The most specific come first.
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, code_pb2.INVALID_ARGUMENT, "MALFORMED"),
@@ -101,8 +105,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
     ) -> Handler:
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
-        if handler is None or service not in (SERVICE, ADMIN_SERVICE):
+        if handler is None or service not in (SERVICE, *OPERATORS):
             return handler
+        if handler.response_streaming:
+            pieces: Any = handler.unary_stream
+            return grpc.unary_stream_rpc_method_handler(
+                self._wrap_stream(method, pieces), handler.request_deserializer, handler.response_serializer
+            )
         streamed = handler.request_streaming
         make = grpc.stream_unary_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
         behaviour: Any = handler.stream_unary if streamed else handler.unary_unary
@@ -110,25 +119,41 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
 
     def _wrap(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:
-            started, code, refused_since = time.perf_counter(), "OK", None
             messages = _Timed(request) if hasattr(request, "__aiter__") else None
-            try:
+            async with self._counted(method, context, messages):
                 return await behaviour(request if messages is None else messages, context)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            except Exception as error:
-                status = to_status(error)
-                code = code_pb2.Code.Name(status.code)
-                if status.code == code_pb2.INTERNAL:
-                    log.exception("%s failed", method)
-                if isinstance(error, errors.Overloaded) and error.at_once and messages is not None:
-                    refused_since = messages.first
-                await context.abort_with_status(rpc_status.to_status(status))
-            finally:
-                self._metrics.requests.labels(method, code).inc()
-                self._metrics.request_seconds.labels(method).observe(time.perf_counter() - started)
-                if refused_since is not None:
-                    self._metrics.reject_seconds.observe(time.perf_counter() - refused_since)
 
         return answer
+
+    def _wrap_stream(
+        self, method: str, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._counted(method, context, None):
+                async for message in behaviour(request, context):
+                    yield message
+
+        return answer
+
+    @asynccontextmanager
+    async def _counted(self, method: str, context: Any, messages: _Timed | None) -> AsyncIterator[None]:
+        """Makes a status of an error, and counts and times the call."""
+        started, code, refused_since = time.perf_counter(), "OK", None
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            status = to_status(error)
+            code = code_pb2.Code.Name(status.code)
+            if status.code == code_pb2.INTERNAL:
+                log.exception("%s failed", method)
+            if isinstance(error, errors.Overloaded) and error.at_once and messages is not None:
+                refused_since = messages.first
+            await context.abort_with_status(rpc_status.to_status(status))
+        finally:
+            self._metrics.requests.labels(method, code).inc()
+            self._metrics.request_seconds.labels(method).observe(time.perf_counter() - started)
+            if refused_since is not None:
+                self._metrics.reject_seconds.observe(time.perf_counter() - refused_since)

@@ -14,6 +14,7 @@ from selector_server.engine.candidates.named import Named
 from selector_server.engine.task import BadSamples, Member, SuperBatch, Task
 from selector_server.errors import InvalidRequest, LimitExceeded, NotPossible
 from selector_server.rpc.exclusions import read_exclusions
+from selector_server.rpc.read_annotations import read_annotations
 from selector_server.rpc.read_candidates import (
     KnownReference,
     Reading,
@@ -54,9 +55,8 @@ BAD_SAMPLES: Mapping[int, BadSamples] = {
     pb.BAD_SAMPLES_REFUSE: BadSamples.REFUSE,
     pb.BAD_SAMPLES_EXCLUDE: BadSamples.EXCLUDE,
 }
-_LATER = ("tags",)
 # What says something of candidates that a shortlist does not look at, or of how those are picked that go on.
-_NOT_OF_NAMES = ("samples", "embeddings", "losses", "recent", "positions")
+_NOT_OF_NAMES = ("samples", "embeddings", "losses", "recent", "positions", "tags", "tag_strings")
 
 
 class Contract:
@@ -134,14 +134,11 @@ class Contract:
         plan, freshness = _plan(selection, size, policy, config.max_chunks), _freshness(selection, config)
         plan = replace(plan, positions=read_positions(reading, size))
         recent, losses = read_recent(reading), selection.return_losses
-        return Task(candidates, policy, rule, plan, freshness, bad_samples, share, recent, losses)
+        annotations = read_annotations(reading, candidates)
+        return Task(candidates, policy, rule, plan, freshness, bad_samples, share, recent, losses, annotations)
 
 
 def _check_supported(selection: pb.Selection, config: Config) -> None:
-    present = {descriptor.name for descriptor, _ in selection.ListFields()}
-    for name in _LATER:
-        if name in present:
-            raise InvalidRequest(name, "set", "this server does not serve it yet; leave it unset")
     if len(selection.request_id) > MAX_REQUEST_ID or not selection.request_id.isprintable():
         raise InvalidRequest("request_id", repr(selection.request_id), f"at most {MAX_REQUEST_ID} printable characters")
     if selection.trainer_step > MAX_STEP:

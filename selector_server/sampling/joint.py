@@ -104,7 +104,8 @@ def draw_in_chunks(scores: Scores, running: RunningScores, plan: Plan, pool: Poo
         if round_ + 1 < len(plan.sizes):
             running.add(drawn.chunk)
     total = pool.total(running.finish(drawn.chunk))
-    return Picks(torch.cat(indices).to(device), torch.cat(drawn_scores).to(device), total)
+    near = None if apart is None else apart.near
+    return Picks(torch.cat(indices).to(device), torch.cat(drawn_scores).to(device), total, near)
 
 
 def _apart(scores: Scores) -> Apart | None:

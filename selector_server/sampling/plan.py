@@ -47,11 +47,13 @@ class Plan:
 @dataclass(frozen=True)
 class Picks:
     """`indices`, int64 [b], are in draw order and do not repeat; `scores`, float64 [b], are each pick's score when it
-    was drawn, in nats and without the gain; `total` is the score of the picks taken as one batch."""
+    was drawn, in nats and without the gain; `total` is the score of the picks taken as one batch. Of a draw that keeps
+    picks apart, `near` are the candidates held here that are too much like a pick, bool [n], picks among them."""
 
     indices: Tensor
     scores: Tensor
     total: float
+    near: Tensor | None = None
 
 
 def chunk_sizes(picks: int, chunks: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from selector_server.telemetry.buckets import SECONDS
 from selector_server.telemetry.encoding_metrics import EncodingMetrics
 from selector_server.telemetry.quality_metrics import QualityMetrics
 from selector_server.telemetry.readings import Readings
+from selector_server.telemetry.slice_metrics import SliceMetrics
 from selector_server.telemetry.weights_metrics import WeightsMetrics
 
 # Refusing takes about a millisecond. One edge is at 50 ms: it should never take longer.
@@ -136,6 +137,12 @@ class Metrics:
         self.memory_limit = Gauge(
             "selector_device_memory_limit_bytes",
             "CUDA: the device's memory. CPU: the cgroup's limit, or the machine's memory.",
+            registry=r,
+        )
+        self.slices = SliceMetrics(r)
+        self.unobserved = Counter(
+            "selector_unobserved_selections_total",
+            "Selections that nobody looked at for the inspector, because too many waited for that.",
             registry=r,
         )
         self.worker_up = Gauge("selector_worker_up", "1 while the device's worker makes progress.", registry=r)

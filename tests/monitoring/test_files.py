@@ -15,7 +15,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 KNOWN = sample_names(of_server() + of_client()) | FOREIGN
 # No label may have more values than somebody could list.
 LABELS = {"method", "code", "stage", "reason", "where", "action", "result", "phase", "state", "kind", "of", "criterion"}
-LABELS |= {"version", "device", "provider", "file", "listener"}
+LABELS |= {"version", "device", "provider", "file", "listener", "slice"}  # of slices there are 51 of a kind
 UNITS = {"short", "s", "bytes", "Bps", "reqps", "cps", "percentunit", "bool"}
 
 

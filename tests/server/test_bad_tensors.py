@@ -248,7 +248,6 @@ CASES = {
         "request_id is 'a\\nb'",
         "printable",
     ),
-    # reserved for later
     "a rank without others": (lambda: some_losses(rank=1), INVALID, "rank is 1", "must be below world_size, 0"),
     "world size": (
         lambda: some_losses(world_size=2),
@@ -256,7 +255,7 @@ CASES = {
         "world_size is 2",
         "max_pending_requests of this server, 1",
     ),
-    "tags": (lambda: some_losses(tags=TENSOR), INVALID, "tags is set", "unset"),
+    "tags": (lambda: some_losses(19, tags=TENSOR), INVALID, "tags.shape is [20]", "must be [19]"),
     # what is there and what is not
     "nothing to choose from": (
         lambda: Request().set(seed=1),

@@ -10,7 +10,7 @@ from selector_server.config import Config, load
 from selector_server.errors import SetupError
 
 PATHS = [name for name, field in Config.model_fields.items() if name.endswith("_file")]
-PATHS += ["learner", "reference", "cache", "weights_share", "shared_memory_dir"]
+PATHS += ["learner", "reference", "cache", "weights_share", "shared_memory_dir", "record"]
 # What kubelet puts into every pod of a namespace with a Service named selector, and one named selector-redis.
 OF_SERVICES = {
     "SELECTOR_SERVICE_HOST": "10.0.171.239",

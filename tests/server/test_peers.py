@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from selector_proto.v1 import admin_pb2, admin_pb2_grpc
+from selector_proto.v1 import admin_pb2, admin_pb2_grpc, inspection_pb2, inspection_pb2_grpc
 from selector_proto.v1 import selector_pb2 as pb
 from selector_proto.v1 import selector_pb2_grpc as rpc
 from support.model import POLICIES, samples
@@ -73,7 +73,7 @@ def step(count, size=20, **fields):
 def pair(start_sidecars, bundles):
     """Two sidecars with models that wait for each other longer than clients do."""
     with start_sidecars() as start:
-        yield Circle(start, 2, bundles.flags, seconds=60)
+        yield Circle(start, 2, bundles.flags | {"inspect": "true"}, seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,17 @@ def assert_shares(replies, scores, plan, size):
         assert reply.seed == plan.seed
         assert reply.objective == pytest.approx(picks.total / plan.picks, rel=1e-4)
         assert not reply.HasField("objective_uniform")
+
+
+def test_each_sidecar_sees_what_was_picked_of_its_own_ranks_candidates(pair):
+    answers = pair.ask(step(2, 30, max_similarity=0.2))
+    for one, reply in zip(pair.sidecars, answers, strict=True):
+        stub = inspection_pb2_grpc.InspectionServiceStub(one.channel)
+        seen = stub.GetSuperBatch(inspection_pb2.GetSuperBatchRequest(), timeout=10)
+        picked = [index for index, fate in enumerate(seen.fates) if fate == inspection_pb2.FATE_PICKED]
+        assert picked == sorted(reply.indices)
+        assert (len(seen.scores), seen.point.kept_apart > 0) == (30, True)
+        assert np.isfinite(seen.learner_losses).all()
 
 
 def test_embeddings_are_picked_as_by_one_sidecar_for_all_ranks(pair, plain_server):

@@ -91,6 +91,7 @@ def test_reflection_lists_and_describes_the_services(plain_server):
     assert names == {
         READY,
         "selector.v1.AdminService",
+        "selector.v1.InspectionService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

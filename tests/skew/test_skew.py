@@ -93,6 +93,16 @@ def test_a_client_picks_the_same_through_an_older_and_a_newer_sidecar(client, se
     assert {len(indices) for indices in found.values()} == {100, 200, 2000}
 
 
+def test_tags_end_no_selection_through_an_older_sidecar(sidecars):
+    """Version 0.1.0 refuses integers as tags, and does not know strings."""
+    picks = {}
+    for side in SIDES:
+        for kind, tags in (("integers", np.arange(500) % 3), ("strings", ["red", None] * 250), ("none", None)):
+            with Selector(sidecars[side].address, seed=3, timeout=30.0, on_error="raise") as selector:
+                picks[side, kind] = selector.select(PIXELS, TOKENS, tags=tags).indices.tolist()
+    assert len(set(map(tuple, picks.values()))) == 1
+
+
 def test_bad_samples_end_no_trainer_through_an_older_sidecar(sidecars):
     """Version 0.1.0 leaves none out: it may pick what stands in a bad sample's place, or refuses the whole request."""
     texts, names = [f"w{1 + index % 60}" for index in range(500)], [f"s{index}" for index in range(500)]

@@ -12,6 +12,7 @@ from selector_tools.bench import command as bench
 from selector_tools.datasets import command as data
 from selector_tools.demo import command as demo
 from selector_tools.export import command as export
+from selector_tools.inspector import command as inspector
 from selector_tools.reference import command as reference
 
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info.add_parser(verbs)
     health.add_parser(verbs)
     weights.add_parser(verbs)
+    inspector.add_parser(verbs)
     export.add_parser(verbs)
     reference.add_parser(verbs)
     cache.add_parser(verbs)

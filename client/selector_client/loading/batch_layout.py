@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from selector_client.selecting.candidates import ModelEmbeddings
-from selector_client.selecting.columns import as_rows, is_missing
+from selector_client.selecting.columns import as_array, as_list, as_rows, is_missing
 
 # Where samples have their images and their texts: names of columns, and the endings that name a sample's files in
 # WebDataset, which may follow other words ("image.jpg"). The first that there is counts.
@@ -21,12 +21,14 @@ _TEXTS = ("texts", "text", "captions", "caption", "txt", "input_ids")
 def default_view(super_batch: Any) -> Mapping[str, Any]:
     """Returns images, texts and, if there are any, ids: of a mapping of columns, of a tuple or list whose first two
     entries are columns, or of a list of samples, which are mappings or tuples. A mapping of columns may also have what
-    the reference makes of them: "reference", a mapping of what ModelEmbeddings has. Raises TypeError for anything
-    else."""
+    the reference makes of them: "reference", a mapping of what ModelEmbeddings has. So it is with "tags", if each
+    candidate has one. Raises TypeError for anything else."""
     if _are_samples(super_batch):
         found = {"images": _entries(super_batch, 0, _IMAGES), "texts": _entries(super_batch, 1, _TEXTS)}
         if all(isinstance(sample, Mapping) and "ids" in sample for sample in super_batch):
             found["ids"] = [sample["ids"] for sample in super_batch]
+        if all(isinstance(sample, Mapping) for sample in super_batch):
+            found |= _tags([sample.get("tags") for sample in super_batch], len(super_batch))
         if any(value is not None for value in found["images"]) and any(value is not None for value in found["texts"]):
             return found
     elif isinstance(super_batch, Mapping):
@@ -34,6 +36,7 @@ def default_view(super_batch: Any) -> Mapping[str, Any]:
         if images is not None and texts is not None:
             found = {"images": super_batch[images], "texts": super_batch[texts]}
             found |= {"ids": super_batch["ids"]} if "ids" in super_batch else {}
+            found |= _tags(super_batch.get("tags"), _counts(super_batch[images]))
             return found | ({"reference": _reference(super_batch)} if "reference" in super_batch else {})
     elif isinstance(super_batch, tuple | list) and len(super_batch) > 1:
         return {"images": super_batch[0], "texts": super_batch[1]}
@@ -103,6 +106,17 @@ def _reference(super_batch: Mapping[str, Any]) -> Any:
     except TypeError as error:
         names = ", ".join(field.name for field in fields(ModelEmbeddings))
         raise TypeError(f"reference of a super-batch has {', '.join(map(str, given))}; it may have {names}") from error
+
+
+def _tags(column: Any, size: int | None) -> dict[str, Any]:
+    """Returns the tags if each candidate has one, or none; a column of that name may well be something else."""
+    if column is None or size is None or _counts(column) != size or len(getattr(column, "shape", ())) > 1:
+        return {}
+    entries = as_list(column)
+    if entries is None:
+        return {"tags": column} if as_array(column).dtype.kind in "iu" else {}
+    plain = all(entry is None or isinstance(entry, str | int | np.integer) for entry in entries)
+    return {"tags": column} if plain and any(entry is not None for entry in entries) else {}
 
 
 def _are_samples(super_batch: Any) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from selector_client.loading.batch_layout import default_view
 from selector_client.loading.dataset import IndexView
 from selector_client.loading.order import digest_of
 from selector_client.selecting.selection import Selection
@@ -109,6 +110,8 @@ class Picker:
             arguments = {"ids": ids, "view": partial(self._by_ids.rows, super_batch)}
             return Shown(arguments, len(super_batch), digest_of({"ids": ids}))
         arguments = dict(self._view(super_batch))
+        if self._selects is None and self._view is default_view:
+            arguments.pop("tags", None)  # A selector of another kind may not know them.
         return Shown(arguments, _size(arguments), digest_of(arguments))
 
     def pick(self, shown: Shown, step: int) -> Selection | None:

@@ -11,7 +11,7 @@ from selector_proto.v1 import selector_pb2 as pb
 from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
 from selector_client.selecting.aio_link import AioLink
-from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Tags, Texts
 from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.pending import PendingSelection, View
 from selector_client.selecting.selection import Selection
@@ -78,14 +78,14 @@ class AsyncSelector(SelectorBase):
         ids: Ids | None = None,
         reference: ModelEmbeddings | None = None,
         recent: ModelEmbeddings | None = None,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from raw samples, as Selector.select does."""
-        return await self._select(
-            self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
-        )
+        candidates = self._session.samples(images, texts, ids, reference).with_recent(recent).with_tags(tags)
+        return await self._select(candidates, step, timeout, sub_batch_size)
 
     async def select_by_ids(
         self,
@@ -107,26 +107,27 @@ class AsyncSelector(SelectorBase):
         *,
         learner_losses: ArrayLike | None = None,
         recent: ModelEmbeddings | None = None,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed."""
-        return await self._select(
-            Candidates.embeddings(learner, reference, learner_losses).with_recent(recent), step, timeout, sub_batch_size
-        )
+        candidates = Candidates.embeddings(learner, reference, learner_losses).with_recent(recent).with_tags(tags)
+        return await self._select(candidates, step, timeout, sub_batch_size)
 
     async def select_losses(
         self,
         learner: ArrayLike | None,
         reference: ArrayLike | None,
         *,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, as Selector.select_losses does."""
-        return await self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
+        return await self._select(Candidates.losses(learner, reference).with_tags(tags), step, timeout, sub_batch_size)
 
     async def close(self) -> None:
         """Ends the connection, and selections that are under way. A later one opens a new connection."""

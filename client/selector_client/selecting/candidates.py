@@ -18,6 +18,7 @@ from selector_client.selecting.exclusions import Exclusions
 from selector_client.selecting.ids import check_different, read_ids, repeats
 from selector_client.selecting.images import read_images
 from selector_client.selecting.reference_rows import read_rows
+from selector_client.selecting.tags import read_tags
 from selector_client.selecting.texts import read_texts
 
 # Images are uint8 [B, H, W, C], [B, C, H, W] or [B, H, W], or B files, PIL images, arrays or tensors. Texts are token
@@ -26,6 +27,8 @@ Images = ArrayLike | Sequence[Any]
 Texts = ArrayLike | Sequence[Any]
 # Ids are B integers or B strings, and each names one image and text for ever.
 Ids = ArrayLike | Sequence[Any]
+# Tags are B integers or B strings, and say what samples are: their source, class, language.
+Tags = ArrayLike | Sequence[Any]
 # A payload of up to so many bytes travels in one message with the header, because HTTP/2 sends that much before the
 # receiver has to grant more.
 SMALL_BYTES = 64 << 10
@@ -164,6 +167,12 @@ class Candidates:
             message = pb.RecentPicks(image=self.payload.add(recent.image), text=self.payload.add(recent.text))
             _same_size("recent.text", _rows(message.text), _rows(message.image), "recent.image")
             self.header.recent.CopyFrom(message)
+        return self
+
+    def with_tags(self, tags: Tags | None) -> "Candidates":
+        """Adds a tag for each candidate, for those who look at slices of the stream. Raises ValueError."""
+        if tags is not None:
+            self.header.tag_strings.CopyFrom(self.payload.add_bytes(read_tags(tags, self.size)))
         return self
 
     def closed(self) -> dict[int, str]:

@@ -9,7 +9,7 @@ from selector_proto.v1 import selector_pb2 as pb
 
 from selector_client.errors import SelectorClientError, Unreachable
 from selector_client.selecting import tracing
-from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Texts
+from selector_client.selecting.candidates import Candidates, Ids, Images, ModelEmbeddings, Tags, Texts
 from selector_client.selecting.expectation import ASK_SHARE
 from selector_client.selecting.link import BlockingLink
 from selector_client.selecting.pending import PendingSelection, View
@@ -104,6 +104,7 @@ class Selector(SelectorBase):
         ids: Ids | None = None,
         reference: ModelEmbeddings | None = None,
         recent: ModelEmbeddings | None = None,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
@@ -113,11 +114,11 @@ class Selector(SelectorBase):
         of a string one is drawn by the seed, and `Selection.captions` says which. `ids` (B different integers or
         strings) name the samples, so that a sidecar with a cache need not embed them with the reference again.
         `reference` is what the reference makes of them, if the trainer keeps it with its data. With the setting
-        max_similarity, picks are not like `recent` ones either, as the reference sees them. `step` is the trainer's
+        max_similarity, picks are not like `recent` ones either, as the reference sees them. `tags` (B integers or
+        strings, of which 64 bytes count) say what samples are, for the sidecar's inspector. `step` is the trainer's
         step. A `timeout`, in seconds, and a `sub_batch_size` count for this selection only."""
-        return self._select(
-            self._session.samples(images, texts, ids, reference).with_recent(recent), step, timeout, sub_batch_size
-        )
+        candidates = self._session.samples(images, texts, ids, reference).with_recent(recent).with_tags(tags)
+        return self._select(candidates, step, timeout, sub_batch_size)
 
     def select_by_ids(
         self,
@@ -143,27 +144,28 @@ class Selector(SelectorBase):
         *,
         learner_losses: ArrayLike | None = None,
         recent: ModelEmbeddings | None = None,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from embeddings that the trainer computed. `learner_losses`, float32 or float16 [B], may stand for the
         learner where it counts for no pair (pair_criterion="easy-reference" or "none")."""
-        return self._select(
-            Candidates.embeddings(learner, reference, learner_losses).with_recent(recent), step, timeout, sub_batch_size
-        )
+        candidates = Candidates.embeddings(learner, reference, learner_losses).with_recent(recent).with_tags(tags)
+        return self._select(candidates, step, timeout, sub_batch_size)
 
     def select_losses(
         self,
         learner: ArrayLike | None,
         reference: ArrayLike | None,
         *,
+        tags: Tags | None = None,
         step: int | None = None,
         timeout: float | None = None,
         sub_batch_size: int | None = None,
     ) -> Selection:
         """Picks from one loss per candidate, float32 or float16 [B]. Only the policies independent and uniform can."""
-        return self._select(Candidates.losses(learner, reference), step, timeout, sub_batch_size)
+        return self._select(Candidates.losses(learner, reference).with_tags(tags), step, timeout, sub_batch_size)
 
     def close(self) -> None:
         """Ends the connection, and selections that are under way. A later one opens a new connection."""

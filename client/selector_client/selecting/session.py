@@ -146,8 +146,8 @@ class Session:
         own = shown.pop("ids", None)
         if own is not None and read_ids(own, Exclusions(), {}) != names:
             raise ValueError("ids: the view gives others than the candidates are asked for by; it need not give any")
-        recent = shown.pop("recent", None)
-        return self.samples(**shown, ids=names, seed=seed).with_recent(recent)
+        recent, tags = shown.pop("recent", None), shown.pop("tags", None)
+        return self.samples(**shown, ids=names, seed=seed).with_recent(recent).with_tags(tags)
 
     def shortlists(self) -> bool:
         """Whether the sidecar is asked for a shortlist of candidates that have ids only."""
@@ -189,6 +189,7 @@ class Session:
             header.sub_batch_size = sub_batch_size
         with self._lock:
             header.seed = self._next_seed
+            header.fallbacks = self.statistics.fallbacks.total()
             self.count += 1
         header.request_id = secrets.token_hex(16)
         if step is not None:

@@ -313,6 +313,8 @@ class Selection(_message.Message):
     RETURN_LOSSES_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    TAG_STRINGS_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
@@ -397,6 +399,8 @@ class Selection(_message.Message):
     """The reply has the picks' own losses by learner and reference, as far as those looked at them. Sigmoid loss only,
     and not for candidates that come as losses.
     """
+    fallbacks: _builtins.int
+    """How many sub-batches this trainer drew uniformly so far, because no selection came."""
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -419,7 +423,9 @@ class Selection(_message.Message):
 
     @_builtins.property
     def tags(self) -> Global___Tensor:
-        """RESERVED FOR LATER: one tag per candidate, I32 or I64 [B]."""
+        """What each candidate is, for people who look at slices of a stream, I32 or I64 [B]: its source, class, language. No
+        selection depends on it.
+        """
 
     @_builtins.property
     def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
@@ -439,6 +445,10 @@ class Selection(_message.Message):
         were left out by Shortlist. The draw's noise goes by these, so that the picks are those of the larger one; indices
         do not. For requests that select alone.
         """
+
+    @_builtins.property
+    def tag_strings(self) -> Global___PackedBytes:
+        """As tags, in UTF-8, at most 64 bytes each; an empty one is none. Not beside tags."""
 
     def __init__(
         self,
@@ -480,13 +490,17 @@ class Selection(_message.Message):
         return_losses: _builtins.bool = ...,
         recent: Global___RecentPicks | None = ...,
         positions: Global___Tensor | None = ...,
+        tag_strings: Global___PackedBytes | None = ...,
+        fallbacks: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "positions", b"positions", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_fallbacks", b"_fallbacks", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "fallbacks", b"fallbacks", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "positions", b"positions", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tag_strings", b"tag_strings", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_fallbacks", b"_fallbacks", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "fallbacks", b"fallbacks", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tag_strings", b"tag_strings", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__explore: _TypeAlias = _typing.Literal["explore"]  # noqa: Y015
     _WhichOneofArgType__explore: _TypeAlias = _typing.Literal["_explore", b"_explore"]  # noqa: Y015
+    _WhichOneofReturnType__fallbacks: _TypeAlias = _typing.Literal["fallbacks"]  # noqa: Y015
+    _WhichOneofArgType__fallbacks: _TypeAlias = _typing.Literal["_fallbacks", b"_fallbacks"]  # noqa: Y015
     _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
     _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
     _WhichOneofReturnType__max_age_seconds: _TypeAlias = _typing.Literal["max_age_seconds"]  # noqa: Y015
@@ -511,6 +525,8 @@ class Selection(_message.Message):
     _WhichOneofArgType_size: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__explore) -> _WhichOneofReturnType__explore | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fallbacks) -> _WhichOneofReturnType__fallbacks | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
     @_typing.overload

@@ -6,13 +6,20 @@ from selector_server.engine.ranks.base import Ranks, Run
 from selector_server.engine.ranks.many_sidecars import ManySidecars
 from selector_server.engine.ranks.one_sidecar import OneSidecar
 from selector_server.engine.ranks.process_group import Peers
+from selector_server.engine.scorer import Observer
 
 __all__ = ["Peers", "Ranks", "Run", "open_ranks"]
 
 
-def open_ranks(dispatcher: Dispatcher, admission: Admission, group_seconds: float, peers: Peers | None) -> Ranks:
+def open_ranks(
+    dispatcher: Dispatcher,
+    admission: Admission,
+    group_seconds: float,
+    peers: Peers | None,
+    observer: Observer | None = None,
+) -> Ranks:
     """With `peers`, every rank has a sidecar of its own; without, all ranks come to this one and wait at most
     `group_seconds` for each other."""
     if peers is None:
         return OneSidecar(dispatcher, admission, group_seconds)
-    return ManySidecars(peers, dispatcher, admission.max_requests)
+    return ManySidecars(peers, dispatcher, admission.max_requests, observer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from selector_server.engine.annotations import Annotations
 from selector_server.engine.arrays import ModelEmbeddings
 from selector_server.engine.candidates.base import Scorable
 from selector_server.engine.candidates.samples import PreparedSamples
@@ -24,6 +25,7 @@ OWN: Mapping[type, Collection[str]] = {
     Freshness: {"trainer_step"},  # it is part of what ranks meet by
     PreparedSamples: {"size", "ids", "learner", "reference", "found"},  # already brought to the models' shapes
     Closed: {"reasons", "first", "prefiltered"},
+    Annotations: {"ids", "captions", "tags", "pixels", "fallbacks", "trainer"},
 }
 # Fields that users know by another name.
 _KNOWN_AS: Mapping[tuple[type, str], str] = {
@@ -105,7 +107,8 @@ def join(tasks: Sequence[Task[Scorable]]) -> Task[Scorable]:
     """One task over the candidates of all ranks, which are alike, in the order of ranks. Every chunk takes equally
     many of each; the seed is rank 0's."""
     first, parts = tasks[0], [task.candidates for task in tasks]
-    return first.of(type(parts[0]).joined(parts), joint_plan(first.plan, len(tasks), first.plan.seed))
+    joined = first.of(type(parts[0]).joined(parts), joint_plan(first.plan, len(tasks), first.plan.seed))
+    return replace(joined, annotations=Annotations.joined([task.annotations for task in tasks]))
 
 
 def joined_bytes(tasks: Sequence[Task[Scorable]]) -> int:

@@ -19,7 +19,7 @@ from selector_server.engine.ranks.base import Run, losing
 from selector_server.engine.ranks.joining import joint_plan, rank_settings, share
 from selector_server.engine.ranks.process_group import Peers, ProcessGroup
 from selector_server.engine.request import Request
-from selector_server.engine.scorer import locality, own_losses
+from selector_server.engine.scorer import Observer, locality, own_losses
 from selector_server.engine.task import Result, ServedWeights, Task
 from selector_server.errors import InvalidRequest, NotPossible
 from selector_server.sampling import PairScores, Picks, Plan, Scores
@@ -32,8 +32,8 @@ from selector_server.telemetry.quality_metrics import NATS
 class ManySidecars:
     """Every rank has a sidecar of its own. `most` requests are under way at a time."""
 
-    def __init__(self, peers: Peers, dispatcher: Dispatcher, most: int) -> None:
-        self._group, self._dispatcher = ProcessGroup(peers), dispatcher
+    def __init__(self, peers: Peers, dispatcher: Dispatcher, most: int, observer: Observer | None = None) -> None:
+        self._group, self._dispatcher, self._observer = ProcessGroup(peers), dispatcher, observer
         # These threads wait for other sidecars, beside event loop and worker.
         self._pool = ThreadPoolExecutor(most, "peers")
         self._under_way: dict[tuple[str, int], Asked] = {}
@@ -116,7 +116,10 @@ class ManySidecars:
         rows = torch.tensor(mine.indices, device=picks.indices.device)
         # These two are of this sidecar's candidates.
         quality, alike = assess(scores.own(), rows, None, NATS, scores.open), locality(task, scores, rows)
-        return replace(mine, quality=quality, locality=alike, losses=own_losses(task, scores, rows))
+        mine = replace(mine, quality=quality, locality=alike, losses=own_losses(task, scores, rows))
+        if self._observer is not None:
+            self._observer.observe(task, scores, mine, picks.near)
+        return mine
 
     def _draw(self, asked: Asked, scores: Scores, plan: Plan) -> Picks:
         assert isinstance(scores, PairScores)

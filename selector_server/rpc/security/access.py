@@ -1,6 +1,7 @@
 """Who may call: TLS and tokens of all addresses, from files that may be rotated."""
 
 import logging
+import ssl
 from collections.abc import Callable
 from threading import Event, Thread
 
@@ -12,6 +13,7 @@ from selector_server.config import Config
 from selector_server.errors import SetupError
 from selector_server.rpc.security.reloaded_files import ReloadedFiles
 from selector_server.rpc.security.tokens import TokenInterceptor, Tokens
+from selector_server.rpc.status import INSPECTION_SERVICE
 from selector_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,32 @@ class Access:
         mutual = self._config.tls_client_ca_file is not None
         return grpc.dynamic_ssl_server_credentials(_configuration(given), fetch, mutual)  # type: ignore[arg-type] # None is taken
 
+    def check_inspection(self, authorization: str | None) -> None:
+        """Raises Unauthenticated or PermissionDenied unless the page may be read by who sends this header."""
+        self.interceptor.check(INSPECTION_SERVICE, [("authorization", authorization)] if authorization else [])
+
+    def page_tls(self) -> ssl.SSLContext | None:
+        """TLS of the page, whose connections each get the files' present certificate; None: it is served without."""
+        if (source := self._certificates) is None:
+            return None
+        given = source.value
+        first = context = certificates.server_context(given)
+
+        def take_present(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            nonlocal given, context
+            if source.value is not given:
+                given = source.value
+                context = certificates.server_context(given)
+            connection.context = context
+
+        first.sni_callback = take_present
+        return first
+
+    @property
+    def guards_inspection(self) -> bool:
+        """Whether who reads the page must have a token, or trusts a certificate: then nobody is misled by a name."""
+        return (self._admin_tokens or self._tokens or self._certificates) is not None
+
     def _read_certificates(self) -> ReloadedFiles[certificates.Certificates] | None:
         config = self._config
         if (certificate := config.tls_certificate_file) is None:
@@ -95,7 +123,8 @@ class Access:
     def warn(self) -> None:
         """Warns of addresses that are open to all: nobody should find out later."""
         config = self._config
-        for setting, tokens in (("listen", self._tokens), ("admin_listen", self._admin_tokens or self._tokens)):
+        operators = self._admin_tokens or self._tokens
+        for setting, tokens in (("listen", self._tokens), ("admin_listen", operators), ("inspect_listen", operators)):
             where = getattr(config, setting)
             if where and not is_local(where) and tokens is None and config.tls_client_ca_file is None:
                 log.warning("%s is %s: whoever reaches it may call; see docs/security.md", setting, where)

@@ -12,7 +12,7 @@ from selector_proto.certificates import read_file
 
 from selector_server.errors import PermissionDenied, SelectorError, SetupError, Unauthenticated
 from selector_server.rpc.security.reloaded_files import ReloadedFiles
-from selector_server.rpc.status import ADMIN_SERVICE, SERVICE
+from selector_server.rpc.status import INSPECTION_SERVICE, OPERATORS, SERVICE
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -60,7 +60,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
     """Lets calls of our services through whose token opens them; health and reflection need none.
 
     A data call needs one of `data` or `admin`, if there are `data`. An admin call needs one of `admin`, or of `data` if
-    there are no `admin`.
+    there are no `admin`; but no trainer's token opens what an inspection shows.
     """
 
     def __init__(self, data: ReloadedFiles[Tokens] | None, admin: ReloadedFiles[Tokens] | None) -> None:
@@ -73,22 +73,23 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
     ) -> Handler:
         handler = await continuation(handler_call_details)
         service = handler_call_details.method.lstrip("/").rpartition("/")[0]
-        if handler is None or service not in (SERVICE, ADMIN_SERVICE):
+        if handler is None or service not in (SERVICE, *OPERATORS):
             return handler
         try:
-            self._check(service, handler_call_details.invocation_metadata)
+            self.check(service, handler_call_details.invocation_metadata)
         except SelectorError as error:
             return _refusing(handler, error)
         return handler
 
-    def _check(self, service: str, metadata: Any) -> None:
+    def check(self, service: str, metadata: Any) -> None:
+        """Raises Unauthenticated or PermissionDenied for a call of that service that its token does not open."""
         needed = self._data if service == SERVICE else self._admin or self._data
         if needed is None:
             return
         digest = _presented(metadata)
         admin = self._admin is not None and digest in self._admin.value
         data = self._data is not None and digest in self._data.value
-        if admin or (data and needed is self._data):
+        if admin or (data and needed is self._data and service != INSPECTION_SERVICE):
             return
         if data:
             raise PermissionDenied("authorization", "a token for data calls", "admin calls need one of their own")
@@ -115,5 +116,12 @@ def _refusing(handler: Handler, error: SelectorError) -> Handler:
     async def refuse(*_: Any) -> Any:
         raise error
 
+    async def refuse_stream(*_: Any) -> Any:
+        raise error
+        yield
+
+    codec = handler.request_deserializer, handler.response_serializer
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(refuse_stream, *codec)
     make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-    return make(refuse, handler.request_deserializer, handler.response_serializer)
+    return make(refuse, *codec)

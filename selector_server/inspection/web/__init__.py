@@ -1,0 +1,1 @@
+"""The page: static files, and the answers of a Source over HTTP."""

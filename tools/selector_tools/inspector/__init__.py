@@ -1,0 +1,1 @@
+"""The page of a sidecar elsewhere, or of what one recorded."""
