@@ -50,6 +50,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from selector_tools.bench.measuring import describe, in_turns, medians, paired_ratio  # noqa: PLC0415
     from selector_tools.bench.pool_kills import killed  # noqa: PLC0415
     from selector_tools.bench.ray_nodes import nodes  # noqa: PLC0415
+    from selector_tools.bench.synthetic_pool import write_pool  # noqa: PLC0415
     from selector_tools.export.bundle_writer import export_reference  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
@@ -91,27 +92,6 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         },
         **machine,
     }
-
-
-def write_pool(folder: Path, shards: int, pairs: int) -> Path:
-    """Writes WebDataset shards of made-up pairs."""
-    import io  # noqa: PLC0415
-    import tarfile  # noqa: PLC0415
-
-    import numpy as np  # noqa: PLC0415
-
-    from selector_tools.bench.synthetic import jpeg, sentences  # noqa: PLC0415
-
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(shards):
-        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
-            for row, caption in enumerate(sentences(pairs, rng)):
-                for kind, content in (("jpg", jpeg(rng)), ("txt", caption.encode())):
-                    member = tarfile.TarInfo(f"{row:05}.{kind}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return folder
 
 
 class _Scoring:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selector_tools.bench.pool import write_pool
 from selector_tools.bench.ray_nodes import Nodes, nodes
+from selector_tools.bench.synthetic_pool import write_pool
 from selector_tools.pools import scores
 from selector_tools.pools.opening import open_pool
 
