@@ -4,8 +4,9 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from selector_server.errors import SetupError
 from selector_tools.mistakes import in_one_line
@@ -33,7 +34,8 @@ def joined(address: str) -> Iterator[None]:
     except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
         raise SetupError(FLAG, place, in_one_line(error)) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray tells of nodes that died, and where --json must stand alone
+            yield
     except RayError as error:
         raise SetupError(FLAG, place, in_one_line(error)) from error
     finally:
