@@ -70,12 +70,13 @@ def test_killed_worker_and_node_and_driver(tmp_path, bundles, pool, cluster):
     out, second = tmp_path / "out", cluster.add(cpus=1)
     driver = Driver(bundles, pool, out, cluster.address, "--workers", "2")
     eventually(lambda: len(files(out)) >= 2, seconds=400)
-    assert cluster.kill_worker()
     driver.kill()
     kept = {file: os.stat(file).st_mtime_ns for file in files(out)}
     assert 2 <= len(kept) < SHARDS
     driver = Driver(bundles, pool, out, cluster.address, "--workers", "2")
-    eventually(lambda: len(files(out)) >= len(kept) + 2 and cluster.workers(second), seconds=400)
+    eventually(lambda: len(files(out)) >= len(kept) + 2, seconds=400)
+    assert cluster.kill_worker()
+    eventually(lambda: len(files(out)) >= len(kept) + 4 and cluster.workers(second), seconds=400)
     assert len(files(out)) < SHARDS
     cluster.kill(second)
     figures = driver.said()
