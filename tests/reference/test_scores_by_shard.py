@@ -83,7 +83,7 @@ def test_a_file_for_each_shard_holds_what_torch_computes(capsys, tmp_path, pool,
     assert pa.types.is_float16(table.schema.field("text").type.value_type)
     known = json.loads(table.schema.metadata[b"selector.scores"])
     with embedder(bundles.reference_path, "cpu", 1) as reference:
-        assert known == {"version": 1} | vars(about(reference, "shard/key"))
+        assert known == {"version": 1} | vars(about(reference.model.bundle, "shard/key"))
 
 
 def test_a_second_run_scores_nothing_and_then_what_is_new_or_another(capsys, tmp_path, pool, bundles):

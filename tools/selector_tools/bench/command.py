@@ -9,6 +9,7 @@ from selector_tools.bench import (
     inspect,
     load,
     loader,
+    pool,
     prefilter,
     resolution,
     sampler,
@@ -38,6 +39,7 @@ def add_parser(verbs: Any) -> None:
         load,
         faults,
         inspect,
+        pool,
         shuffling,
         training,
     ):

@@ -63,7 +63,7 @@ class Samples:
         """Makes pixels of noise, which is as good as photos to a tower, and files that are smooth, as photos are."""
         pixels = rng.integers(0, 256, (count, image.height, image.width, image.channels), dtype=np.uint8)
         tokens = rng.integers(1, text.vocabulary, (count, text.max_tokens))
-        return cls(pixels, tokens, [_jpeg(rng) for _ in range(count)] if files else [])
+        return cls(pixels, tokens, [jpeg(rng) for _ in range(count)] if files else [])
 
     @property
     def inputs(self) -> dict[str, NDArray[Any]]:
@@ -86,7 +86,7 @@ def sentences(count: int, rng: np.random.Generator) -> list[str]:
     return [" ".join(words) for words in rng.choice(WORDS, (count, 12))]
 
 
-def _jpeg(rng: np.random.Generator) -> bytes:
+def jpeg(rng: np.random.Generator) -> bytes:
     """Returns a picture with about the detail of a photo."""
     coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((FILE_SIDE, FILE_SIDE))
     file = io.BytesIO()

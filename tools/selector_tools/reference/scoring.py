@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selector_server.encoding.bundle import Bundle
 from selector_server.encoding.image_files import DECODER
 from selector_server.errors import SetupError
 from selector_server.sampling import Embedded
@@ -19,12 +20,12 @@ from selector_tools.reference.separation import losses
 _AT_ONCE = 16  # So many files are looked at side by side: a store answers each after a while.
 
 
-def about(reference: Embedder, ids: Namespace) -> scores.About:
+def about(reference: Bundle, ids: Namespace) -> scores.About:
     """Returns what all scores of this reference share."""
-    bundle, weights = reference.model.bundle, reference.model.constant_weights()
-    manifest = bundle.manifest
-    width, scale, bias = manifest.width, float(weights.scale), float(weights.bias)
-    return scores.About(bundle.fingerprint, manifest.name, width, scale, bias, DECODER, ids)
+    manifest = reference.manifest
+    assert manifest.logit_scale is not None
+    width, scale, bias = manifest.width, manifest.logit_scale, manifest.logit_bias
+    return scores.About(reference.fingerprint, manifest.name, width, scale, bias, DECODER, ids)
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,11 @@ def plan(shards: Sequence[Shard], folder: str, expected: scores.About) -> Plan:
     there = {file.rpartition("/")[2] for file in scores.files_in(folder, "--out")}
     names = {scores.name_of(shard.name): shard for shard in shards}
 
-    def look(name: str, shard: Shard) -> scores.OfShard | None:
-        file = storage.joined(folder, name)
-        found, of_shard = scores.header(file)
-        scores.check(found, expected, file)
-        return of_shard if of_shard.stamp == storage.stamp(shard.place) else None
-
     done, left = [], []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looks = {name: pool.submit(look, name, shard) for name, shard in names.items() if name in there}
+        looks = {
+            name: pool.submit(scored_before, shard, folder, expected) for name, shard in names.items() if name in there
+        }
         for name, shard in names.items():
             of_shard = looks[name].result() if name in looks else None
             if of_shard is None:
@@ -63,6 +60,15 @@ def plan(shards: Sequence[Shard], folder: str, expected: scores.About) -> Plan:
             else:
                 done.append(of_shard)
     return Plan(done, left, sorted(there - names.keys()))
+
+
+def scored_before(shard: Shard, folder: str, expected: scores.About) -> scores.OfShard | None:
+    """Returns what a shard's file of scores in `folder`, which must be there, says of it; None if the shard has changed
+    since. Raises SetupError if it has scores of another reference, or of other ids."""
+    file = storage.joined(folder, scores.name_of(shard.name))
+    found, of_shard = scores.header(file)
+    scores.check(found, expected, file)
+    return of_shard if of_shard.stamp == storage.stamp(shard.place) else None
 
 
 def score(
@@ -83,7 +89,7 @@ def score(
             if writer is None:
                 stamp = storage.stamp(shard.place)
                 place = storage.joined(folder, scores.name_of(shard.name))
-                writer = stack.enter_context(scores.writing(place, about(reference, shard.ids)))
+                writer = stack.enter_context(scores.writing(place, about(reference.model.bundle, shard.ids)))
             if isinstance(found, Exclusions):
                 of_shard = writer.close(shard.name, stamp, found.as_json())
                 stack.close()

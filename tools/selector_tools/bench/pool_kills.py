@@ -1,0 +1,90 @@
+"""Kills a worker, a node and a driver of `selector reference score --ray` in mid-run, and counts what is lost."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selector_tools.bench.ray_nodes import Nodes, nodes
+from selector_tools.bench.synthetic_pool import write_pool
+from selector_tools.pools import scores
+from selector_tools.pools.opening import open_pool
+
+SHARDS, PAIRS = 16, 32
+_WAIT_SECONDS = 300.0
+
+
+class Driver:
+    """`selector reference score --ray` in a process of its own, by two workers, which write to the folder `out`."""
+
+    def __init__(self, reference: Path, pool: Path, out: Path, address: str) -> None:
+        # A few pairs at a time, so that a shard takes long enough to be killed in its midst.
+        flags = {"--reference": reference, "--pool": pool, "--out": out, "--ray": address, "--batch": 2}
+        words = [str(word) for flag in (flags | {"--workers": "1:2"}).items() for word in flag]
+        command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._out = out
+
+    def files(self) -> list[str]:
+        """Returns the files that are written."""
+        return scores.files_in(str(self._out))
+
+    def wait_for(self, what: Callable[[], Any]) -> None:
+        """Waits until something is true while this runs."""
+        until = time.monotonic() + _WAIT_SECONDS
+        while not what():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the command ended or took {_WAIT_SECONDS:.0f} s too long: {self.kill()}")
+            time.sleep(0.02)
+
+    def kill(self) -> str:
+        """Kills it; returns what it has said to people."""
+        self.process.kill()
+        return self.process.communicate()[1]
+
+    def said(self) -> dict[str, Any]:
+        """Waits for its end, and returns what it said."""
+        out, err = self.process.communicate(timeout=_WAIT_SECONDS)
+        if self.process.returncode:
+            raise RuntimeError(f"the command ended with {self.process.returncode}: {err}")
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+
+def killed(reference: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Returns, by what was killed, the pairs that are lost and twice, and how many shards were done at the kill."""
+    pool = write_pool(folder / "pool-for-kills", SHARDS, PAIRS)
+    expected = Counter(
+        str(name) for part in open_pool(str(pool)).shards() for batch in part.batches(64) for name in batch.ids
+    )
+    found: dict[str, dict[str, int]] = {}
+    with nodes(1) as cluster:
+        second = cluster.add(1)
+        for what in ("worker", "driver", "node"):
+            out = folder / f"out-{what}"
+            driver = Driver(reference, pool, out, cluster.address)
+            at = _kill(what, driver, cluster, second)
+            if what == "driver":
+                driver = Driver(reference, pool, out, cluster.address)
+            driver.said()
+            there = Counter(str(name) for file in driver.files() for name in scores.read_ids(file))
+            lost, twice = (expected - there).total(), (there - expected).total()
+            found[what] = {"lost": lost, "twice": twice, "pairs": expected.total(), "shards_before": at}
+    return found
+
+
+def _kill(what: str, driver: Driver, cluster: Nodes, second: Any) -> int:
+    """Kills in mid-run; returns how many shards were done by then."""
+    driver.wait_for(lambda: len(driver.files()) >= 2)
+    if what == "driver":
+        driver.kill()
+    elif what == "worker":
+        driver.wait_for(cluster.kill_worker)
+    else:
+        driver.wait_for(lambda: cluster.workers(second))
+        cluster.kill(second)
+    return len(driver.files())

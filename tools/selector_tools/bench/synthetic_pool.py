@@ -1,0 +1,23 @@
+"""A pool of made-up pairs in WebDataset shards."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from selector_tools.bench.synthetic import jpeg, sentences
+
+
+def write_pool(folder: Path, shards: int, pairs: int) -> Path:
+    """Writes so many shards of so many pairs, of JPEG files and captions of a dozen words."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(shards):
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            for row, caption in enumerate(sentences(pairs, rng)):
+                for kind, content in (("jpg", jpeg(rng)), ("txt", caption.encode())):
+                    member = tarfile.TarInfo(f"{row:05}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
