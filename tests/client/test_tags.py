@@ -1,6 +1,8 @@
 """Tags and fallbacks: what a trainer has is what a sidecar's inspector counts, and nothing of it ends a selection."""
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 from selector_client import AsyncSelector, SelectingLoader, Selector
 from selector_client.loading.batch_layout import default_view
@@ -44,8 +46,6 @@ def test_tags_as_people_have_them(given, read):
 
 
 def test_tables_have_tags_too():
-    pandas = pytest.importorskip("pandas")
-    pyarrow = pytest.importorskip("pyarrow")
     assert read_tags(pandas.Series([1, 2]), 2) == [b"1", b"2"]
     assert read_tags(pandas.Series(["a", None]), 2) == [b"a", b""]
     assert read_tags(pyarrow.array(["a", None]), 2) == [b"a", b""]

@@ -7,6 +7,8 @@ import stat
 from dataclasses import replace
 
 import numpy as np
+import pandas
+import pyarrow.parquet as pq
 import pytest
 from selector_proto.v1 import inspection_pb2 as pb
 from selector_proto.v1 import inspection_pb2_grpc as rpc
@@ -19,7 +21,6 @@ from support.wire import raw
 from selector_server.errors import NotPossible, SetupError
 from selector_server.inspection.recorder import SUPER_BATCHES, Recorder, recorded
 
-pq = pytest.importorskip("pyarrow.parquet")
 SECRETS = (b"a secret caption", b"a secret tag", b"secret-id")
 
 
@@ -50,7 +51,6 @@ def test_files_hold_content_only_if_they_may(tmp_path, content):
 
 
 def test_a_notebook_reads_a_dataframe(tmp_path):
-    pandas = pytest.importorskip("pandas")
     recorder = Recorder(tmp_path, "run", True, 1 << 20)
     one = seen(3)
     recorder.add(one)

@@ -94,13 +94,18 @@ def assert_shares(replies, scores, plan, size):
         assert not reply.HasField("objective_uniform")
 
 
+def picked_of(seen) -> list[int]:
+    return [index for index, fate in enumerate(seen.fates) if fate == inspection_pb2.FATE_PICKED]
+
+
 def test_each_sidecar_sees_what_was_picked_of_its_own_ranks_candidates(pair):
-    answers = pair.ask(step(2, 30, max_similarity=0.2))
+    answers, last = pair.ask(step(2, 30, max_similarity=0.2)), inspection_pb2.GetSuperBatchRequest()
     for one, reply in zip(pair.sidecars, answers, strict=True):
         stub = inspection_pb2_grpc.InspectionServiceStub(one.channel)
-        seen = stub.GetSuperBatch(inspection_pb2.GetSuperBatchRequest(), timeout=10)
-        picked = [index for index, fate in enumerate(seen.fates) if fate == inspection_pb2.FATE_PICKED]
-        assert picked == sorted(reply.indices)
+        picks = sorted(reply.indices)
+        # It is kept a moment after the reply.
+        eventually(lambda stub=stub, picks=picks: picked_of(stub.GetSuperBatch(last, timeout=10)) == picks)
+        seen = stub.GetSuperBatch(last, timeout=10)
         assert (len(seen.scores), seen.point.kept_apart > 0) == (30, True)
         assert np.isfinite(seen.learner_losses).all()
 

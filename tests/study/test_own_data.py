@@ -128,9 +128,9 @@ def test_a_model_without_both_towers_and_missing_files_are_named(place, capsys) 
     pool = ["--pool", "pool.npz", "--out", "out"]
     told = wrong(capsys, *pool, *MODEL, "--module", "own_models:OneTower")
     assert told.endswith("returns a OneTower; must return a torch module with encode_image and encode_text")
-    assert wrong(capsys, *MODEL, "--pool", "nope.npz", "--out", "out").startswith("--pool is nope.npz; must be an .npz")
+    assert wrong(capsys, *MODEL, "--pool", "nope.npz", "--out", "out").startswith("--pool is nope.npz; is not there")
     curated = wrong(capsys, *MODEL, *pool, "--batch", "32", "--curated", "nope.npz")
-    assert curated.startswith("--curated is nope.npz; must be an .npz")
+    assert curated.startswith("--curated is nope.npz; is not there")
     told = wrong(capsys, *MODEL, *pool, "--reference", "nope")
     assert told.startswith("reference is nope; must be a folder with a manifest.json")
 
