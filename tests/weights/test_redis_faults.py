@@ -26,9 +26,10 @@ def let_in(server) -> None:
 
 
 def crowded(server) -> None:
+    """The bound comes before the others lose their connections, or one of them is back before it."""
+    server.admin.config_set("maxclients", 1)
     server.admin.client_kill_filter(_type="normal", skipme=True)
     server.admin.client_kill_filter(_type="pubsub")
-    server.admin.config_set("maxclients", 1)
 
 
 def unsaved(server) -> None:
