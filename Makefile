@@ -48,11 +48,11 @@ data: $(VENV)/.data ## make the large data set of icons, for studies; npm fetche
 
 # A file's tests stay together, for they share what they start; files come in the order of tests/support/order.py.
 # Many tests wait, so that there are more workers than cores; each of them computes in one thread.
-test: $(VENV)/.dev ## every test but those of the verbs below (about 7 minutes on two cores)
+test: $(VENV)/.dev ## every test but those of the verbs below (about 8 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --ignore tests/integration $(TEST_FLAGS)
 
-test-integration: $(VENV)/.integration ## the loader, the callbacks and the examples with the libraries of others (2 minutes)
+test-integration: $(VENV)/.integration ## the loader, pools and examples with the libraries of others, Ray, a local S3, a browser (5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration $(TEST_FLAGS)
 
 monitoring-test: $(VENV)/.dev ## a real Prometheus scrapes the real thing; every query and alert is tried (3 to 5 minutes)
