@@ -23,7 +23,7 @@ _FATES = {fate: pb.Fate.Name(pb.Fate.ValueType(fate)).removeprefix("FATE_").lowe
 _LOSSES = {"learner_loss": "learner", "reference_loss": "reference", "score": "scores"}
 
 
-def library() -> tuple[Any, Any]:
+def pyarrow_modules() -> tuple[Any, Any]:
     """pyarrow and its part for Parquet. Raises NotPossible where they are not installed."""
     try:
         import pyarrow as pa  # noqa: PLC0415 - only the extra inspect brings it
@@ -36,7 +36,7 @@ def library() -> tuple[Any, Any]:
 def written(seen: Sequence[Observation], run: str, content: bool) -> bytes:
     """A file of these super-batches of a run, with ids, captions and tags only if `content` says so. Raises
     NotPossible."""
-    pa, pq = library()
+    pa, pq = pyarrow_modules()
     tables = [_table(pa, one, run, content) for one in seen]
     file = BytesIO()
     pq.write_table(pa.concat_tables(tables, promote_options="default"), file, compression="zstd")
@@ -114,7 +114,7 @@ def _floats(pa: Any, values: Losses | None, size: int) -> Any:
 def read(file: Path) -> Iterator[tuple[str, Observation]]:
     """The super-batches of a file that `written` made, in their order, each with its run. Raises NotPossible for what
     is no such file."""
-    pa, pq = library()
+    pa, pq = pyarrow_modules()
     try:
         yield from _observations(pq.ParquetFile(file).read())
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:

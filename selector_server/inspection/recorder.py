@@ -34,7 +34,7 @@ class Recorder:
         self._waiting: list[Observation] = []
         self._since = self._told = float("-inf")
         try:
-            parquet.library()
+            parquet.pyarrow_modules()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = folder / f".probe-{os.getpid()}"
             probe.touch(0o600)

@@ -1,9 +1,11 @@
 """`selector bench pool`: `reference score` by one process and on Ray, and what kills on Ray lose or repeat."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.bench import harness
@@ -97,15 +99,13 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 class _Scoring:
     """Scores all shards anew each time."""
 
-    def __init__(self, reference: Any, shards: "Any", folder: Path, address: str) -> None:
+    def __init__(self, reference: Any, shards: Any, folder: Path, address: str) -> None:
         self._reference, self._folder, self._address = reference, folder, address
         self._shards: list[Shard] = list(shards)
         self._runs = self.bytes_written = 0
 
     def seconds_of_a_pair(self, workers: int) -> float:
         """Scores the pool by so many workers on Ray, or by the loop in this process if there is none."""
-        from time import perf_counter  # noqa: PLC0415
-
         self._runs += 1
         out = self._folder / f"out-{self._runs}"
         ends = [(perf_counter(), each.pairs) for each in (self._on_ray if workers else self._here)(str(out), workers)]
@@ -122,8 +122,6 @@ class _Scoring:
             yield from score(reference, self._shards, out, 256)
 
     def _on_ray(self, out: str, workers: int) -> "Iterator[OfShard]":
-        import os  # noqa: PLC0415
-
         from selector_tools.reference.ray_scoring import Job, Workers, score_on_ray  # noqa: PLC0415
         from selector_tools.reference.scoring import about  # noqa: PLC0415
 

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from selector_client.loading.reference import MEMBER
 
 from selector_server.errors import SetupError
 from selector_tools.pools import scores, storage
 from selector_tools.pools.pool import Shard
 from selector_tools.pools.webdataset import TarShard, files_in_tar
 
-MEMBER = "ref.npy"
 ABOUT = "reference.json"
 _FLAG = "--shards"
 

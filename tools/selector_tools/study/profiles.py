@@ -86,27 +86,25 @@ def cpu(seeds: int = 3) -> list[Job]:
 def gpu(seeds: int = 2) -> list[Job]:
     """Returns the runs that want a GPU: the large pool, batches of up to 2,048, a transformer that scores at low
     resolution, learners that pass their reference, and glyphs, whose captions are whole definitions."""
-    jobs: list[Job] = []
-    for seed in range(seeds):
-        # What takes longest comes first.
-        for batch in (2048, 512):
-            large = [Cell("iconify", rule, "shuffled", batch=batch) for rule in ("jest", "mixed", "independent")]
-            jobs += [(rated(cell), seed) for cell in (*large, *_fair(large[0], "shuffled", "filtered"))]
-        low = [Cell("iconify", "mixed", "shuffled", 0.5, steps=1200, resolution=form) for form in FORMS]
-        low.append(replace(low[0], stream="natural", rule="mixed_prefilter"))
-        jobs += [(rated(cell), seed) for cell in (*low, *_fair(low[0], "uniform", "shuffled", "filtered"))]
-        for pool in ("iconify", "glyphs"):
-            long = [Cell(pool, rule, "shuffled", steps=LONG) for rule in ("jest", "mixed_prefilter")]
-            if pool == "iconify":
-                long.append(replace(long[0], rule="mixed_prefilter_warm"))
-            fair = ("shuffled", "filtered", "warm", "filtered_warm")[: 4 if pool == "iconify" else 2]
-            jobs += [(rated(cell), seed) for cell in (*long, *_fair(long[0], *fair))]
-        for noise, stream in product(NOISES, STREAMS):
-            rules = ("jest", "mixed", "independent", "mixed_prefilter")
-            usual = [Cell("iconify", rule, stream, noise) for rule in rules]
-            fair = ("uniform", "shuffled", "filtered") if stream == "natural" else ()
-            jobs += [(rated(cell), seed) for cell in (*usual, *_fair(usual[0], *fair))]
-    return jobs
+    cells: list[Cell] = []
+    # What takes longest comes first.
+    for batch in (2048, 512):
+        large = [Cell("iconify", rule, "shuffled", batch=batch) for rule in ("jest", "mixed", "independent")]
+        cells += [*large, *_fair(large[0], "shuffled", "filtered")]
+    low = [Cell("iconify", "mixed", "shuffled", 0.5, steps=1200, resolution=form) for form in FORMS]
+    low.append(replace(low[0], stream="natural", rule="mixed_prefilter"))
+    cells += [*low, *_fair(low[0], "uniform", "shuffled", "filtered")]
+    rules, fair = ("jest", "mixed_prefilter"), ("shuffled", "filtered")
+    for pool, warm_rules, warm_fair in (
+        ("iconify", ("mixed_prefilter_warm",), ("warm", "filtered_warm")),
+        ("glyphs", (), ()),
+    ):
+        long = [Cell(pool, rule, "shuffled", steps=LONG) for rule in (*rules, *warm_rules)]
+        cells += [*long, *_fair(long[0], *fair, *warm_fair)]
+    for noise, stream in product(NOISES, STREAMS):
+        usual = [Cell("iconify", rule, stream, noise) for rule in ("jest", "mixed", "independent", "mixed_prefilter")]
+        cells += [*usual, *(_fair(usual[0], "uniform", *fair) if stream == "natural" else ())]
+    return _jobs(cells, seeds)
 
 
 def gpu_tuning(seeds: int = 1) -> list[Job]:

@@ -36,6 +36,11 @@ class Rule:
         return bool(self.settings)
 
     @property
+    def joint(self) -> bool:
+        """Whether a sidecar looks at pairs."""
+        return self.settings.get("policy") == "joint"
+
+    @property
     def asks_reference(self) -> bool:
         """Whether it needs a trained reference: its opinion of candidates, or its weights to start from."""
         if not self.selects:

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from selector_client import Selection
 
 from selector_tools.export.bundle_writer import export_learner
 from selector_tools.reference.augmentation import Augmentation
@@ -50,7 +48,10 @@ def run(
     flops = measured(learner, scorer)
     bundle = _exported(task, cell, seed, learner, scorer, folder) if cell.how.selects else None
     learner.to(device)
-    pairs = PairVariance(learner, reference.given(task.model(seed)).to(device), source, cell.how.settings, cell.steps)
+    pairs = None
+    if cell.how.joint:
+        teacher = reference.given(task.model(seed)).to(device)
+        pairs = PairVariance(learner, teacher, source, cell.how.settings, cell.steps)
 
     def judge(model: SmallSigLip) -> float:
         with seen_as(model, FULL):
@@ -59,10 +60,6 @@ def run(
     def service(redis: str) -> Service:
         assert bundle is not None
         return Service(bundle, reference.bundle, reference.cache, redis, folder / "sidecars.log", device)
-
-    def weigh(step: int, entries: NDArray[np.int64], selection: Selection) -> None:
-        with seen_as(learner, FULL):
-            pairs(step, entries, selection)
 
     told, batches = train_fed(
         cell,
@@ -76,7 +73,7 @@ def run(
         judge=judge,
         augment=AUGMENT,
         checkpoint=folder / "runs" / f"{cell.key(seed)}.checkpoint",
-        on_selection=weigh if cell.how.settings.get("policy") == "joint" else lambda *_: None,
+        on_selection=pairs or (lambda *_: None),
         on_step=on_step,
     )
     rows = [source.stream.rows[ids[ids < len(source.stream)]] for ids in batches]
@@ -88,7 +85,7 @@ def run(
         "reference": asdict(reference.figures),
         "concepts": float(np.mean([len(np.unique(task.concepts[batch])) for batch in rows])),
         "mislabelled": float(task.mislabelled[np.concatenate(rows)].mean()),
-        "pair_variance": pairs.shares,
+        "pair_variance": pairs.shares if pairs else [],
     }
 
 

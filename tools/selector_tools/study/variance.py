@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from selector_tools.study.feeds import Source
+from selector_tools.study.flexi_vit import FULL, seen_as
 from selector_tools.study.learner import device_of
 from selector_tools.study.model import SmallSigLip
 
+# The criteria that each model's losses count for.
+BY_LEARNER, BY_REFERENCE = ("learnability", "hard-learner"), ("learnability", "easy-reference")
 LOOKS = 4  # So often is it measured on the way, the last time at the last step.
 
 
@@ -42,16 +45,14 @@ class PairVariance:
         own = pairs = torch.zeros(len(entries), device=place)
         alone = self.settings.get("criterion", "learnability")
         joint = self.settings.get("pair_criterion", alone)
-        for model, sign, counts in ((self.learner, 1, ("learnability", "hard-learner")), (self.reference, -1, NO_HARD)):
-            diagonal, sums = _losses(model, pixels, tokens, picks)
+        for model, sign, counts in ((self.learner, 1, BY_LEARNER), (self.reference, -1, BY_REFERENCE)):
+            with seen_as(model, FULL):
+                diagonal, sums = _losses(model, pixels, tokens, picks)
             own = own + sign * diagonal * (alone in counts)
             pairs = pairs + sign * sums * (joint in counts)
         weighed = float(pairs.var())
         whole = weighed + float(own.var())
         self.shares.append((step + 1, weighed / whole if whole else 0.0))  # A warm learner begins as its reference.
-
-
-NO_HARD = ("learnability", "easy-reference")
 
 
 @torch.no_grad()
