@@ -14,7 +14,7 @@ from selector_server.inspection.slices import Slices, tag_counts, word_counts
 from selector_server.inspection.window import WITH_CONTENT, Window
 
 SliceCounter: TypeAlias = Callable[[str, Counter[str], Counter[str]], None]
-# So many trainers are told apart by what they say of fallbacks, and so many runs are named.
+# So many trainers are told apart by what they say of fallbacks.
 TRAINERS = 1024
 # A tag is shown by so many of its characters.
 LONGEST_TAG = 64

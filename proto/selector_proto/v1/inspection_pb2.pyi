@@ -191,7 +191,6 @@ class GetOverviewResponse(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
-    OTHER_RUNS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     trainer_step: _builtins.int
     """Of the last selection; unset if its trainer named none."""
@@ -223,10 +222,6 @@ class GetOverviewResponse(_message.Message):
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
         """Oldest first."""
 
-    @_builtins.property
-    def other_runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the other runs that were seen, if several trainers share the sidecar; at most 16."""
-
     def __init__(
         self,
         *,
@@ -240,11 +235,10 @@ class GetOverviewResponse(_message.Message):
         points: _abc.Iterable[Global___Point] | None = ...,
         content: _builtins.bool = ...,
         at: _builtins.float = ...,
-        other_runs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_trainer_step", b"_trainer_step", "totals", b"totals", "trainer_step", b"trainer_step", "unserved_weights", b"unserved_weights", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trainer_step", b"_trainer_step", "at", b"at", "content", b"content", "other_runs", b"other_runs", "points", b"points", "rule", b"rule", "run", b"run", "totals", b"totals", "trainer_step", b"trainer_step", "unserved_weights", b"unserved_weights", "verdicts", b"verdicts", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trainer_step", b"_trainer_step", "at", b"at", "content", b"content", "points", b"points", "rule", b"rule", "run", b"run", "totals", b"totals", "trainer_step", b"trainer_step", "unserved_weights", b"unserved_weights", "verdicts", b"verdicts", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__trainer_step: _TypeAlias = _typing.Literal["trainer_step"]  # noqa: Y015
     _WhichOneofArgType__trainer_step: _TypeAlias = _typing.Literal["_trainer_step", b"_trainer_step"]  # noqa: Y015

@@ -88,10 +88,9 @@ async function poll() {
   timer = setTimeout(poll, 1000 * Math.min(MOST_SECONDS, SECONDS * 2 ** failures));
 }
 
-function told({ run, trainerStep, otherRuns }) {
+function told({ run, trainerStep }) {
   const step = trainerStep === undefined ? "" : ` · step ${trainerStep.toLocaleString("en")}`;
-  const others = otherRuns.length ? ` · also ${otherRuns.map((one) => plain(one, 40)).join(", ")}` : "";
-  return `${plain(run || "no run", 80)}${step}${others}`;
+  return `${plain(run || "no run", 80)}${step}`;
 }
 
 /** Says whether what is shown is of now. */
