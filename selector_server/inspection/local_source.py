@@ -33,6 +33,7 @@ class LocalSource:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._inspection, self._run, self._unserved, self._now = inspection, run, unserved, now
+        self._judged: tuple[object, list[pb.Verdict]] = (None, [])
 
     def get_overview(self, request: pb.GetOverviewRequest) -> pb.GetOverviewResponse:
         unserved, at = self._unserved(), self._now()
@@ -45,12 +46,23 @@ class LocalSource:
             weights=_weights(last, at),
             unserved_weights=unserved,
             rule={} if last is None else last.rule,
-            verdicts=verdicts(seen, unserved, totals.fallbacks),
+            verdicts=self._verdicts(seen, unserved, totals.fallbacks),
             totals=totals,
             points=[one.point for one in seen if one.number > request.after],
             content=self._inspection.content,
             at=at,
         )
+
+    def _verdicts(
+        self, seen: list[Observation], unserved: selector_pb2.UnservedWeights | None, fallbacks: int
+    ) -> list[pb.Verdict]:
+        """Every page asks every second, so that they are not worked out again while nothing is new."""
+        of = (seen[-1].number if seen else 0, unserved, fallbacks)
+        last, found = self._judged
+        if of != last:
+            found = verdicts(seen, unserved, fallbacks)
+            self._judged = of, found
+        return found
 
     def get_super_batch(self, request: pb.GetSuperBatchRequest) -> pb.GetSuperBatchResponse:
         return super_batch(self._found(request.super_batch))
@@ -85,7 +97,7 @@ class LocalSource:
         reply = pb.GetSampleResponse(id=name)
         for key in _keys(name):
             with inspection.reading:
-                sightings, shown = inspection.history.of(key), list(inspection.window)
+                sightings, shown = inspection.history.of(key), list(inspection.window.with_content())
             if not sightings:
                 continue
             reply.seen = len(sightings)
@@ -190,9 +202,10 @@ def _sighting(one: Sighting) -> pb.Sighting:
 
 
 def _last(shown: list[Observation], key: bytes) -> pb.Candidate | None:
-    """The candidate of that id as it was seen last, with the newest picture that is kept of it."""
+    """The candidate of that id as it was seen last, with the newest picture that is kept of it. `shown` is newest
+    first."""
     last = None
-    for seen in reversed(shown):
+    for seen in shown:
         if seen.content is None or key not in seen.content.ids:
             continue
         row = seen.content.ids.index(key)

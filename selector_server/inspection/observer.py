@@ -1,6 +1,7 @@
 """Makes an observation of each selection on the thread that drew, and keeps it on a thread of lower priority."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ WAITING = 4
 CAPTION_BYTES = 4 * 512
 # So many candidates tell what the reference makes of captions that are not theirs.
 SHUFFLED = 256
+# Pictures are kept this often, however little the budget leaves: who looks sees something of now.
+PICTURE_SECONDS = 4.0
 # So often a recorder is asked, where nothing is selected.
 LOOK_SECONDS = 5.0
 NICE = 10
@@ -38,7 +41,8 @@ NICE = 10
 
 class SelectionObserver:
     """What a Scorer calls. A `recorder` gets each kept selection, too. With `content`, captions, ids, tags and a few
-    pictures are kept, as far as the budget allows; `dropped` is called for each selection that is not kept at all."""
+    pictures are kept, as far as the budget allows and every PICTURE_SECONDS anyway; `dropped` is called for each
+    selection that is not kept at all."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class SelectionObserver:
     ) -> None:
         self._inspection, self._content, self._recorder, self._dropped = inspection, content, recorder, dropped
         self._budget = budget or Budget()
+        self._next_pictures = -math.inf
         self._queue: Queue[Observation | None] = Queue(WAITING)
         self._thread = threading.Thread(target=self._keep, name="inspection", daemon=True)
 
@@ -70,7 +75,7 @@ class SelectionObserver:
             with torch.inference_mode():
                 seen = observation(task, scores, result, near)
             if self._content:
-                seen = replace(seen, content=_content(task, seen, self._budget.left))
+                seen = replace(seen, content=_content(task, seen, self._with_pictures()))
             self._queue.put_nowait(seen)
         except Full:
             self._dropped()
@@ -78,6 +83,14 @@ class SelectionObserver:
             log.exception("a selection could not be looked at")
             self._dropped()
         self._budget.spend(time.thread_time() - started)
+
+    def _with_pictures(self) -> bool:
+        """Whether pictures of this one are to be kept."""
+        now = time.monotonic()
+        if not self._budget.left and now < self._next_pictures:
+            return False
+        self._next_pictures = now + PICTURE_SECONDS
+        return True
 
     def _keep(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone

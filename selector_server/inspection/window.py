@@ -1,8 +1,10 @@
 """The last super-batches: numbers of many, content of the few newest. Bounded by their number and by their bytes."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from selector_server.inspection.observation import Content, Observation
 from selector_server.inspection.pictures import galleries, shown_rows
@@ -13,14 +15,16 @@ NUMBER_BYTES, CONTENT_BYTES = 64 << 20, 64 << 20
 
 
 class Window:
-    """At most `size` super-batches, oldest first; `with_content` of them keep theirs. The last one is always kept;
-    of a content that alone is larger than all may be, the candidates of galleries alone keep theirs. It is changed by
+    """At most `size` super-batches, oldest first; `with_content` of them keep theirs. The last one is always kept, and
+    apart from them the candidates of galleries of the last one that has pictures, however many came after it. Of a
+    content that alone is larger than all may be, too, the candidates of galleries alone keep theirs. It is changed by
     one thread, and its callers see to it that nobody reads meanwhile."""
 
     def __init__(self, size: int, with_content: int = WITH_CONTENT) -> None:
-        self._size, self._with_content = size, with_content
+        self._size, self._contents = size, with_content
         self._kept: deque[Observation] = deque()
         self._bytes = 0
+        self._pictured: Observation | None = None
 
     def __iter__(self) -> Iterator[Observation]:
         return iter(self._kept)
@@ -32,6 +36,8 @@ class Window:
         """Keeps one more, in the place of the oldest where there is no room."""
         if seen.content is not None and seen.content.nbytes > CONTENT_BYTES:
             seen = replace(seen, content=_of_galleries(seen, seen.content))
+        if seen.content is not None and seen.content.pictures:
+            self._pictured = replace(seen, content=_of_galleries(seen, seen.content))
         self._kept.append(seen)
         self._bytes += seen.nbytes
         while len(self._kept) > self._size or (self._bytes > NUMBER_BYTES and len(self._kept) > 1):
@@ -40,14 +46,24 @@ class Window:
 
     def find(self, number: int, pictures: bool = False) -> Observation | None:
         """The super-batch of that number, or with 0 the last one; with `pictures`, the last one that has some."""
-        for seen in reversed(self._kept):
-            if seen.number == number or (not number and (not pictures or _has_pictures(seen))):
-                return seen
-        return self._kept[-1] if self._kept and not number else None
+        pictured = self._pictured
+        if not number:
+            return pictured if pictures and pictured is not None else self._kept[-1] if self._kept else None
+        found = next((seen for seen in reversed(self._kept) if seen.number == number), None)
+        if pictured is not None and pictured.number == number and (found is None or found.content is None):
+            return pictured
+        return found
+
+    def with_content(self) -> Iterator[Observation]:
+        """All super-batches of which content is kept, newest first."""
+        found = [seen for seen in reversed(self._kept) if seen.content is not None]
+        yield from found
+        if (pictured := self._pictured) is not None and pictured.number not in {seen.number for seen in found}:
+            yield pictured
 
     def _forget_content(self) -> None:
         """Takes the content of older super-batches away."""
-        left, bytes_ = self._with_content, CONTENT_BYTES
+        left, bytes_ = self._contents, CONTENT_BYTES
         for place in range(len(self._kept) - 1, -1, -1):
             seen = self._kept[place]
             if seen.content is None:
@@ -57,15 +73,11 @@ class Window:
                 self._kept[place] = replace(seen, content=None)
 
 
-def _has_pictures(seen: Observation) -> bool:
-    return seen.content is not None and bool(seen.content.pictures)
-
-
 def _of_galleries(seen: Observation, content: Content) -> Content:
     rows = set(shown_rows(galleries(seen)).tolist())
 
-    def thinned(column: object) -> list[bytes]:
-        return [entry if index in rows else b"" for index, entry in enumerate(column)]  # type: ignore[var-annotated,arg-type]
+    def thinned(column: Sequence[bytes]) -> list[bytes]:
+        return [entry if index in rows else b"" for index, entry in enumerate(column)]
 
-    ids, captions = (thinned(column) for column in (content.ids, content.captions))
-    return replace(content, ids=ids, captions=captions, tags=())
+    tags = content.tags if isinstance(content.tags, np.ndarray) else thinned(content.tags)
+    return replace(content, ids=thinned(content.ids), captions=thinned(content.captions), tags=tags)

@@ -33,10 +33,7 @@ def read_rule(selection: pb.Selection, policy: Policy, models_loss: Loss) -> Rul
     pairs = enum_of("pair_criterion", selection.pair_criterion, PAIR_CRITERIA, pb.Criterion)
     if selection.pair_criterion == pb.CRITERION_UNSPECIFIED:
         pairs = criterion
-    loss = enum_of("loss", selection.loss, LOSSES, pb.Loss)
-    # Candidates that have names only are raw samples, too, which the client has not sent yet.
-    if selection.WhichOneof("candidates") in ("samples", None) and selection.loss == pb.LOSS_UNSPECIFIED:
-        loss = models_loss
+    loss = loss_of(selection, models_loss)
     try:
         check_criteria(criterion, pairs, loss)
     except ValueError as error:
@@ -50,6 +47,15 @@ def read_rule(selection: pb.Selection, policy: Policy, models_loss: Loss) -> Rul
         if (value := getattr(rule, name)) is not None and not rule.needs_reference:
             raise InvalidRequest(name, value, f"the reference does not look at candidates by criterion {rule.name}")
     return rule
+
+
+def loss_of(selection: pb.Selection, models_loss: Loss) -> Loss:
+    """The loss by which candidates are compared. Raises InvalidRequest."""
+    # Candidates that have names only are raw samples, too, which the client has not sent yet.
+    if selection.WhichOneof("candidates") in ("samples", None) and selection.loss == pb.LOSS_UNSPECIFIED:
+        return models_loss
+    found: Loss = enum_of("loss", selection.loss, LOSSES, pb.Loss)
+    return found
 
 
 def explored(selection: pb.Selection, policy: Policy, picks: int) -> int:

@@ -24,6 +24,7 @@ from selector_server.rpc.read_candidates import (
     read_recent,
 )
 from selector_server.rpc.read_rule import enum_of, explored, read_rule
+from selector_server.rpc.recommended import completed
 from selector_server.sampling import Draw, Loss, Needs, Plan, Policy, chunk_sizes
 from selector_server.weights.freshness import Freshness, WhenStale
 
@@ -99,10 +100,11 @@ class Contract:
         NotPossible."""
         if selection.HasField("sample_ids") and selection.WhichOneof("candidates") != "samples":
             raise InvalidRequest("sample_ids", "set", "only raw samples are looked up by id; leave it unset")
-        return self._task(selection, payload, read_candidates)
+        return self._task(self._completed(selection), payload, read_candidates)
 
     def shortlist(self, selection: pb.Selection, payload: memoryview) -> Task[Named]:
         """The task of a selection that asks for a shortlist, from the ids of its candidates. Raises as `task` does."""
+        selection = self._completed(selection)
         present = {descriptor.name for descriptor, _ in selection.ListFields()}
         for name in _NOT_OF_NAMES:
             if name in present:
@@ -114,6 +116,9 @@ class Contract:
             if name not in present:
                 raise InvalidRequest(name, "missing", "a shortlist is what the prefilter leaves of sample_ids")
         return self._task(selection, payload, read_named)
+
+    def _completed(self, selection: pb.Selection) -> pb.Selection:
+        return completed(selection, self._models_loss, self._config.cache is not None)
 
     def _task(self, selection: pb.Selection, payload: memoryview, read: Callable[[Reading], C]) -> Task[C]:
         config = self._config

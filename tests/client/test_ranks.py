@@ -35,7 +35,7 @@ def train(rank, world, address, group, path, dying, sender):
     store = dist.FileStore(path, world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
     lasting = dist.new_group([other for other in range(world) if other != dying])
-    settings = {"filter_ratio": 0.8, "chunks": 2, "gain": 5.0, "seed": 3 + 10 * rank}
+    settings = {"policy": "joint", "filter_ratio": 0.8, "chunks": 2, "gain": 5.0, "seed": 3 + 10 * rank}
     with Selector(address, group=group, rank=rank, world_size=world, timeout=20, **settings) as selector:
         steps = []
         for step in range(STEPS):

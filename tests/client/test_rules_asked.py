@@ -20,7 +20,7 @@ COUNT = 40
 PIXELS, TOKENS = samples(COUNT)
 LEARNER, REFERENCE = some_embeddings(COUNT)
 LOSSES = np.linspace(0, 2, COUNT, dtype=np.float32)
-MIXED = {"pair_criterion": "easy-reference"}
+MIXED = {"policy": "joint", "pair_criterion": "easy-reference"}
 EASY = pb.CRITERION_EASY_REFERENCE
 
 
@@ -57,6 +57,37 @@ def known(model, fingerprint="") -> ModelEmbeddings:
 def test_settings_that_cannot_be_are_refused_where_they_are_set(fields, words):
     with pytest.raises(ValueError, match="^" + words.replace("(", r"\(")):
         Settings(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "recommended"),
+    [
+        ({}, True),
+        ({"gain": 3.0, "prefilter": 4.0, "pair_criterion": "none"}, True),
+        ({"policy": "joint"}, False),
+        ({"policy": "uniform"}, False),
+        ({"criterion": "easy-reference"}, False),
+        ({"loss": "sigmoid"}, True),
+        ({"loss": "softmax"}, False),
+    ],
+)
+def test_without_a_policy_the_server_chooses_the_rule(fields, recommended):
+    settings = Settings(**fields)
+    assert settings.header().recommended == recommended
+    assert settings.shortlists == ("prefilter" in fields)
+
+
+def test_the_rule_chosen_and_the_published_one(plain_server):
+    def picks(**settings):
+        with Selector(plain_server.address, seed=5, on_error="raise", **settings) as selector:
+            return selector.select_embeddings(known(LEARNER), known(REFERENCE))
+
+    best = picks()
+    assert best.prefiltered == Prefiltered(COUNT, 0, COUNT // 2)
+    assert best.indices.tolist() == picks(gain=1.0, prefilter=2.5, **MIXED).indices.tolist()
+    published = picks(policy="joint")
+    assert published.prefiltered is None
+    assert published.indices.tolist() == picks(policy="joint", gain=100.0).indices.tolist() != best.indices.tolist()
 
 
 def test_settings_become_the_fields_of_a_request():

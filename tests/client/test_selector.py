@@ -23,7 +23,7 @@ PIXELS, IDS = samples(60)
 
 
 def test_raw_samples_are_selected_by_the_server(server, bundles):
-    with Selector(server.address, seed=5) as selector:
+    with Selector(server.address, policy="joint", seed=5) as selector:
         first = selector.select(PIXELS, IDS, step=3)
         assert first.indices.dtype == np.int64
         assert first.indices.tolist() == bundles.picks(PIXELS, IDS, plan(12, seed=5))
@@ -43,7 +43,7 @@ def test_files_and_strings(server, bundles):
         Image.fromarray(image).save(out, "PNG")
         return out.getvalue()
 
-    with Selector(server.address, seed=5) as selector:
+    with Selector(server.address, policy="joint", seed=5) as selector:
         texts = [" ".join(WORDS[i] for i in row) for row in IDS]
         picked = selector.select([png(image) for image in PIXELS], texts)
     assert picked.indices.tolist() == bundles.picks(PIXELS, IDS, plan(12, seed=5))
@@ -51,7 +51,7 @@ def test_files_and_strings(server, bundles):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint16])
 def test_token_ids_of_any_integer_type_and_torch_tensors(server, bundles, dtype):
-    with Selector(server.address, seed=5) as selector:
+    with Selector(server.address, policy="joint", seed=5) as selector:
         wanted = bundles.picks(PIXELS, IDS, plan(12, seed=5))
         assert selector.select(torch.from_numpy(PIXELS), IDS.astype(dtype)).indices.tolist() == wanted
 

@@ -1,13 +1,17 @@
 """The demo from fonts to report, small: its figures are a matter of the seed alone."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from selector_tools import cli
 from selector_tools.datasets import fonts, icons
 from selector_tools.demo import rules, run
+from selector_tools.processes import free_port
 
 SMALL = ("codicon", "elusive", "eva", "ion", "lucide", "typicons")
 BY_THE_CLOCK = ("train_seconds", "wait_seconds")
@@ -30,9 +34,32 @@ def figures(out: Path, *flags: str) -> dict[str, Any]:
     return held
 
 
+class Visitor(Thread):
+    """Asks for a page again and again until there is one, and until it is told to give up."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self.address, self.page, self.over = address, "", Event()
+
+    def run(self) -> None:
+        while not self.page and not self.over.wait(0.05):
+            with suppress(OSError):
+                self.page = urlopen(self.address, timeout=5).read().decode()
+
+    def __enter__(self) -> "Visitor":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.join()
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("small", "forked_benchmarks")
-def test_seeds_decide_the_figures(tmp_path: Path) -> None:
+def test_seeds_decide_the_figures_and_the_page_is_there_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The learner is published four times on the way, and in each run at another moment by the clock."""
     flags = ("--arms", "uniform,shuffled,jest", "--steps", "33", "--noise", "0.5")
     first = figures(tmp_path / "first", *flags)
@@ -42,8 +69,13 @@ def test_seeds_decide_the_figures(tmp_path: Path) -> None:
     assert all(arm["fallbacks"] == 0 and len(arm["finals"]) == 1 for arm in first["arms"])
     assert jest["versions"] == 5  # the bundle's, and those of steps 0, 10, 20 and 30
     assert shuffled["concepts"] > uniform["concepts"]
-    # Accuracies tell to the last digit what the learner was trained on.
-    assert figures(tmp_path / "second", *flags) == first
+    port = free_port()
+    monkeypatch.setattr(run, "free_port", lambda: port)
+    with Visitor(f"http://127.0.0.1:{port}/") as visitor:
+        # Accuracies tell to the last digit what the learner was trained on.
+        assert figures(tmp_path / "second", *flags) == first
+    assert visitor.address in capsys.readouterr().out
+    assert "<title>" in visitor.page
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from support.wire import Request, raw, some_losses
 
 from selector_server.engine.candidates.scalar_losses import ScalarLosses
 from selector_server.engine.task import Rule, Task
+from selector_server.inspection import observer as observer_module
 from selector_server.inspection.budget import Budget
 from selector_server.inspection.observer import CAPTION_BYTES, WAITING, SelectionObserver, rule_of
 from selector_server.inspection.stores import Inspection
@@ -224,7 +225,9 @@ def test_a_failure_to_look_ends_no_selection(caplog):
     assert said == ["a selection could not be looked at", "a selection could not be kept for inspection"]
 
 
-def test_a_spent_budget_leaves_numbers():
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_a_spent_budget_leaves_numbers_and_pictures_now_and_then(monkeypatch, seconds):
+    monkeypatch.setattr(observer_module, "PICTURE_SECONDS", seconds)
     budget = Budget(0.0, 0.0, 1e-9)
     inspection = Inspection(8, content=True)
     observer = SelectionObserver(inspection, True, budget=budget)
@@ -235,7 +238,8 @@ def test_a_spent_budget_leaves_numbers():
     assert inspection.totals.selections == 3
     assert budget.left is False
     last = inspection.window.find(0)
-    assert last.content.no_picture == "no pictures of this one were kept"
+    asked_for = "no pictures of this one were kept" if seconds else "candidates came as losses: there are no pictures"
+    assert last.content.no_picture == asked_for
 
 
 def test_the_rule_as_people_read_it():

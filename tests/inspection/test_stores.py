@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from selector_proto.v1 import inspection_pb2 as pb
+from selector_proto.v1 import selector_pb2
 from support.observations import observation
 
 from selector_server.encoding.reference_cache import integer_key, string_key
 from selector_server.errors import InvalidRequest, NotPossible
+from selector_server.inspection import local_source
 from selector_server.inspection import window as windows
 from selector_server.inspection.budget import Budget
 from selector_server.inspection.history import History
@@ -54,6 +56,21 @@ def test_the_last_one_with_pictures_is_found():
     window.add(observation(number=3))
     assert window.find(0, pictures=True).number == 2
     assert window.find(0).number == 3
+
+
+def test_pictures_stay_until_there_are_newer_ones():
+    """Where super-batches come faster than pictures can be kept, who looks sees the last ones there are."""
+    window = Window(30)
+    for number in range(1, 101):
+        window.add(shown(number=number) if number in (3, 50) else observation(number=number, captions=[b"a"] * 20))
+    assert [one.number for one in window] == list(range(71, 101))
+    assert window.find(0, pictures=True).number == window.find(50).number == 50
+    assert window.find(50).content.pictures
+    assert window.find(3) is None
+    assert [one.number for one in window.with_content()] == [*range(100, 100 - WITH_CONTENT, -1), 50]
+    window.add(shown(number=101))
+    assert window.find(0, pictures=True).number == 101
+    assert [one.number for one in window.with_content()] == list(range(101, 101 - WITH_CONTENT, -1))
 
 
 def test_bytes_bound_it_too(monkeypatch):
@@ -174,6 +191,27 @@ def test_a_picture_of_long_ago_is_better_than_none():
     newest = observation(20, number=2, ids=keys(20), captions=[b"new"] * 20)
     told = LocalSource(filled([shown(number=1), newest]), "r").get_sample(pb.GetSampleRequest(id="0"))
     assert (told.last.caption, told.last.picture.height, told.last.missing) == ("new", 4, "")
+
+
+def test_verdicts_are_worked_out_once_for_what_is_new(monkeypatch):
+    judged = []
+    monkeypatch.setattr(
+        local_source, "verdicts", lambda *of: judged.append(of) or [pb.Verdict(finding=f"{len(judged)}.")]
+    )
+    unserved = [None]
+    inspection = filled([observation(number=1)])
+    source = LocalSource(inspection, "r", lambda: unserved[0])
+
+    def finding():
+        return source.get_overview(pb.GetOverviewRequest()).verdicts[0].finding
+
+    assert [finding(), finding()] == ["1.", "1."]
+    inspection.add(observation(number=2))
+    assert [finding(), finding()] == ["2.", "2."]
+    unserved[0] = selector_pb2.UnservedWeights(reason="of another model")
+    assert finding() == "3."
+    inspection.add(observation(number=3, trainer="t", fallbacks=2))
+    assert finding() == "4."
 
 
 def test_nothing_was_selected_yet():

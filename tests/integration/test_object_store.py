@@ -2,32 +2,14 @@
 
 import json
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from selector_tools import cli
 from selector_tools.pools import scores, storage
 from selector_tools.pools.opening import open_pool
 from support.pools import shard
 
 from selector_server.errors import SetupError
-
-
-@pytest.fixture(scope="module")
-def store():
-    """A client of a local S3; the environment leads s3fs there, as it leads it to a user's own."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setattr(storage, "RETRY_SECONDS", (0.01, 0.01))
-        yield boto3.client("s3")
-    server.stop()
 
 
 @pytest.fixture

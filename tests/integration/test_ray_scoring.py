@@ -1,5 +1,6 @@
 """`reference score --ray` on real Ray: two nodes on this machine, of which workers, nodes and drivers are killed."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 from selector_tools import cli
 from selector_tools.pools import scores
 from selector_tools.processes import free_port
+from support.disks import BALLAST, fill_up, small_disk
 from support.pools import shard
 from support.processes import eventually
 
@@ -102,6 +104,19 @@ def test_a_damaged_shard_is_named_with_its_node_and_others_stay(capfd, tmp_path,
     assert re.search(r"--pool is .*s2\.tar.*; .* \(on node [\d.]+\)$", line), line
     (tmp_path / "pool" / "s2.tar").write_bytes(whole)
     assert Driver(bundles, tmp_path / "pool", tmp_path / "out", cluster.address).said()["pairs"] == 15
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_rest_comes_when_there_is_room(capfd, tmp_path, bundles, pool, cluster):
+    with small_disk(tmp_path / "disk", "size=16m") as disk:
+        fill_up(disk, leave=100_000)
+        line = refused(capfd, bundles, pool, disk / "out", cluster.address)
+        assert os.strerror(errno.ENOSPC) in line, line
+        kept = len(files(disk / "out"))
+        assert 0 < kept < SHARDS
+        (disk / BALLAST).unlink()
+        figures = Driver(bundles, pool, disk / "out", cluster.address).said()
+        assert ids(disk / "out") == IDS
+        assert figures["new_shards"] == SHARDS - kept
 
 
 def test_nobody_answers(capfd, tmp_path, bundles, pool):

@@ -27,7 +27,7 @@ def secured(files, start_sidecars, tmp_path_factory):
         (folder / name).write_text(f"# of the tests\n{token}\n")
         (folder / name).chmod(0o600)
     (folder / "served.key").chmod(0o600)
-    admin, probes = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    admin, probes, page = (f"127.0.0.1:{free_port()}" for _ in range(3))
     flags = {
         "tls_certificate_file": folder / "served.pem",
         "tls_key_file": folder / "served.key",
@@ -36,6 +36,7 @@ def secured(files, start_sidecars, tmp_path_factory):
         "admin_token_file": folder / "admin-tokens",
         "admin_listen": admin,
         "health_listen": probes,
+        "inspect_listen": page,
     }
     given = {"ca_file": files["ca.pem"], "certificate_file": files["client.pem"], "key_file": files["client.key"]}
 
@@ -44,7 +45,7 @@ def secured(files, start_sidecars, tmp_path_factory):
 
     with start_sidecars() as start:
         server = start(flags, dial=dial)
-        yield Secured(server, given | {"token_file": folder / "tokens"}, folder, files, admin, probes)
+        yield Secured(server, given | {"token_file": folder / "tokens"}, folder, files, admin, probes, page)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from urllib.request import urlopen
 
 import pytest
 from selector_client import AsyncSelector, Selector, Untrusted
@@ -22,13 +23,14 @@ def selector(secured, **changes):
     return Selector(address, **(SETTINGS | {"on_error": "raise"} | secured.given | changes))
 
 
-def served_name(secured) -> bytes:
+def served_name(secured, address="") -> bytes:
     """The certificate that a new connection is shown, as DER."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.load_cert_chain(secured.files["client.pem"], secured.files["client.key"])
-    context.set_alpn_protocols(["h2"])
-    with socket.create_connection(("127.0.0.1", secured.server.port), 5) as plain:
+    context.set_alpn_protocols(["http/1.1" if address else "h2"])
+    host, _, port = (address or secured.server.address).rpartition(":")
+    with socket.create_connection((host, int(port)), 5) as plain:
         with context.wrap_socket(plain) as stream:
             return stream.getpeercert(binary_form=True)
 
@@ -170,6 +172,23 @@ def test_certificates_rotate_under_load(secured, losses):
         eventually(lambda: served_name(secured) == der(secured.files["server.pem"]))
     with selector(secured) as chosen:
         chosen.select_losses(*losses)
+
+
+def test_the_page_shows_the_same_certificate_and_lets_nobody_in_without_one(secured):
+    page, home = secured.page_address, secured.files["ca.pem"].parent
+    sign(home, "of-the-page", "IP:127.0.0.1")
+    assert served_name(secured, page) == der(secured.files["server.pem"])
+    try:
+        secured.serve_certificate("of-the-page")
+        eventually(lambda: served_name(secured, page) == der(home / "of-the-page.pem"))
+    finally:
+        secured.serve_certificate("server")
+        eventually(lambda: served_name(secured, page) == served_name(secured) == der(secured.files["server.pem"]))
+    trusting = ssl.create_default_context(cafile=secured.files["ca.pem"])
+    with pytest.raises(OSError, match=r"certificate required|reset|EOF|closed connection"):
+        urlopen(f"https://{page}/", timeout=5, context=trusting).read()
+    trusting.load_cert_chain(secured.files["client.pem"], secured.files["client.key"])
+    assert b"<title>" in urlopen(f"https://{page}/", timeout=5, context=trusting).read()
 
 
 def test_a_new_authority_for_clients_is_taken(secured, losses):

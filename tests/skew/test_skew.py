@@ -98,9 +98,18 @@ def test_tags_end_no_selection_through_an_older_sidecar(sidecars):
     picks = {}
     for side in SIDES:
         for kind, tags in (("integers", np.arange(500) % 3), ("strings", ["red", None] * 250), ("none", None)):
-            with Selector(sidecars[side].address, seed=3, timeout=30.0, on_error="raise") as selector:
+            settings = {"policy": "joint", "seed": 3, "timeout": 30.0, "on_error": "raise"}
+            with Selector(sidecars[side].address, **settings) as selector:
                 picks[side, kind] = selector.select(PIXELS, TOKENS, tags=tags).indices.tolist()
     assert len(set(map(tuple, picks.values()))) == 1
+
+
+def test_an_older_sidecar_knows_the_published_rule_only(sidecars, bundles):
+    picks = {}
+    for side in SIDES:
+        with Selector(sidecars[side].address, seed=3, timeout=30.0, on_error="raise") as selector:
+            picks[side] = selector.select(PIXELS, TOKENS).indices.tolist()
+    assert picks["released"] == bundles.picks(PIXELS, TOKENS, plan(100, seed=3)) != picks["current"]
 
 
 def test_bad_samples_end_no_trainer_through_an_older_sidecar(sidecars):
@@ -139,7 +148,7 @@ def test_both_sidecars_take_the_weights_of_both_publishers(trainer, sidecars, bu
         wanted = bundles.picks(PIXELS, TOKENS, plan(100, seed=3), learner=as_published(model))
         for name, server in sidecars.items():
             wait_served(server, version)
-            with Selector(server.address, seed=3, on_error="raise", timeout=30.0) as selector:
+            with Selector(server.address, policy="joint", seed=3, on_error="raise", timeout=30.0) as selector:
                 found = selector.select(PIXELS, TOKENS)
             assert found.indices.tolist() == wanted, (side, name)
             assert (found.weights_version, found.weights_step) == (version, step)

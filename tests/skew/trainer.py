@@ -20,7 +20,7 @@ def select(address: str, file: str) -> dict[str, list[int]]:
     found = {}
     for transport, shared in (("stream", False), ("shared memory", True)):
         settings = {"seed": 3, "filter_ratio": 0.8, "on_error": "raise", "timeout": 30.0, "shared_memory": shared}
-        with Selector(address, **settings) as selector:
+        with Selector(address, policy="joint", **settings) as selector:
             picks = {
                 "samples": selector.select(given["pixels"], given["tokens"], step=1),
                 "embeddings": selector.select_embeddings(learner, reference),

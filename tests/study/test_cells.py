@@ -69,6 +69,19 @@ def test_a_shuffled_stream_is_the_pool_as_it_is() -> None:
     assert len(list(islice(streams.runs(found.order, 64, 0), 9))) == 9
 
 
+@pytest.mark.parametrize(("kind", "shards"), [("sequential", 2), ("buffered", 6), ("interleaved", 16)])
+def test_readers_go_through_shards_to_their_end(kind: streams.Kind, shards: int) -> None:
+    found = streams.stream(kind, pictures(16_000), 0)
+    epoch = list(islice(found.super_batches(640, 0), 25))
+    assert sorted(np.concatenate(epoch).tolist()) == list(range(16_000))
+    places = np.empty(16_000, np.int64)
+    places[found.order] = np.arange(16_000) // 1000
+    assert max(len(set(places[entries].tolist())) for entries in epoch[3:-3]) <= shards
+    again = found.super_batches(640, 0)
+    assert all(np.array_equal(one, next(again)) for one in epoch)
+    assert not np.array_equal(next(again), epoch[0])  # another epoch has another order
+
+
 def test_profiles_keep_to_their_size_and_run_by_seeds_that_chose_nothing() -> None:
     assert set(PROFILE_NAMES) == set(profiles.PROFILES)
     for name, jobs in ((name, profile(3)) for name, profile in profiles.PROFILES.items()):

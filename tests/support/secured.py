@@ -20,6 +20,7 @@ class Secured:
     files: dict[str, Path]
     admin_address: str
     health_address: str
+    page_address: str
 
     def serve_certificate(self, name: str) -> None:
         """Puts a certificate and its key in place of those served, each at once."""

@@ -34,7 +34,7 @@ class Shuffling:
                 "the stream is badly shuffled: in %d selections, the mean cosine of neighbouring candidates was %.2f, "
                 "that of random ones %.2f, and %.0f %% of the picks had a near-duplicate among the candidates. Read "
                 "many shards in turns, in random order, through a shuffle buffer of many super-batches. Joint "
-                "selection (policy='joint') keeps such candidates apart, but shuffling helps more",
+                "selection, which is the default, keeps such candidates apart, but shuffling helps more",
                 SELECTIONS,
                 adjacent,
                 random,

@@ -315,12 +315,13 @@ class Selection(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     TAG_STRINGS_FIELD_NUMBER: _builtins.int
     FALLBACKS_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_FIELD_NUMBER: _builtins.int
     payload_bytes: _builtins.int
     """Length of the whole payload in bytes. Checked against the limit before anything is allocated."""
     payload_crc32: _builtins.int
     """CRC-32 (zlib polynomial) of the whole payload; checked when set."""
     policy: _builtins.str
-    """Policy by name, see GetServerInfoResponse.policies. Default "joint"."""
+    """Policy by name, see GetServerInfoResponse.policies. Default "joint"; see also recommended."""
     criterion: Global___Criterion.ValueType
     """What makes a candidate worth picking. Default learnability."""
     loss: Global___Loss.ValueType
@@ -401,6 +402,12 @@ class Selection(_message.Message):
     """
     fallbacks: _builtins.int
     """How many sub-batches this trainer drew uniformly so far, because no selection came."""
+    recommended: _builtins.bool
+    """Leaves the rule to the server: without a policy, by the sigmoid loss and by learnability, pair_criterion,
+    gain and prefilter, as far as they are unset, are those that were measured best, and not those named above. The
+    reply says which. It counts for raw samples and embeddings; samples are prefiltered if the server may know their
+    losses, from its cache by sample_ids or from the request.
+    """
     @_builtins.property
     def samples(self) -> Global___RawSamples:
         """(a) Raw samples, which the sidecar encodes with its learner and reference."""
@@ -492,10 +499,11 @@ class Selection(_message.Message):
         positions: Global___Tensor | None = ...,
         tag_strings: Global___PackedBytes | None = ...,
         fallbacks: _builtins.int | None = ...,
+        recommended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_fallbacks", b"_fallbacks", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "candidates", b"candidates", "embeddings", b"embeddings", "explore", b"explore", "fallbacks", b"fallbacks", "filter_ratio", b"filter_ratio", "gain", b"gain", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "payload_crc32", b"payload_crc32", "positions", b"positions", "prefilter", b"prefilter", "recent", b"recent", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tag_strings", b"tag_strings", "tags", b"tags", "trainer_step", b"trainer_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_fallbacks", b"_fallbacks", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "fallbacks", b"fallbacks", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tag_strings", b"tag_strings", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_explore", b"_explore", "_fallbacks", b"_fallbacks", "_gain", b"_gain", "_max_age_seconds", b"_max_age_seconds", "_max_excluded_share", b"_max_excluded_share", "_max_lag_steps", b"_max_lag_steps", "_max_similarity", b"_max_similarity", "_payload_crc32", b"_payload_crc32", "_prefilter", b"_prefilter", "_seed", b"_seed", "_trainer_step", b"_trainer_step", "bad_samples", b"bad_samples", "candidates", b"candidates", "chunks", b"chunks", "criterion", b"criterion", "draw", b"draw", "embeddings", b"embeddings", "exclusions", b"exclusions", "explore", b"explore", "fallbacks", b"fallbacks", "filter_ratio", b"filter_ratio", "gain", b"gain", "group", b"group", "loss", b"loss", "losses", b"losses", "max_age_seconds", b"max_age_seconds", "max_excluded_share", b"max_excluded_share", "max_lag_steps", b"max_lag_steps", "max_similarity", b"max_similarity", "min_weights_version", b"min_weights_version", "pair_criterion", b"pair_criterion", "payload_bytes", b"payload_bytes", "payload_crc32", b"payload_crc32", "policy", b"policy", "positions", b"positions", "prefilter", b"prefilter", "rank", b"rank", "recent", b"recent", "recommended", b"recommended", "request_id", b"request_id", "return_losses", b"return_losses", "run", b"run", "sample_ids", b"sample_ids", "samples", b"samples", "seed", b"seed", "shared_memory", b"shared_memory", "size", b"size", "sub_batch_size", b"sub_batch_size", "tag_strings", b"tag_strings", "tags", b"tags", "trainer_step", b"trainer_step", "when_stale", b"when_stale", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__explore: _TypeAlias = _typing.Literal["explore"]  # noqa: Y015
     _WhichOneofArgType__explore: _TypeAlias = _typing.Literal["_explore", b"_explore"]  # noqa: Y015

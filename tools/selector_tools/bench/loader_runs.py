@@ -100,7 +100,13 @@ def _run(
     """Trains, and returns what the loader counted after the warm-up."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     with Selector(
-        address, timeout=60.0, on_error="raise", sub_batch_size=batch, chunks=CHUNKS, max_lag_steps=1_000_000
+        address,
+        timeout=60.0,
+        on_error="raise",
+        policy="joint",
+        sub_batch_size=batch,
+        chunks=CHUNKS,
+        max_lag_steps=1_000_000,
     ) as selector:
         loader = _loader(dataset, selector, batch, ratio, prefetch)
         scoring: list[float] = []

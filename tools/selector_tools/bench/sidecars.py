@@ -45,9 +45,10 @@ class TimedSidecar:
         self._stack.close()
 
     def asking(self, **settings: Any) -> Ask:
-        """Returns a function that selects with these settings, and returns the seconds that it takes and the selection.
-        The noise of its n-th selection does not depend on the settings."""
-        selector = Selector(self._address, seed=0, timeout=600.0, on_error="raise", **settings)
+        """Returns a function that selects with these settings, jointly unless they say otherwise, and returns the
+        seconds that it takes and the selection. The noise of its n-th selection does not depend on the settings."""
+        rule = {"policy": "joint"} | settings
+        selector = Selector(self._address, seed=0, timeout=600.0, on_error="raise", **rule)
         self._stack.enter_context(selector)
 
         def ask(samples: dict[str, Any]) -> tuple[float, Selection]:

@@ -16,7 +16,7 @@ from selector_tools.datasets.pairs import Pairs
 from selector_tools.processes import sidecar
 from selector_tools.study.costs import Counts
 from selector_tools.study.rules import OFFLINE_SHARE, PREFILTER, Rule
-from selector_tools.study.streams import Stream, draws, runs
+from selector_tools.study.streams import Stream, draws
 
 # The weight of scores in a draw, unless a rule says otherwise; at 1, the probabilities are in the proportion of
 # exp(-loss).
@@ -43,7 +43,7 @@ class Source:
 
     def super_batches(self, size: int | None = None) -> Iterator[NDArray[np.int64]]:
         """Yields the entries of one super-batch after the other."""
-        return runs(self.stream.order, size or self.super_batch, self.seed)
+        return self.stream.super_batches(size or self.super_batch, self.seed)
 
     def at(self, entries: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Returns these entries as a super-batch or a batch; the entries are their ids."""

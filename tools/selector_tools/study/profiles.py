@@ -11,7 +11,7 @@ from itertools import product
 from selector_tools.study.cells import Cell, Resolution
 from selector_tools.study.executing import Job
 from selector_tools.study.rates import LONG, rated
-from selector_tools.study.streams import Kind
+from selector_tools.study.streams import READERS, Kind
 
 TUNING_SEED = 99
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -143,6 +143,9 @@ def full(seeds: int = 3) -> list[Job]:
     cells += [Cell("icons", "jest", publish_every=every) for every in (1, 5, 20, 100)]
     cells += [Cell("icons", rule, "hot") for rule in ("filtered", "independent", "mixed_prefilter")]
     cells.append(Cell("icons", "mixed", "shuffled", 0.5))
+    cells += [
+        Cell("icons", rule, reader) for reader in READERS for rule in ("uniform", "independent", "mixed_prefilter")
+    ]
     return list(dict.fromkeys(_jobs(cells, seeds)))
 
 

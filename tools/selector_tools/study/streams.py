@@ -6,34 +6,53 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from selector_client import InterleavedShards
 
 from selector_tools.datasets.dataset import Pictures
 
 RUN = 32  # neighbours that are read together
 HOT = 1000  # items of which half of a hot stream's entries are copies
 
-# natural: as a crawl of the families would have stored the pool; shuffled: at random; hot: at random, and half of the
-# entries are copies of a few items.
-Kind = Literal["natural", "shuffled", "hot"]
+# natural: as a crawl of the families would have stored the pool, of which runs of neighbours are read in random order;
+# shuffled: at random; hot: at random, and half of the entries are copies of a few items. The others are READERS.
+Kind = Literal["natural", "shuffled", "hot", "sequential", "buffered", "interleaved"]
+# How shards of the pool in its natural order are read, each to its end: so many at once, through a buffer of so many
+# samples (InterleavedShards).
+READERS: dict[Kind, tuple[int, int]] = {"sequential": (1, 1), "buffered": (1, 1000), "interleaved": (8, 1000)}
+SHARDS = 16
 
 
 @dataclass(frozen=True)
 class Stream:
     """What a trainer reads: entry i is row `rows[i]` of the pool, int64 [n], and `order`, int64 [n], is the order in
-    which shards hold the entries."""
+    which shards hold the entries. With a `reader`, one of READERS, whole shards are read."""
 
     rows: NDArray[np.int64]
     order: NDArray[np.int64]
+    reader: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def super_batches(self, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+        """Yields the entries of one super-batch after the other, without end."""
+        if self.reader is None:
+            yield from runs(self.order, size, seed)
+            return
+        at_once, buffer = self.reader
+        shards = np.array_split(self.order, SHARDS)
+        read = InterleavedShards(
+            range(SHARDS), lambda shard: shards[shard].tolist(), size, at_once=at_once, buffer=buffer, seed=seed
+        )
+        while True:
+            yield from (np.array(entries) for entries in read)
 
 
 def stream(kind: Kind, pictures: Pictures, seed: int) -> Stream:
     """Returns a stream of the pool. The pool itself is in random order."""
     rows = np.arange(len(pictures))
-    if kind == "natural":
-        return Stream(rows, stored_order(pictures))
+    if kind == "natural" or kind in READERS:
+        return Stream(rows, stored_order(pictures), READERS.get(kind))
     if kind == "hot":
         rng = np.random.default_rng([seed, 4])
         chosen = rng.permutation(len(rows))

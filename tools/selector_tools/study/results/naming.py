@@ -32,7 +32,7 @@ def setting(cell: Cell) -> str:
     """Returns on what a cell is trained and scored, but for the rule, as far as it is not as usual."""
     words = [] if cell.pool == "icons" else [cell.pool]
     if cell.stream != "natural":
-        words.append({"shuffled": "shuffled stream", "hot": "hot items"}[cell.stream])
+        words.append({"hot": "hot items"}.get(cell.stream, f"{cell.stream} stream"))
     if cell.noise:
         words.append(f"{100 * cell.noise:g} % wrong")
     if cell.reference != USUAL["reference"]:

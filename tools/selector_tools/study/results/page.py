@@ -19,6 +19,9 @@ STREAMS = {
     "natural": "Natural stream",
     "shuffled": "Shuffled stream",
     "hot": "Hot stream (half of the entries are copies of 1,000 items)",
+    "sequential": "Shards as stored, one after the other",
+    "buffered": "Shards one after the other, a buffer of 1,000 samples",
+    "interleaved": "8 shards at once, a buffer of 1,000 samples",
 }
 TARGET_WORDS: dict[Target, str] = {
     "final": "To the end of {}",
