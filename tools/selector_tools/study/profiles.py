@@ -139,6 +139,9 @@ def full(seeds: int = 3) -> list[Job]:
         for ratio in (0.5, 0.9, 0.95)
         for rule in both
     ]
+    cells += [
+        Cell("icons", "mixed_prefilter", stream, noise, filter_ratio=0.95) for noise, stream in product(NOISES, STREAMS)
+    ]
     cells += [Cell("icons", rule, noise=0.5, reference="weak") for rule in (*both, "mixed")]
     cells += [Cell("icons", "jest", publish_every=every) for every in (1, 5, 20, 100)]
     cells += [Cell("icons", rule, "hot") for rule in ("filtered", "independent", "mixed_prefilter")]
