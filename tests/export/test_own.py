@@ -96,7 +96,7 @@ def code(tmp_path_factory):
     sys.modules.pop("own_models", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "path", [*sys.path])
+        patch.syspath_prepend(folder)
         yield folder
     sys.modules.pop("own_models", None)
 

@@ -103,7 +103,8 @@ def gpu(seeds: int = 2) -> list[Job]:
         cells += [*long, *_fair(long[0], *fair, *warm_fair)]
     for noise, stream in product(NOISES, STREAMS):
         usual = [Cell("iconify", rule, stream, noise) for rule in ("jest", "mixed", "independent", "mixed_prefilter")]
-        cells += [*usual, *(_fair(usual[0], "uniform", *fair) if stream == "natural" else ())]
+        cells += [*usual, replace(usual[-1], filter_ratio=0.95)]
+        cells += _fair(usual[0], "uniform", *fair) if stream == "natural" else []
     return _jobs(cells, seeds)
 
 

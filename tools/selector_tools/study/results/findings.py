@@ -50,11 +50,13 @@ def aims(found: Found) -> str:
 
 
 def _natural(found: Found, noise: float, low: bool) -> list[Summary]:
-    if not low:
-        asked = ("natural", noise, "strong")
-        return [one for (*setting, _), some in of_rules(found).items() if tuple(setting) == asked for one in some]
-    cheap = [one for one in arms(found) if one.cell.resolution in ("low", "flexi")]
-    return [one for one in cheap if (one.cell.stream, one.cell.noise) == ("natural", noise)]
+    """Returns the arms that the aims are about, by any rule and filter ratio."""
+    asked = ("natural", noise, "strong", low)
+    return [
+        one
+        for one in arms(found)
+        if (one.cell.stream, one.cell.noise, one.cell.reference, one.cell.resolution in ("low", "flexi")) == asked
+    ]
 
 
 AGAINST: tuple[tuple[Rivals, str], ...] = (("uniform", "-final-uniform"), ("any", "-final"))
