@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from selector_tools.study.cells import Cell
 from selector_tools.study.results.__main__ import main
-from selector_tools.study.results.documents import PATTERN, read
+from selector_tools.study.results.differences import all_pairs, name_of
+from selector_tools.study.results.documents import PATTERN, read, together
 from selector_tools.study.results.naming import anchor
 from selector_tools.study.results.page import render
 from selector_tools.study.results.questions import (
@@ -231,6 +232,12 @@ def test_the_committed_page_is_what_the_committed_runs_give():
     if not [*RESULTS.glob("training-cpu.json")]:
         pytest.skip(f"no {PATTERN} of the profile cpu is committed, so there is no page to compare")
     assert (ROOT / "docs" / "results.md").read_text() == render(read(RESULTS)), "run `make results`"
+
+
+def test_no_two_differences_have_one_name():
+    pairs = [*all_pairs(together(read(RESULTS)).found)]
+    compared = {tuple(replace(one.cell, learning_rate=0.0) for one in pair) for pair in pairs}
+    assert len({name_of(*pair) for pair in pairs}) == len(compared)
 
 
 def test_every_row_that_docs_name_is_on_the_page():

@@ -15,7 +15,7 @@ from selector_client.selecting.settings import Settings
 from selector_tools.datasets.pairs import Pairs
 from selector_tools.processes import sidecar
 from selector_tools.study.costs import Counts
-from selector_tools.study.rules import OFFLINE_SHARE, PREFILTER, Rule
+from selector_tools.study.rules import PREFILTER, Rule
 from selector_tools.study.streams import Stream, draws
 
 # The weight of scores in a draw, unless a rule says otherwise; at 1, the probabilities are in the proportion of
@@ -96,7 +96,7 @@ class AtRandom:
                 yield from map(s.at, draws(len(s.stream), s.batch, s.seed))
             case "filtered":
                 assert self._own is not None
-                kept = np.argsort(-self._own, kind="stable")[: max(s.batch, round(OFFLINE_SHARE * len(s.stream)))]
+                kept = np.argsort(-self._own, kind="stable")[: max(s.batch, round(self._rule.share * len(s.stream)))]
                 yield from (s.at(kept[rows]) for rows in draws(len(kept), s.batch, s.seed))
             case "prefiltered":
                 assert self._own is not None

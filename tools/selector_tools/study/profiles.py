@@ -20,6 +20,7 @@ STREAMS: tuple[Kind, Kind] = ("natural", "shuffled")
 FORMS: tuple[Resolution, ...] = ("flexi", "low", "full")
 NOISES = (0.0, 0.5)
 FAIR = ("uniform", "buffer", "shuffled", "filtered", "prefiltered", "curated", "warm", "filtered_warm")
+HARDER = ("filtered_tenth", "filtered_twentieth")
 HEADLINE = (
     "easy_reference",
     "joint_easy_reference",
@@ -65,7 +66,7 @@ def cpu(seeds: int = 3) -> list[Job]:
     def add(some: Iterator[Cell] | Sequence[Cell], by: int = seeds) -> None:
         jobs.extend(_jobs(list(some), min(by, seeds)))
 
-    add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in FAIR])
+    add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in (*FAIR, *HARDER)])
     add([Cell("icons", rule, noise=noise) for noise in NOISES for rule in HEADLINE])
     add([Cell("icons", rule, "shuffled") for rule in HEADLINE if rule != "joint_easy_reference"])
     add([Cell("icons", rule, "shuffled", 0.5) for rule in ("easy_reference", "independent", "jest", "mixed_prefilter")])
@@ -104,7 +105,7 @@ def gpu(seeds: int = 2) -> list[Job]:
     for noise, stream in product(NOISES, STREAMS):
         usual = [Cell("iconify", rule, stream, noise) for rule in ("jest", "mixed", "independent", "mixed_prefilter")]
         cells += [*usual, replace(usual[-1], filter_ratio=0.95)]
-        cells += _fair(usual[0], "uniform", *fair) if stream == "natural" else []
+        cells += _fair(usual[0], "uniform", *fair, *HARDER) if stream == "natural" else []
     return _jobs(cells, seeds)
 
 

@@ -66,12 +66,13 @@ RATES_CHOSEN_GPU: dict[tuple[str, str, float, int, int, bool], float] = {
 
 def rated(cell: Cell) -> Cell:
     """Returns the cell with the learning rate that was chosen for its like. What selects in `gpu` has the rate of the
-    baseline that the reference filtered, as each has its own pool or size."""
+    baseline that the reference filtered, as each has its own pool or size, and so has what it filters harder."""
+    baseline = "filtered" if cell.how.source == "filtered" and not cell.how.warm else cell.rule
     if (cell.pool, cell.batch, cell.resolution) != ("icons", 128, None):
-        rule = f"filtered{'_warm' * cell.how.warm}" if cell.how.selects else cell.rule
+        rule = f"filtered{'_warm' * cell.how.warm}" if cell.how.selects else baseline
         like = (rule, cell.pool, cell.noise, cell.batch, cell.steps, cell.resolution is not None)
         return replace(cell, learning_rate=RATES_CHOSEN_GPU.get(like, cell.learning_rate))
-    kind = cell.rule
+    kind = baseline
     if cell.how.selects:
         kind = "warm" if cell.how.warm else "select"
     horizon = LONG if cell.steps >= LONG else STEPS

@@ -10,7 +10,7 @@ from typing import Any, Literal
 #   stream       the stream as it comes, batch by batch
 #   buffer       a shuffle buffer as large as a super-batch: the candidates that selecting arms are shown
 #   shuffled     the whole pool at random
-#   filtered     the share OFFLINE_SHARE of the pool that the reference likes best, at random
+#   filtered     a share of the pool that the reference likes best, at random
 #   prefiltered  the PREFILTER b candidates of a super-batch that the reference likes best, at random
 #   curated      pool and curated pairs together, at random
 Source = Literal["stream", "buffer", "shuffled", "filtered", "prefiltered", "curated"]
@@ -21,13 +21,14 @@ ALIKE = 0.8  # Two candidates of a larger cosine, of images or of texts, are nea
 
 @dataclass(frozen=True)
 class Rule:
-    """How batches are chosen: by a sidecar with these `settings` or, without settings, at random from `source`. With
-    `warm`, training starts from the reference's weights."""
+    """How batches are chosen: by a sidecar with these `settings` or, without settings, at random from `source`, of
+    which a filtered one keeps the `share`. With `warm`, training starts from the reference's weights."""
 
     label: str
     about: str  # one sentence that says what sets the rule apart
     settings: dict[str, Any] = field(default_factory=dict)
     source: Source = "buffer"
+    share: float = OFFLINE_SHARE
     warm: bool = False
 
     @property
@@ -48,6 +49,11 @@ class Rule:
         return self.warm or "prefilter" in self.settings or self.settings.get("criterion") != "hard-learner"
 
 
+def _filtered(label: str, share: float) -> Rule:
+    about = f"The reference keeps {share:.0%} of the pool before training; batches are drawn from these at random."
+    return Rule(label, about, {}, "filtered", share)
+
+
 BASELINES = {
     "uniform": Rule(
         "uniform, as the stream comes", "Batches are read from the stream one after the other.", {}, "stream"
@@ -61,12 +67,9 @@ BASELINES = {
         {},
         "shuffled",
     ),
-    "filtered": Rule(
-        "filtered offline",
-        f"The reference keeps {OFFLINE_SHARE:.0%} of the pool before training; batches are drawn from these at random.",
-        {},
-        "filtered",
-    ),
+    "filtered": _filtered("filtered offline", OFFLINE_SHARE),
+    "filtered_tenth": _filtered("filtered offline, a tenth", 0.1),
+    "filtered_twentieth": _filtered("filtered offline, a twentieth", 0.05),
     "prefiltered": Rule(
         "prefiltered, then uniform",
         f"Of each super-batch the reference keeps {PREFILTER:g} b candidates; the batch is drawn from these at random.",

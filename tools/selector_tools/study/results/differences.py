@@ -13,7 +13,11 @@ Pair = tuple[Summary, Summary]
 
 def name_of(first: Summary, second: Summary, prefix: str = "") -> str:
     """Returns the name of a difference's row."""
-    other = second.cell.rule if first.cell.rule != second.cell.rule else "usual"
+    other = "usual"
+    if first.cell.rule != second.cell.rule:
+        other = second.cell.rule
+    elif first.cell.stream != second.cell.stream:
+        other = second.cell.stream
     return f"{anchor(first.cell, prefix)}-minus-{other.replace('_', '-')}"
 
 
