@@ -21,7 +21,7 @@ selector bench training --profile headline --save benchmarks/results/training-he
 make results                                                                                # this page and its plots
 ```"""
 
-IN_SHORT = """*Best arm* is chosen after the runs, among all rules of question 1 in that setting: it flatters a little.
+IN_SHORT = """The arm is the best one by any rule and filter ratio, chosen after the runs: it flatters a little.
 The baseline is chosen after the runs, too, and by its end."""
 
 NEGATIVE = """Everything below is listed by a rule and not by hand: whatever meets the condition is in it."""
