@@ -38,7 +38,8 @@ EVIDENCE = """- **Task.** A small two-tower SigLIP learns icons and their names,
   a low bar, and a figure of one seed has none.
 - **Learning rates** were tuned on the validation by a seed of their own, for baselines and for selection alike, by
   stream, wrong captions and horizon ([table](#learning-rates)). All rules that select have the rate that was best for
-  *mixed*, and those with a warm start that of the baseline with one; where a stream or a horizon is not in the table,
+  *mixed*, and those with a warm start that of the baseline with one; offline filters that keep a tenth or a twentieth
+  have that of the one that keeps a quarter; where a stream or a horizon is not in the table,
   the rate is that of the natural stream at the usual horizon.
 - **Baselines.** A gain counts against the baseline that ends highest, and it may be shuffled though the arm reads the
   stream as it comes: shuffling is open to everybody. One that asks the reference must ask the same one. As published
