@@ -9,8 +9,8 @@ import numpy as np
 from selector_server.inspection.observation import Content, Observation
 from selector_server.inspection.pictures import galleries, shown_rows
 
-# So many of the newest super-batches keep their content.
-WITH_CONTENT = 16
+# So many of the newest super-batches keep their content, and so many of the newest that have pictures keep those.
+WITH_CONTENT, WITH_PICTURES = 16, 4
 NUMBER_BYTES, CONTENT_BYTES = 64 << 20, 64 << 20
 
 
@@ -62,8 +62,8 @@ class Window:
             yield pictured
 
     def _forget_content(self) -> None:
-        """Takes the content of older super-batches away."""
-        left, bytes_ = self._contents, CONTENT_BYTES
+        """Takes the content of older super-batches away, and pictures earlier than the rest."""
+        left, bytes_, pictured = self._contents, CONTENT_BYTES, WITH_PICTURES
         for place in range(len(self._kept) - 1, -1, -1):
             seen = self._kept[place]
             if seen.content is None:
@@ -71,6 +71,11 @@ class Window:
             left, bytes_ = left - 1, bytes_ - seen.content.nbytes
             if left < 0 or bytes_ < 0:
                 self._kept[place] = replace(seen, content=None)
+            elif seen.content.pictures:
+                pictured -= 1
+                if pictured < 0:
+                    content = replace(seen.content, pictures={}, no_picture="pictures of this one are no longer kept")
+                    self._kept[place] = replace(seen, content=content)
 
 
 def _of_galleries(seen: Observation, content: Content) -> Content:

@@ -20,7 +20,7 @@ from selector_server.inspection.local_source import LocalSource
 from selector_server.inspection.observation import Fate
 from selector_server.inspection.pictures import SHOWN, SIDE, galleries, reduced
 from selector_server.inspection.stores import TRAINERS, Inspection
-from selector_server.inspection.window import WITH_CONTENT, Window
+from selector_server.inspection.window import WITH_CONTENT, WITH_PICTURES, Window
 
 
 def keys(size: int, start=0) -> list[bytes]:
@@ -71,6 +71,16 @@ def test_pictures_stay_until_there_are_newer_ones():
     window.add(shown(number=101))
     assert window.find(0, pictures=True).number == 101
     assert [one.number for one in window.with_content()] == list(range(101, 101 - WITH_CONTENT, -1))
+
+
+def test_pictures_go_before_words():
+    window = Window(30)
+    for number in range(1, 11):
+        window.add(shown(number=number))
+    contents = {one.number: one.content for one in window}
+    assert [number for number, content in contents.items() if content.pictures] == list(range(11 - WITH_PICTURES, 11))
+    assert all(any(content.captions) for content in contents.values())
+    assert contents[1].no_picture == "pictures of this one are no longer kept"
 
 
 def test_bytes_bound_it_too(monkeypatch):

@@ -20,6 +20,7 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(handler=run, extra="server,export,demo")
     parser.add_argument("--candidates", type=int, default=640, help="of a request, B (default %(default)s)")
     parser.add_argument("--pairs", type=int, default=200, help="selections by each, in turns (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="with new processes (default %(default)s)")
     parser.add_argument("--soak", type=int, default=2000, help="selections on end, for memory (default %(default)s)")
     harness.add_json(parser)
 
@@ -29,6 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     mistakes = [
         (not 40 <= a.candidates <= 8192, "--candidates", a.candidates, "must be 40 to 8192"),
         (not 2 <= a.pairs <= 10_000, "--pairs", a.pairs, "must be 2 to 10000"),
+        (
+            not 2 <= a.rounds <= a.pairs or a.pairs % a.rounds,
+            "--rounds",
+            a.rounds,
+            "must be 2 or more and divide --pairs",
+        ),
         (not 2 <= a.soak <= 1_000_000, "--soak", a.soak, "must be 2 to 1000000"),
     ]
     return harness.run(a, mistakes, partial(_measure, a), _table)
@@ -42,9 +49,9 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     machine = describe("cpu")
     with pinning.apart() as cores, bar("export", a.pairs + a.soak) as advance:
         core = None if cores is None else cores[0]
-        spent, page = inspect_runs.in_pairs(folder, core, a.candidates, a.pairs, lambda: advance(1, "pairs"))
+        spent, page = inspect_runs.in_pairs(folder, core, a.candidates, a.pairs, a.rounds, lambda: advance(1, "pairs"))
         soak = inspect_runs.soak(folder, core, a.candidates, a.soak, lambda: advance(1, "memory"))
-    ratio, interval = ratio_with_interval(spent["on"], spent["off"])
+    ratio, interval = ratio_with_interval(spent["on"], spent["off"], a.pairs // a.rounds)
     return {
         # The processor time of a selection with the page open, over that without inspection, and its 95 % interval.
         "selection_time_ratio": ratio,
@@ -61,7 +68,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "soak": "towers of nearly no work, pixels of 112 px, captions, ids and tags",
             "threads_of_a_sidecar": 1,
             "cores": "a sidecar's and the client's apart" if cores else "not pinned",
-            "interval": "95 %, bootstrap of pairs",
+            "interval": f"95 %, bootstrap of {a.rounds} rounds of {a.pairs // a.rounds} pairs, each with new processes",
         },
         **machine,
     }

@@ -1,6 +1,7 @@
 """Two sidecars that select the same in turns, one of them looked at; and many selections on end."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -62,11 +63,31 @@ class Towers(nn.Module):
 
 
 def in_pairs(
-    folder: Path, core: int | None, candidates: int, pairs: int, on_pair: Callable[[], object]
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Returns the processor seconds of each selection, by `on` and `off`, and what the page was shown meanwhile."""
+    folder: Path, core: int | None, candidates: int, pairs: int, rounds: int, on_pair: Callable[[], object]
+) -> tuple[dict[str, list[float]], Counter[str]]:
+    """Returns the processor seconds of each selection, by `on` and `off`, and what the page was shown meanwhile. Each
+    of the `rounds` has new processes: where a process's memory happens to lie makes it up to 5 % quicker or slower."""
     bundles = _bundles(folder / "towers")
-    batches = _super_batches(candidates, files=True)
+    spent: dict[str, list[float]] = {"off": [], "on": []}
+    shown: Counter[str] = Counter()
+    for number in range(rounds):
+        part = folder / str(number)
+        part.mkdir()
+        shown.update(
+            _round(part, core, bundles, _super_batches(candidates, files=True), pairs // rounds, spent, on_pair)
+        )
+    return spent, shown
+
+
+def _round(
+    folder: Path,
+    core: int | None,
+    bundles: Bundles,
+    batches: Iterator[dict[str, Any]],
+    pairs: int,
+    spent: dict[str, list[float]],
+    on_pair: Callable[[], object],
+) -> dict[str, int]:
     with (
         _sidecar(folder / "off", core, bundles) as off,
         _sidecar(folder / "on", core, bundles, *_inspected(page := OpenPage(free_port()))) as on,
@@ -84,7 +105,6 @@ def in_pairs(
             return _processor_seconds(sidecar.pid) - before
 
         contenders = {"off": (off, without), "on": (on, looked_at)}
-        spent: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(WARM_UP + pairs):
             batch = next(batches)
             for name in sorted(contenders, reverse=number % 2 == 0):  # each is the first one in every other pair
@@ -93,7 +113,7 @@ def in_pairs(
                     spent[name].append(seconds)
             if number >= WARM_UP:
                 on_pair()
-        return spent, page.shown
+        return page.shown
 
 
 def soak(
