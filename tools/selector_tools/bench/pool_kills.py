@@ -24,7 +24,7 @@ class Driver:
     def __init__(self, reference: Path, pool: Path, out: Path, address: str) -> None:
         # A few pairs at a time, so that a shard takes long enough to be killed in its midst.
         flags = {"--reference": reference, "--pool": pool, "--out": out, "--ray": address, "--batch": 2}
-        words = [str(word) for flag in (flags | {"--workers": "1:2"}).items() for word in flag]
+        words = [str(word) for flag in (flags | {"--workers": "2"}).items() for word in flag]
         command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._out = out
