@@ -15,7 +15,6 @@ ORDER = (
     "Queue and rejections",
     "Weights",
     "Selection quality",
-    "What is picked",
     "Encoder, cache, memory",
     "Trainer",
 )
