@@ -1,4 +1,4 @@
-"""Panels about what is picked, and about trainers. Each row lists its panels from left to right."""
+"""Panels about weights, about what is picked, and about trainers. Each row lists its panels from left to right."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ SCORES = "selector_score_nats"
 WAIT, STEP = (rate(f"selector_client_{what}_seconds_total", by="instance", of=T) for what in ("wait", "step"))
 CLIENT = "selector_client"
 FAILURES = rate("selector_client_publish_failures_total", by="instance", of=T)
-
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "Weights": [

@@ -15,10 +15,10 @@ NUMBER_BYTES, CONTENT_BYTES = 64 << 20, 64 << 20
 
 
 class Window:
-    """At most `size` super-batches, oldest first; `with_content` of them keep theirs. The last one is always kept, and
-    apart from them the candidates of galleries of the last one that has pictures, however many came after it. Of a
-    content that alone is larger than all may be, too, the candidates of galleries alone keep theirs. It is changed by
-    one thread, and its callers see to it that nobody reads meanwhile."""
+    """At most `size` super-batches, oldest first; `with_content` of them keep theirs, and WITH_PICTURES their pictures.
+    The last one is always kept, and apart from them the candidates of galleries of the last one that has pictures,
+    however many came after it. Of a content that alone is larger than all may be, too, the candidates of galleries
+    alone keep theirs. It is changed by one thread, and its callers see to it that nobody reads meanwhile."""
 
     def __init__(self, size: int, with_content: int = WITH_CONTENT) -> None:
         self._size, self._contents = size, with_content
@@ -63,7 +63,7 @@ class Window:
 
     def _forget_content(self) -> None:
         """Takes the content of older super-batches away, and pictures earlier than the rest."""
-        left, bytes_, pictured = self._contents, CONTENT_BYTES, WITH_PICTURES
+        left, bytes_, pictures = self._contents, CONTENT_BYTES, WITH_PICTURES
         for place in range(len(self._kept) - 1, -1, -1):
             seen = self._kept[place]
             if seen.content is None:
@@ -72,8 +72,8 @@ class Window:
             if left < 0 or bytes_ < 0:
                 self._kept[place] = replace(seen, content=None)
             elif seen.content.pictures:
-                pictured -= 1
-                if pictured < 0:
+                pictures -= 1
+                if pictures < 0:
                     content = replace(seen.content, pictures={}, no_picture="pictures of this one are no longer kept")
                     self._kept[place] = replace(seen, content=content)
 

@@ -93,6 +93,12 @@ def test_samples_that_a_cache_may_know_are_prefiltered(sidecar, bundles, tmp_pat
     eventually(lambda: server.select(of_samples(range(COUNT), recommended=True)).prefiltered.known == COUNT)
     reply = server.select(of_samples(range(COUNT), recommended=True))
     assert shown(reply) == shown(server.select(of_samples(range(COUNT), **RULE)))
+    lists = [
+        server.stub.Shortlist(iter(name(Request(), range(COUNT)).set(**USUAL | fields).messages()), timeout=30)
+        for fields in ({"recommended": True}, RULE)
+    ]
+    assert lists[0] == lists[1]
+    assert len(lists[0].indices) == int(2.5 * PICKS)
 
 
 def test_samples_that_come_with_embeddings_are_prefiltered(server, bundles):

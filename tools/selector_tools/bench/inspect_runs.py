@@ -88,6 +88,7 @@ def _round(
     spent: dict[str, list[float]],
     on_pair: Callable[[], object],
 ) -> dict[str, int]:
+    """Adds what a new pair of sidecars spends to `spent`, and returns what the page was shown."""
     with (
         _sidecar(folder / "off", core, bundles) as off,
         _sidecar(folder / "on", core, bundles, *_inspected(page := OpenPage(free_port()))) as on,
