@@ -15,6 +15,7 @@ ORDER = (
     "Queue and rejections",
     "Weights",
     "Selection quality",
+    "What is picked",
     "Encoder, cache, memory",
     "Trainer",
 )

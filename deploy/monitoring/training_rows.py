@@ -9,6 +9,14 @@ WAIT, STEP = (rate(f"selector_client_{what}_seconds_total", by="instance", of=T)
 CLIENT = "selector_client"
 FAILURES = rate("selector_client_publish_failures_total", by="instance", of=T)
 
+
+def against(kind: str) -> str:
+    """Returns the query for how much more often than all candidates those of a tag, or with a word, are picked."""
+    picked, seen = (rate(f"selector_slice_{of}_total", f'kind="{kind}"', "slice") for of in ("picked", "candidates"))
+    usual = f"{rate('selector_picks_total')} / {rate('selector_candidates_total')}"
+    return f"({picked} / {seen}) / scalar({usual})"
+
+
 ROWS: dict[str, list[dict[str, Any]]] = {
     "Weights": [
         series(
@@ -127,6 +135,27 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "percentunit",
             each("selector_near_duplicate_picks_ratio"),
             width=12,
+        ),
+    ],
+    "What is picked": [
+        series(
+            "Tags, against the pool",
+            "The share of a tag's candidates that is picked, over that of all candidates: 1 is neither more nor less. "
+            "Needs inspect_content and inspect_metrics.",
+            "short",
+            (f"topk(10, {against('tag')})", "{{slice}}"),
+        ),
+        series(
+            "Caption words, against the pool",
+            "The same by word of the caption, of those that are picked most beyond the pool.",
+            "short",
+            (f"topk(10, {against('word')})", "{{slice}}"),
+        ),
+        series(
+            "Not looked at",
+            "Selections per second that the inspector let go, as it was behind: no selection waits for it.",
+            "reqps",
+            (rate("selector_unobserved_selections_total"), "not looked at"),
         ),
     ],
     "Trainer": [

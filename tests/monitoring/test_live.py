@@ -43,8 +43,9 @@ class Site:
         memory = folder / "payloads"
         following = {"redis": redis_url, "run": run, "weights_poll_seconds": 0.2, "shared_memory_dir": memory}
         cache = {"cache": folder / "cache", "cache_bytes": 1 << 20}
+        inspect = {"inspect": True, "inspect_content": True, "inspect_metrics": True}
         # One thread: two of them wait for each other on a busy machine, and all is slow.
-        self.main = start(bundles.flags | following | cache | {"stall_seconds": STALL_SECONDS, "threads": 1})
+        self.main = start(bundles.flags | following | cache | inspect | {"stall_seconds": STALL_SECONDS, "threads": 1})
         self.narrow = start({"max_pending_requests": 1, "threads": 1})
         self.trainer = ObservedTrainer(self.main, redis_url, run)
         self.targets = {

@@ -7,12 +7,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 from selector_client import Canary, SelectingLoader, Selector, WeightPublisher
 from selector_client.metrics import export
 
-from support.model import TwoTower, embed, samples
+from support.model import WORDS, TwoTower, embed, samples
 from support.processes import free_port
 
 STEP_SECONDS = 0.1
 SIZE = 40
 POOL = 5
+TAGS = ["birds", "maps"]
 
 
 class ObservedTrainer:
@@ -22,11 +23,7 @@ class ObservedTrainer:
     def __init__(self, server, redis_url, run) -> None:
         self.publishing, self.wrong_canary, self.step = 5, False, 0
         self._model, self._other = TwoTower(5).eval(), TwoTower(6).eval()
-        self._batches = [
-            dict(zip(("images", "texts"), samples(SIZE, seed), strict=True))
-            | {"ids": list(range(seed * SIZE, (seed + 1) * SIZE))}
-            for seed in range(POOL)
-        ]
+        self._batches = [_super_batch(seed) for seed in range(POOL)]
         # Patient: it waits for a slow sidecar instead of going on without it.
         self.selector = Selector(server.address, timeout=60.0, filter_ratio=0.8, shared_memory=True)
         self.publisher = WeightPublisher(redis_url, run)
@@ -61,6 +58,13 @@ class ObservedTrainer:
                 return
 
     def _canary(self) -> Canary:
-        pixels, tokens = (self._batches[0][name][:4] for name in ("images", "texts"))
+        pixels, tokens = (inputs[:4] for inputs in samples(SIZE, 0))
         embedded = embed(self._other if self.wrong_canary else self._model, pixels, tokens)
         return Canary(pixels, tokens, embedded.image, embedded.text)
+
+
+def _super_batch(seed):
+    pixels, tokens = samples(SIZE, seed)
+    tags = [TAGS[row % len(TAGS)] for row in range(SIZE)]
+    captions = [" ".join([tag, *(WORDS[token] for token in row)]) for tag, row in zip(tags, tokens, strict=True)]
+    return {"images": pixels, "texts": captions, "ids": list(range(seed * SIZE, (seed + 1) * SIZE)), "tags": tags}
