@@ -12,8 +12,8 @@ class Budget:
 
     def __init__(
         self,
-        of_processor: float = 0.004,
-        of_time: float = 0.001,
+        of_processor: float = 0.001,
+        of_time: float = 0.0005,
         most: float = 0.1,
         processor: Callable[[], float] = time.process_time,
         now: Callable[[], float] = time.monotonic,

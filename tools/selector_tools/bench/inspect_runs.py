@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,13 @@ def _round(
 def soak(
     folder: Path, core: int | None, candidates: int, selections: int, on_selection: Callable[[], object]
 ) -> dict[str, Any]:
-    """Returns the resident memory of a sidecar that is looked at, once what it keeps is there and after all
-    selections."""
+    """Returns by how much a sidecar that is looked at grows, once what it keeps is there. One look at its memory says
+    little, as a request's own comes and goes: medians of a tenth of the selections are compared."""
     towers = folder / "trifle"
     towers.mkdir()
     source = replace(trifle(IMAGE, MAX_TOKENS), tokenizer=_tokenizer(towers))
-    settled, resident = min(SETTLED_AFTER, selections // 2), []
+    settled, tenth = min(SETTLED_AFTER, selections // 2), max(1, selections // 10)
+    resident: list[tuple[int, int]] = []
     page, batches = OpenPage(free_port()), _super_batches(candidates, files=False)
     started = time.perf_counter()
     with (
@@ -137,11 +139,14 @@ def soak(
         for number in range(1, selections + 1):
             selector.select(**next(batches))
             on_selection()
-            if number in (settled, selections) or (number % max(1, selections // 20) == 0):
+            if number % max(1, selections // 100) == 0:
                 resident.append((number, sidecar.resident_bytes()))
-        of = dict(resident)
+        early, late = (
+            median(size for number, size in resident if start < number <= start + tenth)
+            for start in (settled, selections - tenth)
+        )
         return {
-            "rss_growth": of[selections] / of[settled] - 1,
+            "rss_growth": late / early - 1,
             "selections": selections,
             "settled_after": settled,
             "resident_bytes": resident,
