@@ -8,13 +8,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from selector_server.device_kinds import DEVICE_NAMES
 from selector_tools.bench import harness
+from selector_tools.reference.flags import device_check
 
 if TYPE_CHECKING:
     from selector_tools.pools.pool import Shard
     from selector_tools.pools.scores import OfShard
 
 CORES = 2
+GPU_THREADS = 8  # which decode images beside a GPU, as `reference score` has it
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,13 +27,15 @@ def add_parser(verbs: Any) -> None:
         description=f"Scores WebDataset shards of JPEG files with `reference score`: by one process on {CORES} cores, "
         f"and on Ray by one worker of {CORES} cores and by {CORES} of one core each, in turns. Starts do not count: a "
         "rate is that of the second half of the shards. Then it kills a worker, a node and a driver in mid-run, and "
-        "counts the pairs that are lost, and those that are twice, once the command has ended or was run again.",
+        "counts the pairs that are lost, and those that are twice, once the command has ended or was run again. On a "
+        "GPU there is one worker, and nothing is killed.",
     )
     parser.set_defaults(handler=run, extra="server,export,demo,ray")
     parser.add_argument("--open-clip", default="ViT-S-16", metavar="NAME", help="architecture (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
     parser.add_argument("--shards", type=int, default=16, help="of the pool (default %(default)s)")
     parser.add_argument("--pairs", type=int, default=48, help="of a shard (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each (default %(default)s)")
     harness.add_json(parser)
 
@@ -41,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
         (a.shards < 8, "--shards", a.shards, "must be at least 8"),
         (a.pairs < 1, "--pairs", a.pairs, "must be at least 1"),
+        device_check(a.device),
         (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
     ]
     return harness.run(a, mistakes, partial(_measure, a), _table)
@@ -58,22 +64,21 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
     from selector_tools.progress import bar  # noqa: PLC0415
 
-    machine = describe("cpu")
-    with bar("export", 1 + 3 * a.repeats) as advance:
+    machine, gpu = describe(a.device), a.device != "cpu"
+    threads, most = (GPU_THREADS, 1) if gpu else (CORES, CORES)
+    with bar("export", 1 + (1 + most) * a.repeats) as advance:
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         reference = export_reference(source, folder / "reference").bundle
         pool = write_pool(folder / "pool", a.shards, a.pairs)
         shards = open_pool(str(pool)).shards()
         advance(1, "score")
-        with nodes(CORES) as cluster:
-            scoring = _Scoring(reference, shards, folder, cluster.address)
-            contenders = {
-                "loop": partial(scoring.seconds_of_a_pair, 0),
-                "ray_1_worker": partial(scoring.seconds_of_a_pair, 1),
-                f"ray_{CORES}_workers": partial(scoring.seconds_of_a_pair, CORES),
-            }
+        with nodes(threads, gpus=int(gpu)) as cluster:
+            scoring = _Scoring(reference, shards, folder, cluster.address, a.device, threads)
+            contenders = {"loop": partial(scoring.seconds_of_a_pair, 0)}
+            for workers in sorted({1, most}):
+                contenders[f"ray_{workers}_worker{'s' * (workers > 1)}"] = partial(scoring.seconds_of_a_pair, workers)
             seconds = in_turns(contenders, a.repeats, on_run=lambda *_: advance(1, "score"))
-        kills = killed(reference.path, folder)
+        kills = {} if gpu else killed(reference.path, folder)
     rates = {name: 1 / value for name, value in medians(seconds).items()}
     ratios = {name: paired_ratio(seconds["loop"], seconds[name]) for name in contenders if name != "loop"}
     return {
@@ -88,7 +93,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "setting": {
             "model": f"{a.open_clip} at {a.image_size} px, fp32",
             "pool": f"{a.shards} shards of {a.pairs} pairs, JPEG of 224 px, quality 90",
-            "cores": CORES,
+            "threads": threads,
             "rate": "of the second half of the shards, by when their files were written",
             "ray": ray.__version__,
         },
@@ -99,8 +104,9 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
 class _Scoring:
     """Scores all shards anew each time."""
 
-    def __init__(self, reference: Any, shards: Any, folder: Path, address: str) -> None:
+    def __init__(self, reference: Any, shards: Any, folder: Path, address: str, device: str, threads: int) -> None:
         self._reference, self._folder, self._address = reference, folder, address
+        self._device, self._threads = device, threads
         self._shards: list[Shard] = list(shards)
         self._runs = self.bytes_written = 0
 
@@ -118,7 +124,7 @@ class _Scoring:
         from selector_tools.embedding import embedder  # noqa: PLC0415
         from selector_tools.reference.scoring import score  # noqa: PLC0415
 
-        with embedder(self._reference.path, "cpu", CORES) as reference:
+        with embedder(self._reference.path, self._device, self._threads) as reference:
             yield from score(reference, self._shards, out, 256)
 
     def _on_ray(self, out: str, workers: int) -> "Iterator[OfShard]":
@@ -126,7 +132,8 @@ class _Scoring:
         from selector_tools.reference.scoring import about  # noqa: PLC0415
 
         expected = about(self._reference, "shard/key")
-        job = Job(self._reference.path, "cpu", CORES // workers, 256, out, False, expected, os.getcwd())
+        threads = self._threads // workers
+        job = Job(self._reference.path, self._device, threads, 256, out, False, expected, os.getcwd())
         yield from score_on_ray(job, self._shards, self._address, Workers(workers, workers))
 
 

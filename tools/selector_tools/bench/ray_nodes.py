@@ -46,13 +46,13 @@ class Nodes:
 
 
 @contextmanager
-def nodes(cpus: int) -> Iterator[Nodes]:
-    """Yields a cluster whose head has so many CPUs; it ends with the block. Who joins it must be this user."""
+def nodes(cpus: int, gpus: int = 0) -> Iterator[Nodes]:
+    """Yields a cluster whose head has so many CPUs and GPUs; it ends with the block. Who joins it must be this user."""
     from ray.cluster_utils import Cluster  # noqa: PLC0415 - nobody else needs the extra
 
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ |= _ENVIRONMENT
-    head = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+    head = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield Nodes(cluster)

@@ -29,17 +29,32 @@ def joined(address: str) -> Iterator[None]:
 
     place = address or os.environ.get("RAY_ADDRESS", "") or LOCAL
     _listens(place)
-    try:
-        ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
-    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
-        raise SetupError(FLAG, place, in_one_line(error)) from error
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray tells of nodes that died, and where --json must stand alone
+    with _standard_output_as_error():
+        try:
+            ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
+        except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
+            raise SetupError(FLAG, place, in_one_line(error)) from error
+        try:
             yield
-    except RayError as error:
-        raise SetupError(FLAG, place, in_one_line(error)) from error
+        except RayError as error:
+            raise SetupError(FLAG, place, in_one_line(error)) from error
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _standard_output_as_error() -> Iterator[None]:
+    """Sends what is written to standard output meanwhile to standard error: there Ray tells of nodes that died, partly
+    by code that is not Python's, and there what --json prints must stand alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        ray.shutdown()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _listens(place: str) -> None:

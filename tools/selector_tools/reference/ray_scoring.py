@@ -69,10 +69,11 @@ def _rows(job: Job, shards: Sequence[Shard], workers: Workers) -> Iterator[dict[
     context = data.DataContext.get_current()
     context.enable_progress_bars = False  # the command has its own
     items = [{"shard": pickle.dumps(shard)} for shard in shards]
-    blocks = data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+    count = min(len(items), MOST_BLOCKS)
+    blocks = data.from_items(items, override_num_blocks=count)
     done = blocks.map_batches(
         Scorer,
-        batch_size=None,
+        batch_size=len(items) // count,  # of a block; with GPUs, Ray wants it said
         fn_constructor_args=(job,),
         compute=data.ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most),
         num_cpus=job.threads,
