@@ -45,7 +45,7 @@ def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_pa
             out, said = command.communicate(timeout=300)
         assert (command.returncode, out) == (2, ""), said
         line = said.splitlines()[-1]
-        assert re.search(r"(--pool|--out) is s3://.*; (Forbidden|The AWS Access Key Id .*) \(on node [\d.]+\)$", line), line
+        assert re.search(r"is s3://.*; (Forbidden|The AWS Access Key Id .*) \(on node [\d.]+\)$", line), line
         kept = written()
         assert 0 < kept < SHARDS
         out, said = started(bundles.reference_path, cluster.address, batch=100).communicate(timeout=300)

@@ -23,9 +23,9 @@ class Nodes:
         self._cluster = cluster
         self.address: str = cluster.address
 
-    def add(self, cpus: int) -> Any:
+    def add(self, cpus: int, gpus: int = 0) -> Any:
         """Starts one more node, which the cluster knows after that."""
-        return self._cluster.add_node(num_cpus=cpus, object_store_memory=_OBJECT_STORE_BYTES)
+        return self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=_OBJECT_STORE_BYTES)
 
     def kill(self, node: Any) -> None:
         """Kills a node and all workers on it, without a word to anybody."""
