@@ -125,14 +125,15 @@ def test_a_full_disk_is_told_in_one_line_and_the_rest_comes_when_there_is_room(c
 def test_workers_take_a_gpu_each(tmp_path, bundles, pool, cluster):
     """Ray believes that a node has one. Where there is none, the worker that is given it says so."""
     node = cluster.add(cpus=1, gpus=1)
-    command = Driver(bundles, pool, tmp_path / "out", cluster.address, "--device", "cuda", "--threads", "1").process
+    flags = ("--device", "cuda", "--threads", "1", "--workers-per-gpu", "2")
+    command = Driver(bundles, pool, tmp_path / "out", cluster.address, *flags).process
     _, said = command.communicate(timeout=300)
     cluster.kill(node)
     if torch.cuda.is_available():
         assert command.returncode == 0, said
         return
     assert command.returncode == 2, said
-    assert re.search(r"--device is cuda.*\(on node [\d.]+\)$", said.splitlines()[-1]), said
+    assert re.search(r"device is cuda; .*\(on node [\d.]+\)$", said.splitlines()[-1]), said
 
 
 def test_nobody_answers(capfd, tmp_path, bundles, pool):

@@ -21,6 +21,9 @@ def refused(capsys, tmp_path, *flags) -> str:
     ("flags", "what"),
     [
         (["--workers", "2"], "--workers is given; needs --ray"),
+        (["--workers-per-gpu", "2", "--device", "cuda"], "--workers-per-gpu is 2; needs --ray and a GPU"),
+        (["--ray", "--workers-per-gpu", "2"], "--workers-per-gpu is 2; needs --ray and a GPU"),
+        (["--ray", "--device", "cuda", "--workers-per-gpu", "0"], "--workers-per-gpu is 0; must be 1 to 64"),
         (["--ray", "--cache", "held"], "--cache is held; is on one machine"),
         (["--ray", "--out", "scores.npz"], "--out is scores.npz; must be a folder or a URL"),
         (["--ray", "--device", "cuda:1"], "--device is cuda:1; must have no number"),

@@ -15,26 +15,31 @@ if TYPE_CHECKING:
 
 # Threads of an actor unless --threads says it. A GPU waits for whoever decodes its images.
 _CPUS, _CPUS_OF_A_GPU = 1, 8
+_MOST_OF_A_GPU = 64
 _RANGE = re.compile(r"(\d{1,6})(:(\d{1,6})?)?")
 
 
 def add(parser: Any) -> None:
-    """Adds --ray and --workers."""
+    """Adds --ray, --workers and --workers-per-gpu."""
     where = (
         "score on a Ray cluster: HOST:PORT of the one that this machine is part of; without an "
         "address the one of RAY_ADDRESS, else one that is started here. --threads is then each worker's "
-        f"(default {_CPUS}, beside a GPU {_CPUS_OF_A_GPU}), and a worker has one GPU if --device is one"
+        f"(default {_CPUS}, of a GPU {_CPUS_OF_A_GPU} in all), and a worker has one GPU if --device is one"
     )
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=where)
     many = "workers on Ray: N, MIN:MAX, or MIN: for as many as the cluster has room for (default 1:)"
     parser.add_argument("--workers", type=_workers, metavar="MIN:MAX", help=many)
+    shared = "workers on Ray that share a GPU, which one rarely keeps busy (default %(default)s)"
+    parser.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help=shared)
 
 
 def checks(flags: argparse.Namespace) -> list[Check]:
     """Checks them, and others that cannot be where they are."""
-    here, there = flags.ray is None, flags.ray is not None
+    here, there, per_gpu = flags.ray is None, flags.ray is not None, flags.workers_per_gpu
     return [
         (here and flags.workers is not None, "--workers", "given", "needs --ray"),
+        (per_gpu != 1 and (here or flags.device == "cpu"), "--workers-per-gpu", per_gpu, "needs --ray and a GPU"),
+        (not 1 <= per_gpu <= _MOST_OF_A_GPU, "--workers-per-gpu", per_gpu, f"must be 1 to {_MOST_OF_A_GPU}"),
         (there and flags.cache is not None, "--cache", flags.cache, "is on one machine; must not be given with --ray"),
         (there and flags.out.endswith(".npz"), "--out", flags.out, "must be a folder or a URL with --ray"),
         (there and ":" in flags.device, "--device", flags.device, "must have no number with --ray, which chooses it"),
@@ -58,9 +63,11 @@ def scored(
 
     if not shards:
         return
-    threads = flags.threads or (_CPUS if flags.device == "cpu" else _CPUS_OF_A_GPU)
+    per_gpu = flags.workers_per_gpu
+    threads = flags.threads or (_CPUS if flags.device == "cpu" else max(1, _CPUS_OF_A_GPU // per_gpu))
     job = Job(flags.reference, flags.device, threads, flags.batch, flags.out, flags.strict, expected, os.getcwd())
-    for of_shard in score_on_ray(job, shards, flags.ray, Workers(*(flags.workers or (1, None)))):
+    fewest, most = flags.workers or (1, None)
+    for of_shard in score_on_ray(job, shards, flags.ray, Workers(fewest, most, per_gpu)):
         if flags.ids == "key":
             for name in scores.read_ids(storage.joined(flags.out, scores.name_of(of_shard.name))):
                 if not known.add(str(name)):

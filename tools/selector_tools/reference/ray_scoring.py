@@ -47,10 +47,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many actors there are: at least `fewest`, and at most `most`, or as many as the cluster has room for."""
+    """How many actors there are: at least `fewest`, and at most `most`, or as many as the cluster has room for. So many
+    share a GPU where they have one: each keeps a reference there, and encodes while others prepare their pairs."""
 
     fewest: int = 1
     most: int | None = None
+    on_a_gpu: int = 1
 
 
 def score_on_ray(job: Job, shards: Sequence[Shard], address: str, workers: Workers) -> Iterator[OfShard]:
@@ -77,7 +79,7 @@ def _rows(job: Job, shards: Sequence[Shard], workers: Workers) -> Iterator[dict[
         fn_constructor_args=(job,),
         compute=data.ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most),
         num_cpus=job.threads,
-        num_gpus=0 if job.device == "cpu" else 1,
+        num_gpus=0 if job.device == "cpu" else 1 / workers.on_a_gpu,
     )
     yield from done.iter_rows()
 
