@@ -17,7 +17,8 @@ KEPT_BLOCK_BYTES, KEPT_BYTES = 32 << 20, 128 << 20
 def keep_freed_memory() -> None:
     """Lets the allocator keep what requests free for the next ones. By default it gives megabytes back to the system
     each time, and their first touch costs more than what is computed in them. It also keeps threads apart: what one
-    of them freed no other one takes, and by chance a process is 7 % slower and grows. Only glibc knows how."""
+    of them freed no other one takes, so that by chance a process is slower than another, and grows. Only glibc knows
+    how."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

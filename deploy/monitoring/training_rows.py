@@ -12,9 +12,10 @@ FAILURES = rate("selector_client_publish_failures_total", by="instance", of=T)
 
 def against(kind: str) -> str:
     """Returns the query for how much more often than all candidates those of a tag, or with a word, are picked."""
-    picked, seen = (rate(f"selector_slice_{of}_total", f'kind="{kind}"', "slice") for of in ("picked", "candidates"))
-    usual = f"{rate('selector_picks_total')} / {rate('selector_candidates_total')}"
-    return f"({picked} / {seen}) / scalar({usual})"
+    which = f'kind="{kind}"'
+    picked, seen = (rate(f"selector_slice_{of}_total", which, "slice") for of in ("picked", "candidates"))
+    all_picked, all_seen = (rate(f"selector_slice_{of}_total", which) for of in ("picked", "candidates"))
+    return f"({picked} / {seen}) / scalar({all_picked} / {all_seen})"
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -140,16 +141,18 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "What is picked": [
         series(
             "Tags, against the pool",
-            "The share of a tag's candidates that is picked, over that of all candidates: 1 is neither more nor less. "
-            "Needs inspect_content and inspect_metrics.",
+            "The share of a tag's candidates that is picked, over that of all: the five highest and five lowest. "
+            "1 is neither more nor less. Needs inspect_content and inspect_metrics.",
             "short",
-            (f"topk(10, {against('tag')})", "{{slice}}"),
+            (f"topk(5, {against('tag')})", "{{slice}}"),
+            (f"bottomk(5, {against('tag')})", "{{slice}}"),
         ),
         series(
             "Caption words, against the pool",
-            "The same by word of the caption, of those that are picked most beyond the pool.",
+            "The same by word of the caption.",
             "short",
-            (f"topk(10, {against('word')})", "{{slice}}"),
+            (f"topk(5, {against('word')})", "{{slice}}"),
+            (f"bottomk(5, {against('word')})", "{{slice}}"),
         ),
         series(
             "Not looked at",

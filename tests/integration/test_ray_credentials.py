@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from selector_tools.pools import scores
@@ -14,16 +15,22 @@ pytest.importorskip("ray", reason="needs the extra ray")
 from selector_tools.bench.ray_nodes import nodes
 
 pytestmark = pytest.mark.timeout(600)
-SHARDS, PAIRS = 6, 100
+SHARDS, PAIRS = 24, 50
 BUCKET = "refused-in-mid-run"
 POOL, OUT = f"s3://{BUCKET}/pool", f"s3://{BUCKET}/scores"
 
 
+@contextmanager
 def started(reference, address, batch):
+    """The command, which is killed at the end if it still runs."""
     flags = {"--reference": reference, "--pool": POOL, "--out": OUT, "--ray": address, "--batch": batch}
     words = [str(word) for flag in flags.items() for word in flag]
     command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_path, bundles, monkeypatch):
@@ -38,9 +45,8 @@ def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_pa
         return store.list_objects_v2(Bucket=BUCKET, Prefix="scores/").get("KeyCount", 0)
 
     with nodes(cpus=1) as cluster:
-        command = started(bundles.reference_path, cluster.address, batch=1)
-        eventually(lambda: written() or command.poll() is not None, seconds=300)
-        with monkeypatch.context() as patch:
+        with started(bundles.reference_path, cluster.address, batch=1) as command, monkeypatch.context() as patch:
+            eventually(lambda: written() or command.poll() is not None, seconds=300)
             patch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)  # nobody's key is known from now on
             out, said = command.communicate(timeout=300)
         assert (command.returncode, out) == (2, ""), said
@@ -48,6 +54,7 @@ def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_pa
         assert re.search(r"is s3://.*; (Forbidden|The AWS Access Key Id .*) \(on node [\d.]+\)$", line), line
         kept = written()
         assert 0 < kept < SHARDS
-        out, said = started(bundles.reference_path, cluster.address, batch=100).communicate(timeout=300)
+        with started(bundles.reference_path, cluster.address, batch=100) as command:
+            out, said = command.communicate(timeout=300)
     assert json.loads(out)["new_shards"] == SHARDS - kept, said
     assert sum(len(scores.read_ids(file)) for file in scores.files_in(OUT)) == SHARDS * PAIRS

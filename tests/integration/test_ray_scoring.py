@@ -122,13 +122,16 @@ def test_a_full_disk_is_told_in_one_line_and_the_rest_comes_when_there_is_room(c
         assert figures["new_shards"] == SHARDS - kept
 
 
-def test_workers_take_a_gpu_each(tmp_path, bundles, pool, cluster):
-    """Ray believes that a node has one. Where there is none, the worker that is given it says so."""
-    node = cluster.add(cpus=1, gpus=1)
-    flags = ("--device", "cuda", "--threads", "1", "--workers-per-gpu", "2")
+def test_workers_share_a_gpu(tmp_path, bundles, pool, cluster):
+    """Ray believes that a node has one. Where there is none, a worker that is given a part of it says so."""
+    node = cluster.add(cpus=6, gpus=1)
+    flags = ("--device", "cuda", "--threads", "1", "--workers-per-gpu", "6", "--workers", "6")
     command = Driver(bundles, pool, tmp_path / "out", cluster.address, *flags).process
-    _, said = command.communicate(timeout=300)
-    cluster.kill(node)
+    try:
+        _, said = command.communicate(timeout=300)
+    finally:
+        command.kill()
+        cluster.kill(node)
     if torch.cuda.is_available():
         assert command.returncode == 0, said
         return

@@ -8,7 +8,7 @@ from support.forked import ForkedCommand
 from support.pools import shard
 from support.processes import eventually
 
-SHARDS, PAIRS = 8, 600
+SHARDS, PAIRS = 24, 300
 
 
 def command(bundles, folder, shards):

@@ -58,7 +58,7 @@ def test_the_processor_time_of_a_process_is_told_finely():
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--candidates", "10"), ("--pairs", "1"), ("--soak", "1"), ("--rounds", "7")]
+    ("flag", "value"), [("--candidates", "10"), ("--pairs", "1"), ("--soak", "3"), ("--rounds", "7")]
 )
 def test_mistakes_print_one_line_and_exit_2(flag, value, capsys):
     assert cli.main(["bench", "inspect", flag, value]) == 2

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             a.rounds,
             "must be 2 or more and divide --pairs",
         ),
-        (not 2 <= a.soak <= 1_000_000, "--soak", a.soak, "must be 2 to 1000000"),
+        (not 4 <= a.soak <= 1_000_000, "--soak", a.soak, "must be 4 to 1000000"),
     ]
     return harness.run(a, mistakes, partial(_measure, a), _table)
 

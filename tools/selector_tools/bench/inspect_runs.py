@@ -67,7 +67,7 @@ def in_pairs(
     folder: Path, core: int | None, candidates: int, pairs: int, rounds: int, on_pair: Callable[[], object]
 ) -> tuple[dict[str, list[float]], Counter[str]]:
     """Returns the processor seconds of each selection, by `on` and `off`, and what the page was shown meanwhile. Each
-    of the `rounds` has new processes: where a process's memory happens to lie makes it up to 5 % quicker or slower."""
+    of the `rounds` has new processes, as one may be quicker than another by itself."""
     bundles = _bundles(folder / "towers")
     spent: dict[str, list[float]] = {"off": [], "on": []}
     shown: Counter[str] = Counter()

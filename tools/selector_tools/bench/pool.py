@@ -5,12 +5,9 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from selector_server.device_kinds import DEVICE_NAMES
 from selector_tools.bench import harness
-from selector_tools.reference.flags import device_check
 
 if TYPE_CHECKING:
     from selector_tools.pools.pool import Shard
@@ -18,6 +15,7 @@ if TYPE_CHECKING:
 
 CORES = 2
 GPU_THREADS = 8  # which decode images beside a GPU, as `reference score` has it
+_DEVICES = ("cpu", "cuda")
 
 
 def add_parser(verbs: Any) -> None:
@@ -35,7 +33,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--image-size", type=int, default=112, help="pixels a side (default %(default)s)")
     parser.add_argument("--shards", type=int, default=16, help="of the pool (default %(default)s)")
     parser.add_argument("--pairs", type=int, default=48, help="of a shard (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help=f"{DEVICE_NAMES} (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each (default %(default)s)")
     harness.add_json(parser)
 
@@ -46,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         (a.image_size < 16 or a.image_size % 16 != 0, "--image-size", a.image_size, "must be a multiple of 16"),
         (a.shards < 8, "--shards", a.shards, "must be at least 8"),
         (a.pairs < 1, "--pairs", a.pairs, "must be at least 1"),
-        device_check(a.device),
+        (a.device not in _DEVICES, "--device", a.device, f"must be {' or '.join(_DEVICES)}"),
         (a.repeats < 1, "--repeats", a.repeats, "must be at least 1"),
     ]
     return harness.run(a, mistakes, partial(_measure, a), _table)
@@ -58,7 +56,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from selector_tools.bench.measuring import describe, in_turns, medians, paired_ratio  # noqa: PLC0415
     from selector_tools.bench.pool_kills import killed  # noqa: PLC0415
     from selector_tools.bench.ray_nodes import nodes  # noqa: PLC0415
-    from selector_tools.bench.synthetic_pool import write_pool  # noqa: PLC0415
+    from selector_tools.bench.synthetic_pool import PHOTOS, write_pool  # noqa: PLC0415
     from selector_tools.export.bundle_writer import export_reference  # noqa: PLC0415
     from selector_tools.export.open_clip import architecture  # noqa: PLC0415
     from selector_tools.pools.opening import open_pool  # noqa: PLC0415
@@ -78,27 +76,31 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for workers in sorted({1, most}):
                 contenders[f"ray_{workers}_worker{'s' * (workers > 1)}"] = partial(scoring.seconds_of_a_pair, workers)
             seconds = in_turns(contenders, a.repeats, on_run=lambda *_: advance(1, "score"))
-        kills = {} if gpu else killed(reference.path, folder)
+        kills = None if gpu else killed(reference.path, folder)
     rates = {name: 1 / value for name, value in medians(seconds).items()}
     ratios = {name: paired_ratio(seconds["loop"], seconds[name]) for name in contenders if name != "loop"}
     return {
         "ray_over_loop": min(ratios.values()),
         "ratios": ratios,
-        "lost": sum(each["lost"] for each in kills.values()),
-        "twice": sum(each["twice"] for each in kills.values()),
-        "kills": kills,
+        **({} if kills is None else _summed(kills)),
         "samples_per_second": rates,
         "seconds_of_a_pair": seconds,
         "bytes_of_a_pair": scoring.bytes_written / (a.shards * a.pairs),
         "setting": {
             "model": f"{a.open_clip} at {a.image_size} px, fp32",
-            "pool": f"{a.shards} shards of {a.pairs} pairs, JPEG of 224 px, quality 90",
+            "pool": f"{a.shards} shards of {a.pairs} pairs, JPEG of 224 px, quality 90, {PHOTOS} pictures at most",
             "threads": threads,
             "rate": "of the second half of the shards, by when their files were written",
             "ray": ray.__version__,
         },
         **machine,
     }
+
+
+def _summed(kills: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Returns what was lost or repeated by all kills, and by each."""
+    counts = {name: sum(each[name] for each in kills.values()) for name in ("lost", "twice", "shards_made_again")}
+    return counts | {"kills": kills}
 
 
 class _Scoring:
@@ -114,11 +116,14 @@ class _Scoring:
         """Scores the pool by so many workers on Ray, or by the loop in this process if there is none."""
         self._runs += 1
         out = self._folder / f"out-{self._runs}"
-        ends = [(perf_counter(), each.pairs) for each in (self._on_ray if workers else self._here)(str(out), workers)]
-        self.bytes_written = sum(file.stat().st_size for file in out.iterdir())
+        of_shards = list((self._on_ray if workers else self._here)(str(out), workers))
+        files = [file.stat() for file in out.iterdir()]
+        self.bytes_written = sum(file.st_size for file in files)
+        # Not when this was told of them: Ray tells of a shard when the next one is there.
+        ends = sorted(file.st_mtime_ns for file in files)
         # The last shards do not count: some workers had nothing more to do then.
         first, last = len(ends) // 2, len(ends) - max(workers, 1)
-        return (ends[last][0] - ends[first][0]) / sum(pairs for _, pairs in ends[first + 1 : last + 1])
+        return (ends[last] - ends[first]) / 1e9 / ((last - first) * of_shards[0].pairs)
 
     def _here(self, out: str, _: int) -> "Iterator[OfShard]":
         from selector_tools.embedding import embedder  # noqa: PLC0415
@@ -140,6 +145,7 @@ class _Scoring:
 def _table(result: dict[str, Any]) -> str:
     lines = [f"{name:>16} {rate:8.1f} samples/s" for name, rate in result["samples_per_second"].items()]
     lines.append(f"{'ray_over_loop':>16} {result['ray_over_loop']:8.3f}")
-    for name, each in result["kills"].items():
-        lines.append(f"killed {name}: lost {each['lost']}, twice {each['twice']} of {each['pairs']}")
+    for name, each in result.get("kills", {}).items():
+        told = f"lost {each['lost']}, twice {each['twice']} of {each['pairs']}"
+        lines.append(f"killed {name}: {told}; {each['shards_made_again']} of {each['shards_before']} shards made again")
     return "\n".join(lines)

@@ -1,13 +1,16 @@
 """Kills a worker, a node and a driver of `selector reference score --ray` in mid-run, and counts what is lost."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from selector_tools.bench.ray_nodes import Nodes, nodes
 from selector_tools.bench.synthetic_pool import write_pool
@@ -19,7 +22,8 @@ _WAIT_SECONDS = 300.0
 
 
 class Driver:
-    """`selector reference score --ray` in a process of its own, by two workers, which write to the folder `out`."""
+    """`selector reference score --ray` in a process of its own, by two workers, which write to the folder `out`. It is
+    killed at the end of a `with` block, if it still runs."""
 
     def __init__(self, reference: Path, pool: Path, out: Path, address: str) -> None:
         # A few pairs at a time, so that a shard takes long enough to be killed in its midst.
@@ -29,9 +33,18 @@ class Driver:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._out = out
 
-    def files(self) -> list[str]:
-        """Returns the files that are written."""
-        return scores.files_in(str(self._out))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def files(self) -> dict[str, int]:
+        """Returns the files that are written, and when each was, in nanoseconds."""
+        return {file: os.stat(file).st_mtime_ns for file in scores.files_in(str(self._out))}
 
     def wait_for(self, what: Callable[[], Any]) -> None:
         """Waits until something is true while this runs."""
@@ -56,7 +69,8 @@ class Driver:
 
 
 def killed(reference: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Returns, by what was killed, the pairs that are lost and twice, and how many shards were done at the kill."""
+    """Returns, by what was killed, the pairs that are lost and twice, how many shards were done at the kill, and how
+    many of those were made again."""
     pool = write_pool(folder / "pool-for-kills", SHARDS, PAIRS)
     expected = Counter(
         str(name) for part in open_pool(str(pool)).shards() for batch in part.batches(64) for name in batch.ids
@@ -65,20 +79,28 @@ def killed(reference: Path, folder: Path) -> dict[str, dict[str, int]]:
     with nodes(1) as cluster:
         second = cluster.add(1)
         for what in ("worker", "driver", "node"):
-            out = folder / f"out-{what}"
-            driver = Driver(reference, pool, out, cluster.address)
-            at = _kill(what, driver, cluster, second)
+            start = partial(Driver, reference, pool, folder / f"out-{what}", cluster.address)
+            with start() as driver:
+                before = _kill(what, driver, cluster, second)
+                if what != "driver":
+                    driver.said()
             if what == "driver":
-                driver = Driver(reference, pool, out, cluster.address)
-            driver.said()
-            there = Counter(str(name) for file in driver.files() for name in scores.read_ids(file))
-            lost, twice = (expected - there).total(), (there - expected).total()
-            found[what] = {"lost": lost, "twice": twice, "pairs": expected.total(), "shards_before": at}
+                with start() as driver:
+                    driver.said()
+            after = driver.files()
+            there = Counter(str(name) for file in after for name in scores.read_ids(file))
+            found[what] = {
+                "lost": (expected - there).total(),
+                "twice": (there - expected).total(),
+                "pairs": expected.total(),
+                "shards_before": len(before),
+                "shards_made_again": sum(after.get(file) != at for file, at in before.items()),
+            }
     return found
 
 
-def _kill(what: str, driver: Driver, cluster: Nodes, second: Any) -> int:
-    """Kills in mid-run; returns how many shards were done by then."""
+def _kill(what: str, driver: Driver, cluster: Nodes, second: Any) -> dict[str, int]:
+    """Kills in mid-run; returns the files that were written by then."""
     driver.wait_for(lambda: len(driver.files()) >= 2)
     if what == "driver":
         driver.kill()
@@ -87,4 +109,4 @@ def _kill(what: str, driver: Driver, cluster: Nodes, second: Any) -> int:
     else:
         driver.wait_for(lambda: cluster.workers(second))
         cluster.kill(second)
-    return len(driver.files())
+    return driver.files()

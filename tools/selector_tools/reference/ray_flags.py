@@ -24,12 +24,12 @@ def add(parser: Any) -> None:
     where = (
         "score on a Ray cluster: HOST:PORT of the one that this machine is part of; without an "
         "address the one of RAY_ADDRESS, else one that is started here. --threads is then each worker's "
-        f"(default {_CPUS}, of a GPU {_CPUS_OF_A_GPU} in all), and a worker has one GPU if --device is one"
+        f"(default {_CPUS}; {_CPUS_OF_A_GPU} for a GPU, shared by its workers)"
     )
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=where)
     many = "workers on Ray: N, MIN:MAX, or MIN: for as many as the cluster has room for (default 1:)"
     parser.add_argument("--workers", type=_workers, metavar="MIN:MAX", help=many)
-    shared = "workers on Ray that share a GPU, which one rarely keeps busy (default %(default)s)"
+    shared = "workers on Ray that share a GPU, if one does not keep it busy (default %(default)s); --workers counts all"
     parser.add_argument("--workers-per-gpu", type=int, default=1, metavar="N", help=shared)
 
 

@@ -79,7 +79,8 @@ def _rows(job: Job, shards: Sequence[Shard], workers: Workers) -> Iterator[dict[
         fn_constructor_args=(job,),
         compute=data.ActorPoolStrategy(min_size=workers.fewest, max_size=workers.most),
         num_cpus=job.threads,
-        num_gpus=0 if job.device == "cpu" else 1 / workers.on_a_gpu,
+        # Ray counts hundred-thousandths of a GPU, of which all shares together must not be more than one.
+        num_gpus=0 if job.device == "cpu" else 10_000 // workers.on_a_gpu / 10_000,
     )
     yield from done.iter_rows()
 
