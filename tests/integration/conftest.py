@@ -12,7 +12,9 @@ def store():
     """A client of a local S3; the environment leads s3fs there, as it leads it to a user's own."""
     import boto3
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
+    S3FileSystem.clear_instance_cache()  # those of an earlier store would still ask that one
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -23,6 +25,7 @@ def store():
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setattr(storage, "RETRY_SECONDS", (0.01, 0.01))
         yield boto3.client("s3")
+    S3FileSystem.clear_instance_cache()
     server.stop()
 
 
