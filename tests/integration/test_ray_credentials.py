@@ -1,10 +1,7 @@
 """Credentials that end while `reference score --ray` runs: a store that refuses the workers from then on."""
 
-import json
 import re
-import subprocess
-import sys
-from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from selector_tools.pools import scores
@@ -12,25 +9,13 @@ from support.pools import shard
 from support.processes import eventually
 
 pytest.importorskip("ray", reason="needs the extra ray")
+from selector_tools.bench.pool_kills import driving
 from selector_tools.bench.ray_nodes import nodes
 
 pytestmark = pytest.mark.timeout(600)
 SHARDS, PAIRS = 24, 50
 BUCKET = "refused-in-mid-run"
 POOL, OUT = f"s3://{BUCKET}/pool", f"s3://{BUCKET}/scores"
-
-
-@contextmanager
-def started(reference, address, batch):
-    """The command, which is killed at the end if it still runs."""
-    flags = {"--reference": reference, "--pool": POOL, "--out": OUT, "--ray": address, "--batch": batch}
-    words = [str(word) for flag in flags.items() for word in flag]
-    command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_path, bundles, monkeypatch):
@@ -45,7 +30,9 @@ def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_pa
         return store.list_objects_v2(Bucket=BUCKET, Prefix="scores/").get("KeyCount", 0)
 
     with nodes(cpus=1) as cluster:
-        with started(bundles.reference_path, cluster.address, batch=1) as command, monkeypatch.context() as patch:
+        start = partial(driving, bundles.reference_path, POOL, OUT, cluster.address)
+        with start("--batch", "1") as driver, monkeypatch.context() as patch:
+            command = driver.process
             eventually(lambda: written() or command.poll() is not None, seconds=300)
             patch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)  # nobody's key is known from now on
             out, said = command.communicate(timeout=300)
@@ -54,7 +41,6 @@ def test_they_end_the_run_in_one_line_and_it_goes_on_with_new_ones(store, tmp_pa
         assert re.search(r"is s3://.*; (Forbidden|The AWS Access Key Id .*) \(on node [\d.]+\)$", line), line
         kept = written()
         assert 0 < kept < SHARDS
-        with started(bundles.reference_path, cluster.address, batch=100) as command:
-            out, said = command.communicate(timeout=300)
-    assert json.loads(out)["new_shards"] == SHARDS - kept, said
+        with start() as driver:
+            assert driver.said()["new_shards"] == SHARDS - kept
     assert sum(len(scores.read_ids(file)) for file in scores.files_in(OUT)) == SHARDS * PAIRS

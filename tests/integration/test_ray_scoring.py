@@ -1,7 +1,6 @@
 """`reference score --ray` on real Ray: two nodes on this machine, of which workers, nodes and drivers are killed."""
 
 import errno
-import json
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from support.pools import shard
 from support.processes import eventually
 
 pytest.importorskip("ray", reason="needs the extra ray")
+from selector_tools.bench import pool_kills
 from selector_tools.bench.ray_nodes import nodes
 
 pytestmark = pytest.mark.timeout(900)
@@ -40,24 +40,11 @@ def pool(tmp_path_factory):
     return folder
 
 
-class Driver:
-    """`selector reference score --ray` in a process of its own."""
+class Driver(pool_kills.Driver):
+    """It scores one pair at a time, so that a shard takes long enough to be killed in its midst."""
 
     def __init__(self, bundles, pool, out, address, *more):
-        flags = {"--reference": bundles.reference_path, "--pool": pool, "--out": out, "--ray": address}
-        # One pair at a time, so that a shard takes long enough to be killed in its midst.
-        words = [str(word) for flag in (flags | {"--batch": 1}).items() for word in flag]
-        command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words, *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def said(self) -> dict:
-        out, err = self.process.communicate(timeout=300)
-        assert self.process.returncode == 0, err
-        return json.loads(out)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        super().__init__(bundles.reference_path, pool, out, address, "--batch", "1", *more)
 
 
 def files(out):

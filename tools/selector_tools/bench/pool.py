@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selector_tools.bench import harness
+from selector_tools.reference.ray_flags import CPUS_OF_A_GPU
 
 if TYPE_CHECKING:
     from selector_tools.pools.pool import Shard
     from selector_tools.pools.scores import OfShard
 
 CORES = 2
-GPU_THREADS = 8  # which decode images beside a GPU, as `reference score` has it
 _DEVICES = ("cpu", "cuda")
 
 
@@ -63,7 +63,7 @@ def _measure(a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from selector_tools.progress import bar  # noqa: PLC0415
 
     machine, gpu = describe(a.device), a.device != "cpu"
-    threads, most = (GPU_THREADS, 1) if gpu else (CORES, CORES)
+    threads, most = (CPUS_OF_A_GPU, 1) if gpu else (CORES, CORES)
     with bar("export", 1 + (1 + most) * a.repeats) as advance:
         source = architecture(a.open_clip, folder).build(a.image_size, None)
         reference = export_reference(source, folder / "reference").bundle

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from selector_tools.bench.ray_nodes import Nodes, nodes
 from selector_tools.bench.synthetic_pool import write_pool
@@ -22,25 +22,14 @@ _WAIT_SECONDS = 300.0
 
 
 class Driver:
-    """`selector reference score --ray` in a process of its own, by two workers, which write to the folder `out`. It is
-    killed at the end of a `with` block, if it still runs."""
+    """`selector reference score --ray` in a process of its own, which writes to the place `out`; `more` are flags."""
 
-    def __init__(self, reference: Path, pool: Path, out: Path, address: str) -> None:
-        # A few pairs at a time, so that a shard takes long enough to be killed in its midst.
-        flags = {"--reference": reference, "--pool": pool, "--out": out, "--ray": address, "--batch": 2}
-        words = [str(word) for flag in (flags | {"--workers": "2"}).items() for word in flag]
-        command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words]
+    def __init__(self, reference: Path, pool: Path | str, out: Path | str, address: str, *more: str) -> None:
+        flags = {"--reference": reference, "--pool": pool, "--out": out, "--ray": address}
+        words = [str(word) for flag in flags.items() for word in flag]
+        command = [sys.executable, "-m", "selector_tools.cli", "reference", "score", "--json", *words, *more]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._out = out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self.process.wait()
 
     def files(self) -> dict[str, int]:
         """Returns the files that are written, and when each was, in nanoseconds."""
@@ -68,6 +57,16 @@ class Driver:
         return found
 
 
+@contextmanager
+def driving(reference: Path, pool: Path | str, out: Path | str, address: str, *more: str) -> Iterator[Driver]:
+    """Yields such a Driver, which is killed at the end if it still runs."""
+    driver = Driver(reference, pool, out, address, *more)
+    try:
+        yield driver
+    finally:
+        driver.kill()
+
+
 def killed(reference: Path, folder: Path) -> dict[str, dict[str, int]]:
     """Returns, by what was killed, the pairs that are lost and twice, how many shards were done at the kill, and how
     many of those were made again."""
@@ -79,7 +78,9 @@ def killed(reference: Path, folder: Path) -> dict[str, dict[str, int]]:
     with nodes(1) as cluster:
         second = cluster.add(1)
         for what in ("worker", "driver", "node"):
-            start = partial(Driver, reference, pool, folder / f"out-{what}", cluster.address)
+            # A few pairs at a time, so that a shard takes long enough to be killed in its midst.
+            few = ("--batch", "2", "--workers", "2")
+            start = partial(driving, reference, pool, folder / f"out-{what}", cluster.address, *few)
             with start() as driver:
                 before = _kill(what, driver, cluster, second)
                 if what != "driver":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selector_tools.pools.scores import About, OfShard
 
 # Threads of an actor unless --threads says it. A GPU waits for whoever decodes its images.
-_CPUS, _CPUS_OF_A_GPU = 1, 8
+_CPUS, CPUS_OF_A_GPU = 1, 8
 _MOST_OF_A_GPU = 64
 _RANGE = re.compile(r"(\d{1,6})(:(\d{1,6})?)?")
 
@@ -24,7 +24,7 @@ def add(parser: Any) -> None:
     where = (
         "score on a Ray cluster: HOST:PORT of the one that this machine is part of; without an "
         "address the one of RAY_ADDRESS, else one that is started here. --threads is then each worker's "
-        f"(default {_CPUS}; {_CPUS_OF_A_GPU} for a GPU, shared by its workers)"
+        f"(default {_CPUS}; {CPUS_OF_A_GPU} for a GPU, shared by its workers)"
     )
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=where)
     many = "workers on Ray: N, MIN:MAX, or MIN: for as many as the cluster has room for (default 1:)"
@@ -64,7 +64,7 @@ def scored(
     if not shards:
         return
     per_gpu = flags.workers_per_gpu
-    threads = flags.threads or (_CPUS if flags.device == "cpu" else max(1, _CPUS_OF_A_GPU // per_gpu))
+    threads = flags.threads or (_CPUS if flags.device == "cpu" else max(1, CPUS_OF_A_GPU // per_gpu))
     job = Job(flags.reference, flags.device, threads, flags.batch, flags.out, flags.strict, expected, os.getcwd())
     fewest, most = flags.workers or (1, None)
     for of_shard in score_on_ray(job, shards, flags.ray, Workers(fewest, most, per_gpu)):
